@@ -1,0 +1,116 @@
+"""Samples on disk as a torch data set that yields `Batch`es of images as read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from anomaly.data.folders import Sample
+from anomaly.image import read_image
+
+
+class Batch(NamedTuple):
+    """What a loader yields: images as read from disk."""
+
+    image: Tensor | list[Tensor]
+    """(N, H, W, 3) uint8 RGB, or N images (H, W, 3) of different sizes"""
+    mask: Tensor | list[Tensor]
+    """(N, H, W) bool, all False for a good part, or N of them"""
+    label: Tensor
+    """(N,) bool, True for a defect"""
+    path: list[str]
+
+
+class GoodImages(Dataset[tuple[Tensor, str]]):
+    """Good photographs, decoded once and kept while they fit into memory.
+
+    Args:
+        samples: good ones; a defect is refused, because nothing here may learn from one.
+        white: stored value of a 16-bit image that becomes 255.
+        max_pixels: largest width × height that is decoded.
+        cache_gib: memory in GiB for decoded images.
+    """
+
+    def __init__(self, samples: Sequence[Sample], *, white: int, max_pixels: int, cache_gib: float) -> None:
+        defects = [s.path for s in samples if s.label]
+        if defects:
+            raise ValueError(f"{len(defects)} defects among the good images, first {defects[0]}")
+        self.samples = list(samples)
+        self._white = white
+        self._max_pixels = max_pixels
+        self._room = int(cache_gib * 2**30)
+        self._kept: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        path = str(self.samples[index].path)
+        if index in self._kept:
+            return self._kept[index], path
+        image = torch.from_numpy(read_image(path, white=self._white, max_pixels=self._max_pixels))
+        if image.numel() <= self._room:
+            self._room -= image.numel()
+            self._kept[index] = image
+        return image, path
+
+
+def collate(items: Sequence[tuple[Tensor, str]]) -> Batch:
+    """Stack images of one size to (N, H, W, 3); images of several sizes stay a list."""
+    images = [image for image, _ in items]
+    label = torch.zeros(len(items), dtype=torch.bool)
+    path = [path for _, path in items]
+    if len({image.shape for image in images}) == 1:
+        stacked = torch.stack(images)
+        return Batch(stacked, torch.zeros(stacked.shape[:3], dtype=torch.bool), label, path)
+    masks = [torch.zeros(image.shape[:2], dtype=torch.bool) for image in images]
+    return Batch(images, masks, label, path)
+
+
+class GoodData(pl.LightningDataModule):
+    """Loaders of the good parts of a split: `train` shuffled by the seed, `held_out` and `stopping` in order.
+
+    Args:
+        train: samples to learn from.
+        held_out: samples to calibrate on, never trained on.
+        stopping: samples of a stopping signal, disjoint from both; may be empty.
+        batch_size: images per batch.
+        read: builds the data set of some samples.
+        seed: of the order of training.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Sequence[Sample],
+        held_out: Sequence[Sample],
+        stopping: Sequence[Sample],
+        batch_size: int,
+        read: Callable[[Sequence[Sample]], GoodImages],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._train = read(train)
+        self._held_out = read(held_out)
+        self._stopping = read(stopping)
+        self._batch_size = batch_size
+        self._order = torch.Generator().manual_seed(seed)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled training batches."""
+        return DataLoader(  # type: ignore[arg-type]
+            self._train, batch_size=self._batch_size, shuffle=True, collate_fn=collate, generator=self._order
+        )
+
+    def held_out_dataloader(self) -> DataLoader[Batch]:
+        """Held-out good batches, in order."""
+        return DataLoader(self._held_out, batch_size=self._batch_size, collate_fn=collate)  # type: ignore[arg-type]
+
+    def stopping_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the stopping part, in order."""
+        return DataLoader(self._stopping, batch_size=self._batch_size, collate_fn=collate)  # type: ignore[arg-type]

@@ -1,0 +1,19 @@
+"""Photographs of parts made by code, and defects with exact masks for these and for real photographs."""
+
+from anomaly.data.synthetic.assembly import draw_component_defect
+from anomaly.data.synthetic.defects import DEFECTS, draw_defect
+from anomaly.data.synthetic.factory import PARTS, make_dataset, make_part
+from anomaly.data.synthetic.foreground import estimate_foreground
+from anomaly.data.synthetic.part import Component, Part
+
+__all__ = [
+    "DEFECTS",
+    "PARTS",
+    "Component",
+    "Part",
+    "draw_component_defect",
+    "draw_defect",
+    "estimate_foreground",
+    "make_dataset",
+    "make_part",
+]

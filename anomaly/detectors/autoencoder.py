@@ -1,0 +1,147 @@
+"""Reconstruction autoencoder: what the network cannot rebuild is anomalous.
+
+P. Bergmann et al., "Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders", 2018,
+arXiv 1807.02011 (network of table 1; L2 and SSIM losses, eq. 1 to 3).
+The repair variant: the network sees structured corruption and must give the clean image back, the denoising autoencoder of
+P. Vincent et al., 2008, with the patterns of V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610, scored by the multi-scale
+gradient similarity of their RIAD, 2021.
+
+Notation: x -> image in [0, 1]; x_hat -> its reconstruction; r -> residual map.
+What differs, and why: the map is averaged over a window before its maximum is taken, as RIAD does, because a single
+ill-fitting pixel is no defect; the rate follows one cosine to zero, so that the last epoch is a settled one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomaly.data.dataset import Batch
+from anomaly.detectors.base import Anomaly, Detector
+from anomaly.errors import UsageError
+from anomaly.nn.convolutional import StridedAutoencoder, UNet
+from anomaly.nn.corruption import corrupt
+from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.similarity import GradientSimilarity, Ssim
+
+Measure = Literal["l2", "ssim", "msgms", "ssim+msgms"]
+
+
+class Autoencoder(Detector):
+    """Reconstruction autoencoder.
+
+    Args:
+        size: side of the network's square input in pixels, a multiple of 32.
+        resize: `squash` or `letterbox`.
+        network: `strided` is the paper's, `unet` one with skips, for the repair variant.
+        latent: channels of the code of `strided`; the paper's is 100 for textures, 500 for objects.
+        width: channels of the finest level of `unet`.
+        skips: how many inner levels of `unet` pass their maps across.
+        repair: whether the network learns to repair structured corruption.
+        loss: what training minimises; `l2`, `ssim`, or both with gradients (`ssim+msgms` adds L2).
+        score: what the map measures.
+        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
+        learning_rate: of Adam, at the start of the cosine.
+        weight_decay: of Adam.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        seed: of the corruption.
+        cache_gib: memory in GiB for preprocessed images kept between epochs.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 256,
+        resize: Resize = "squash",
+        network: Literal["strided", "unet"] = "unet",
+        latent: int = 100,
+        width: int = 32,
+        skips: int = 2,
+        repair: bool = True,
+        loss: Measure = "ssim+msgms",
+        score: Measure = "msgms",
+        smooth: int = 21,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-5,
+        epochs: int = 30,
+        batch_size: int = 8,
+        seed: int = 0,
+        cache_gib: float = 2.0,
+    ) -> None:
+        if size % 32 or size < 64:
+            raise UsageError(f"size {size}: the autoencoder's input is a multiple of 32 from 64 on, e.g. {max(64, size // 32 * 32)}")
+        if smooth % 2 == 0:
+            raise UsageError(f"smooth {smooth}: the averaging window has an odd side, e.g. {smooth + 1}")
+        # images in [0, 1]: both ends of the autoencoder speak the same unit
+        preprocess = Preprocess(size=(size, size), resize=resize, mean=(0.0,) * 3, std=(1.0,) * 3)
+        super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
+        self.save_hyperparameters()
+        self.network: nn.Module
+        if network == "strided":
+            self.network = StridedAutoencoder(size=size, latent=latent)
+        else:
+            self.network = UNet(widths=(width, 2 * width, 4 * width, 6 * width, 8 * width), skips=skips)
+        self.repair = repair
+        self.loss, self.score, self.smooth = loss, score, smooth
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.ssim, self.msgms = Ssim(), GradientSimilarity()
+        self._corruption = torch.Generator().manual_seed(seed)
+        self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
+
+    def _residual(self, measure: Measure, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Residual map (N, H, W), 0 where x_hat equals x."""
+        r = torch.zeros((), device=x.device)
+        if measure == "l2":
+            r = r + ((x - x_hat) ** 2).mean(dim=1)
+        if "ssim" in measure:
+            r = r + 1 - self.ssim(x, x_hat)
+        if "msgms" in measure:
+            r = r + 1 - self.msgms(x, x_hat)
+        return r
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Mean residual of the reconstruction against the clean image."""
+
+        def compute() -> list[Tensor]:
+            image = batch.image
+            moved = [i.to(self.device) for i in image] if isinstance(image, list) else image.to(self.device)
+            return [self.preprocess(moved)]
+
+        (x,) = self._cache.lookup(batch.path, compute)
+        seen = corrupt(x, generator=self._corruption)[0] if self.repair else x
+        if self.preprocess.has_roi:
+            seen = seen * self.preprocess.roi
+        x_hat = self.network(seen).float()
+        r = self._residual(self.loss, x, x_hat)
+        if self.loss == "ssim+msgms":
+            r = r + ((x - x_hat) ** 2).mean(dim=1)
+        if self.preprocess.has_roi:
+            r = r[:, self.preprocess.roi]
+        loss = r.mean()
+        self.log("residual", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """Adam with one cosine to zero over the whole training."""
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        """Drop the cached images."""
+        self._cache.clear()
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        """Score by the residual of the reconstruction, smoothed: score is the map's maximum."""
+        r = self._residual(self.score, x, self.network(x))[:, None]
+        if self.smooth > 1:
+            reach = self.smooth // 2
+            r = functional.avg_pool2d(functional.pad(r, (reach,) * 4, mode="replicate"), self.smooth, stride=1)
+        anomaly_map = self.inside_roi(r[:, 0])
+        return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)

@@ -1,0 +1,133 @@
+"""The contract of a detector: what it writes, what it inherits, and how a raw score becomes a calibrated one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from anomaly.calibration import Promise, fit_scale
+from anomaly.data.dataset import Batch
+from anomaly.nn.preprocess import Preprocess
+
+
+class Anomaly(NamedTuple):
+    """What a detector says of images."""
+
+    score: Tensor
+    """(N,) float32, higher is more anomalous"""
+    anomaly_map: Tensor
+    """(N, h, w) float32, in the same unit, at the network's resolution"""
+
+
+class Calibration(nn.Module):
+    """The affine scale on which 0 is a typical good part and 1 is the limit; it never clamps, so ranks stay.
+
+    The four buffers are initialisers of the exported graph, named `calibration.zero_score` and so on, which lets a serving
+    install move them without torch.
+    """
+
+    zero_score: Tensor
+    unit_score: Tensor
+    zero_map: Tensor
+    unit_map: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for part in ("score", "map"):
+            self.register_buffer(f"zero_{part}", torch.zeros(()))
+            self.register_buffer(f"unit_{part}", torch.ones(()))
+
+    def forward(self, raw: Anomaly) -> Anomaly:
+        """Scale raw scores and maps: `(raw - zero) / unit`."""
+        return Anomaly(
+            (raw.score - self.zero_score) / self.unit_score, (raw.anomaly_map - self.zero_map) / self.unit_map
+        )
+
+
+class Detector(pl.LightningModule):
+    """Base of all detectors.
+
+    A subclass writes `training_step`, `configure_optimizers` and `anomaly`; it inherits `forward`, which is what is
+    tested, exported and served, and `calibrate`. Its constructor's arguments are its whole configuration.
+
+    Args:
+        preprocess: from uint8 images to the network's input.
+        epochs: passes over the training images.
+        batch_size: images per optimisation step.
+    """
+
+    provenance: dict[str, str]
+    """where pretrained weights came from, with their hash; empty where there are none"""
+    needs_stopping_images = False
+    """Whether a third part of the good images, cut out of `train`, is wanted as a stopping signal"""
+
+    def __init__(self, *, preprocess: Preprocess, epochs: int, batch_size: int) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.calibration = Calibration()
+        self.provenance = {}
+        self.epochs = epochs
+        self.batch_size = batch_size
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        """Score the network's input, raw.
+
+        Args:
+            x: (N, 3, h, w) float32, as `preprocess` gives it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must write anomaly(x)")
+
+    def forward(self, image: Tensor | list[Tensor]) -> Anomaly:
+        """Score images: preprocess, network, calibration. This is the exported graph.
+
+        Args:
+            image: (N, H, W, 3) uint8 RGB, or a list of images (H, W, 3) of different sizes.
+        """
+        return self.calibration(self.anomaly(self.preprocess(image)))  # type: ignore[no-any-return]
+
+    def inside_roi(self, anomaly_map: Tensor) -> Tensor:
+        """Give pixels outside the region of interest the map's own minimum, so that they neither score nor show.
+
+        Args:
+            anomaly_map: (N, h, w) float, at the network's resolution.
+        """
+        if not self.preprocess.has_roi:
+            return anomaly_map
+        return torch.where(self.preprocess.roi, anomaly_map, anomaly_map.amin(dim=(1, 2), keepdim=True))
+
+    @torch.no_grad()
+    def calibrate(self, good: Iterable[Batch], *, alpha: float, promise: Promise) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Fit zero and unit of score and map on held-out good images (FORMATS: split conformal).
+
+        Args:
+            good: batches of good images that were not trained on.
+            alpha: share of good parts that may be rejected.
+            promise: whether alpha bounds the expected rate or its 95 % upper bound.
+
+        Returns:
+            The calibrated scores of the held-out images in the order given, (n,) float64.
+
+        Raises:
+            CalibrationError: too few images for alpha, or scores without spread.
+        """
+        self.eval()
+        score, peak = [], []
+        self.calibration.load_state_dict(Calibration().state_dict())  # raw scores: zero 0, unit 1
+        for batch in good:
+            image = batch.image
+            image = [i.to(self.device) for i in image] if isinstance(image, list) else image.to(self.device)
+            raw = self(image)
+            score.append(raw.score.double().cpu().numpy())
+            peak.append(raw.anomaly_map.amax(dim=(1, 2)).double().cpu().numpy())
+        scores = np.concatenate(score)
+        for part, values in (("score", scores), ("map", np.concatenate(peak))):
+            scale = fit_scale(values, alpha=alpha, promise=promise)
+            getattr(self.calibration, f"zero_{part}").fill_(scale.zero)
+            getattr(self.calibration, f"unit_{part}").fill_(scale.unit)
+        zero, unit = float(self.calibration.zero_score), float(self.calibration.unit_score)
+        return (scores - zero) / unit

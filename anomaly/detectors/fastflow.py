@@ -1,0 +1,183 @@
+"""FastFlow: normalizing flows on frozen feature maps.
+
+J. Yu et al., "FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows", 2021, arXiv 2111.07677.
+
+Notation: y_i -> feature map of level i, (N, C, h, w); z_i -> its latent; e_i -> its energy, the mean over channels of z_i²/2.
+
+What is the paper's: frozen backbone, one 2-D flow per level (eq. 1 and 2: the likelihood of y is that of z under a standard
+normal times |det dz/dy|), averaged maps of the levels.
+What differs, and why: the public implementation's map is -mean_i exp(-e_i) with e_i the mean over channels of z_i²/2,
+enlarged; it saturates at clear defects. Here it is -log mean_i exp(-e_i): a monotone function of the same quantity, so the
+same ranks, with the range kept. Features are computed once, not once an epoch: frozen means frozen. The learning rate rises
+shortly and follows one cosine to zero, so that the last epoch is a settled one and nothing has to be chosen on test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomaly.data.dataset import Batch
+from anomaly.detectors.base import Anomaly, Detector
+from anomaly.nn.backbones import Backbone
+from anomaly.nn.coupling import ConvCoupling
+from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.preprocess import Preprocess, Resize
+
+
+class MapNorm(nn.Module):
+    """Layer norm over a whole map (C, h, w) with one weight and bias per element.
+
+    Written as means over (h, w), then over channels: one mean over all three loses four digits in some runtimes.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Normalise each map (N, C, h, w) to zero mean and unit variance, then scale and shift."""
+        centred = y - y.mean(dim=(2, 3), keepdim=True).mean(dim=1, keepdim=True)
+        variance = (centred * centred).mean(dim=(2, 3), keepdim=True).mean(dim=1, keepdim=True)
+        return centred * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+
+
+class Flow2d(nn.Module):
+    """The flow of one level: `num_steps` couplings."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], *, norm: bool, num_steps: int, hidden_ratio: float, conv3x3_only: bool
+    ) -> None:
+        super().__init__()
+        self.norm = MapNorm(shape) if norm else nn.Identity()
+        self.steps = nn.ModuleList(
+            ConvCoupling(
+                shape[0],
+                hidden_ratio=hidden_ratio,
+                kernel=3 if conv3x3_only or step % 2 == 0 else 1,
+                clamp=2.0,
+                seed=step,
+            )
+            for step in range(num_steps)
+        )
+
+    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map features (N, C, h, w) to z (N, C, h, w) and the log-determinant's share of each pixel (N, h, w)."""
+        z = self.norm(y)
+        log_det = torch.zeros((), device=y.device)
+        for step in self.steps:
+            z, share = step(z)
+            log_det = log_det + share
+        return z, log_det
+
+
+class FastFlow(Detector):
+    """FastFlow on any timm network with feature maps.
+
+    Args:
+        size: height and width of the network's input in pixels.
+        resize: `squash` or `letterbox`.
+        backbone: a timm model name; the paper's are `resnet18`, `wide_resnet50_2`, `deit_base_distilled_patch16_384`
+            (size 384, layers 7) and `cait_m48_448` (size 448, layers 40).
+        layers: feature levels; for CNNs one per stride, for ViTs block numbers.
+        weights: `pretrained`, `none`, or a path (see `Backbone`).
+        num_steps: couplings per level; 8 for ResNets, 20 for ViTs.
+        hidden_ratio: hidden channels of a coupling's convolutions per input channel; 1.0 for ResNets, 0.16 for ViTs.
+        conv3x3_only: whether all kernels are 3×3, instead of 3×3 and 1×1 in turn.
+        learning_rate: of Adam, at its highest.
+        weight_decay: of Adam.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        cache_gib: memory in GiB for features kept between epochs; 0 computes them anew each time.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 256,
+        resize: Resize = "squash",
+        backbone: str = "resnet18",
+        layers: Sequence[int] = (1, 2, 3),
+        weights: str = "pretrained",
+        num_steps: int = 8,
+        hidden_ratio: float = 1.0,
+        conv3x3_only: bool = True,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 1e-5,
+        epochs: int = 8,
+        batch_size: int = 8,
+        cache_gib: float = 4.0,
+    ) -> None:
+        network = Backbone(backbone, layers=layers, size=(size, size), weights=weights)
+        super().__init__(
+            preprocess=Preprocess(size=(size, size), resize=resize, mean=network.mean, std=network.std),
+            epochs=epochs,
+            batch_size=batch_size,
+        )
+        self.save_hyperparameters()
+        self.backbone = network
+        self.provenance = network.provenance
+        self.flows = nn.ModuleList(
+            Flow2d(
+                shape,
+                norm=not network.is_transformer,  # ViTs bring their own, pretrained
+                num_steps=num_steps,
+                hidden_ratio=hidden_ratio,
+                conv3x3_only=conv3x3_only,
+            )
+            for shape in network.shapes
+        )
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
+
+    def _features(self, batch: Batch) -> list[Tensor]:
+        def compute() -> list[Tensor]:
+            image = batch.image
+            moved = [i.to(self.device) for i in image] if isinstance(image, list) else image.to(self.device)
+            return self.backbone(self.preprocess(moved))  # type: ignore[no-any-return]
+
+        return self._cache.lookup(batch.path, compute)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Negative log-likelihood of the features in nats per image, summed over levels (eq. 2)."""
+        loss = torch.zeros((), device=self.device)
+        for feature, flow in zip(self._features(batch), self.flows, strict=True):
+            z, log_det = flow(feature)
+            share = 0.5 * (z * z).sum(dim=1) - log_det  # (N, h, w)
+            if self.preprocess.has_roi:
+                inside = functional.adaptive_avg_pool2d(self.preprocess.roi[None].float(), share.shape[1:])
+                share = share * inside
+            loss = loss + share.sum(dim=(1, 2)).mean()
+        self.log("nll", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """Adam; the rate rises over the first 15 % of the steps, then follows one cosine to zero."""
+        optimizer = torch.optim.Adam(self.flows.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        total = max(2, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=total, pct_start=0.15, cycle_momentum=False
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        """Drop the cached features."""
+        self._cache.clear()
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        """Score by latent energy: the map is -log mean_i exp(-e_i) over the levels i, the score its maximum."""
+        energy = []
+        for feature, flow in zip(self.backbone(x), self.flows, strict=True):
+            z, _ = flow(feature)
+            level = 0.5 * (z * z).mean(dim=1, keepdim=True)  # e_i, (N, 1, h, w)
+            energy.append(functional.interpolate(level, self.preprocess.size, mode="bilinear", align_corners=False))
+        levels = torch.cat(energy, dim=1)
+        least = levels.amin(dim=1)  # taken out of the exponent, so that nothing underflows
+        anomaly_map = least - torch.log(torch.exp(least[:, None] - levels).mean(dim=1))
+        anomaly_map = self.inside_roi(anomaly_map)
+        return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)

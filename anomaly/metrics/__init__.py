@@ -1,0 +1,33 @@
+"""How well scores and anomaly maps rank defects above good parts, exactly and with intervals."""
+
+from __future__ import annotations
+
+from anomaly.metrics.image_level import (
+    ImageMetrics,
+    auroc,
+    average_precision,
+    f1_max,
+    image_metrics,
+    roc_curve,
+)
+from anomaly.metrics.intervals import Estimate, Interval, binomial_interval
+from anomaly.metrics.pixel_level import PixelCurve, PixelMetrics, pixel_metrics
+from anomaly.metrics.rates import Rate, Rates, rates_at_limit
+
+__all__ = [
+    "Estimate",
+    "ImageMetrics",
+    "Interval",
+    "PixelCurve",
+    "PixelMetrics",
+    "Rate",
+    "Rates",
+    "auroc",
+    "average_precision",
+    "binomial_interval",
+    "f1_max",
+    "image_metrics",
+    "pixel_metrics",
+    "rates_at_limit",
+    "roc_curve",
+]

@@ -1,0 +1,89 @@
+"""Intervals: exact for a rate, by bootstrap over images for everything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.beta import beta_quantile
+from anomaly.errors import DataError, UsageError
+
+
+class Interval(NamedTuple):
+    """A closed interval of plausible values, `low` <= `high`."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value with its 95 % interval."""
+
+    value: float
+    interval: Interval
+
+
+def binomial_interval(num_hits: int, num_trials: int, *, confidence: float) -> Interval:
+    """Bound a rate from below and above by the exact interval of Clopper and Pearson (Biometrika 26, 1934).
+
+    Args:
+        num_hits: Events seen, 0 to `num_trials`.
+        num_trials: Trials; with 0 of them nothing is known and the interval is [0, 1].
+        confidence: Coverage that is guaranteed, in (0, 1); each side is missed with at most half of the rest.
+
+    Returns:
+        The interval, in [0, 1].
+
+    Raises:
+        UsageError: The counts or the confidence are out of range.
+    """
+    if not 0 <= num_hits <= num_trials:
+        raise UsageError(f"{num_hits} hits in {num_trials} trials: give 0 <= hits <= trials")
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence {confidence} is outside (0, 1): give a fraction such as 0.95")
+    tail = (1 - confidence) / 2
+    low = beta_quantile(tail, num_hits, num_trials - num_hits + 1) if num_hits > 0 else 0.0
+    high = beta_quantile(1 - tail, num_hits + 1, num_trials - num_hits) if num_hits < num_trials else 1.0
+    return Interval(low, high)
+
+
+def check_num_resamples(num_resamples: int) -> None:
+    """Refuse a bootstrap without resamples.
+
+    Raises:
+        UsageError: `num_resamples` is below 1.
+    """
+    if num_resamples < 1:
+        raise UsageError(f"{num_resamples} bootstrap resamples give no interval: ask for at least 1, usually 1000")
+
+
+def resample_weights(num_images: int, *, num_resamples: int, seed: int) -> NDArray[np.uint16]:
+    """Draw how often each image occurs in each bootstrap resample.
+
+    Returns:
+        Counts of shape (num_resamples, num_images); every row sums to `num_images`.
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.empty((num_resamples, num_images), np.uint16)
+    for row in weights:
+        row[:] = np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
+    return weights
+
+
+def percentile_interval(values: NDArray[np.float64]) -> Interval:
+    """Span the middle 95 % of bootstrap values (Efron's percentile interval).
+
+    Args:
+        values: One value per usable resample, shape (num_resamples,).
+
+    Raises:
+        DataError: No resample was usable.
+    """
+    if values.size == 0:
+        raise DataError("every bootstrap resample lacked a class: measure on more images or draw more resamples")
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(float(low), float(high))

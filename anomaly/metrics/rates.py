@@ -1,0 +1,76 @@
+"""False alarms and misses at a fixed limit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.errors import DataError, UsageError
+from anomaly.metrics.image_level import check_scores
+from anomaly.metrics.intervals import Interval, binomial_interval
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A count of events among trials; the trials may be none."""
+
+    num_hits: int
+    num_trials: int
+
+    @property
+    def value(self) -> float:
+        """The fraction of hits, in [0, 1].
+
+        Raises:
+            DataError: There were no trials.
+        """
+        if self.num_trials == 0:
+            raise DataError("a rate over 0 images has no value: look at num_trials first")
+        return self.num_hits / self.num_trials
+
+    @property
+    def interval(self) -> Interval:
+        """The exact binomial interval at 95 %; [0, 1] without trials."""
+        return binomial_interval(self.num_hits, self.num_trials, confidence=0.95)
+
+    def __str__(self) -> str:
+        if self.num_trials == 0:
+            return "n/a"
+        low, high = self.interval
+        return f"{self.num_hits}/{self.num_trials} = {self.value:.1%} ({low:.1%} to {high:.1%})"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a limit does: good images rejected, defects accepted."""
+
+    limit: float
+    false_alarms: Rate
+    misses: Rate
+
+
+def rates_at_limit(scores: NDArray[np.floating[Any]], labels: NDArray[np.bool_], *, limit: float) -> Rates:
+    """Count false alarms and misses where the verdict is `score > limit`.
+
+    Args:
+        scores: Shape (n,), higher is more anomalous.
+        labels: Shape (n,), True for a defect. One class, or both, may be absent.
+        limit: In the unit of the scores.
+
+    Raises:
+        DataError: A score is NaN.
+        UsageError: The shapes or types do not fit, or the limit is NaN.
+    """
+    check_scores(scores, labels)
+    if math.isnan(limit):
+        raise UsageError("the limit is NaN: give a number in the unit of the scores")
+    rejected = scores > limit
+    return Rates(
+        limit=limit,
+        false_alarms=Rate(int((rejected & ~labels).sum()), int((~labels).sum())),
+        misses=Rate(int((~rejected & labels).sum()), int(labels.sum())),
+    )

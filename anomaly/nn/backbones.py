@@ -1,0 +1,178 @@
+"""Frozen pretrained feature networks from timm, with weights that may lie in a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from anomaly.errors import UsageError, WeightsError
+
+WEIGHTS_FOLDER_VARIABLE = "ANOMALY_WEIGHTS"
+
+
+class Backbone(nn.Module):
+    """A timm network cut into feature maps, frozen: never trained, always in eval mode.
+
+    Args:
+        name: a timm model name, e.g. `resnet18` or `cait_m48_448`.
+        layers: which feature levels (`out_indices` of timm: for CNNs one per stride, for ViTs block numbers).
+        size: height and width of the input, which fixes those of the maps.
+        weights: `pretrained` (the folder of `ANOMALY_WEIGHTS`, then timm's cache, then a download), `none` (random; only
+            for tests and for loading a state afterwards), or the path of a `.safetensors` file or of a folder of them.
+
+    Raises:
+        UsageError: a name that timm does not know, or layers that the network does not have.
+        WeightsError: weights that are nowhere to be had or do not fit the network.
+    """
+
+    def __init__(self, name: str, *, layers: Sequence[int], size: tuple[int, int], weights: str) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = [n for n in timm.list_models(f"{name.split('.')[0][:6]}*")][:5]
+            raise UsageError(f"backbone {name!r} is not a timm model; near names: {', '.join(near) or 'see timm.list_models()'}")
+        options: dict[str, object] = {"features_only": True, "out_indices": tuple(layers)}
+        if _is_vision_transformer(name):
+            options |= {"img_size": size}
+        try:
+            network = timm.create_model(name, pretrained=False, **options)
+        except (IndexError, AssertionError, ValueError, TypeError) as error:
+            raise UsageError(f"backbone {name!r} has no feature levels {tuple(layers)}: {error}") from error
+        self.is_transformer = isinstance(network, FeatureGetterNet)
+        """Whether the maps come from a transformer block, with the network's own norm applied"""
+        if self.is_transformer:
+            network.norm = True  # ViTs: the pretrained norm follows the chosen block, as in the FastFlow paper
+        self.provenance = _load_weights(network, name, weights)
+        config = timm.get_pretrained_cfg(name)
+        self.mean: tuple[float, ...] = tuple(config.mean) if config else (0.485, 0.456, 0.406)
+        self.std: tuple[float, ...] = tuple(config.std) if config else (0.229, 0.224, 0.225)
+        self.network = network.requires_grad_(False).eval()
+        with torch.no_grad():
+            maps = self.network(torch.zeros(1, 3, *size))
+        self.shapes: list[tuple[int, int, int]] = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode: batch-norm statistics are part of the frozen network."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of normalised images.
+
+        Args:
+            x: (N, 3, h, w) float.
+
+        Returns:
+            One (N, C, h_i, w_i) float map per level; `shapes` holds their (C, h_i, w_i).
+        """
+        maps: list[Tensor] = self.network(x)
+        return maps
+
+
+def weights_at_hand(name: str) -> str:
+    """Say where pretrained weights of a backbone lie on this machine, empty where they would have to be downloaded."""
+    local = _local_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE, ""))
+    return str(local) if local else _cached_file(name)
+
+
+def _is_vision_transformer(name: str) -> bool:
+    return name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
+
+
+def _cached_file(name: str) -> str:
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        return ""
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        cached = try_to_load_from_cache(config.hf_hub_id, file)
+        if isinstance(cached, str):
+            return cached
+    return ""
+
+
+def _local_file(name: str, place: str) -> Path | None:
+    """The one .safetensors file for `name` in a folder, or the file itself."""
+    if not place:
+        return None
+    path = Path(place)
+    if path.is_file():
+        return path
+    found = sorted(p for p in path.glob("*.safetensors") if p.name.startswith(f"{name}."))
+    if len(found) > 1:
+        listing = ", ".join(p.name for p in found)
+        raise WeightsError(f"{path} holds {len(found)} files for backbone {name!r} ({listing}): name one of them as weights")
+    return found[0] if found else None
+
+
+def _load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
+    if weights == "none":
+        return {"weights": "none (random)"}
+    place = os.environ.get(WEIGHTS_FOLDER_VARIABLE, "") if weights == "pretrained" else weights
+    local = _local_file(name, place)
+    if local is not None:
+        return _load_local(network, name, local)
+    if weights != "pretrained":
+        raise WeightsError(
+            f"no weights for backbone {name!r} at {weights}: give a .safetensors file, or a folder with {name}.<tag>.safetensors"
+        )
+    if not _cached_file(name) and not _hub_answers():
+        looked = f"folder {place}" if place else f"{WEIGHTS_FOLDER_VARIABLE} is not set"
+        raise WeightsError(
+            f"no weights for backbone {name!r} ({looked}; not in timm's cache; the model hub does not answer). Either put"
+            f" {name}.<tag>.safetensors into a folder and name it by {WEIGHTS_FOLDER_VARIABLE}, or run once with a network"
+            " so that timm can fetch it. A detector that needs no backbone: --detector autoencoder"
+        )
+    pretrained = timm.create_model(name, pretrained=True)
+    _copy_state(network, pretrained.state_dict(), name, "timm")
+    return {"weights": f"timm {timm.get_pretrained_cfg(name).hf_hub_id}"}
+
+
+def _load_local(network: nn.Module, name: str, file: Path) -> dict[str, str]:
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is no safetensors file ({error}): save the weights with safetensors") from error
+    _copy_state(network, state, name, str(file))
+    return {"weights": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def _copy_state(network: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
+    target = network.state_dict()
+    prefix = "model." if isinstance(network, FeatureGetterNet) else ""
+    wanted = {key: key.removeprefix(prefix) for key in target}
+    lacking = [plain for plain in wanted.values() if plain not in state and not plain.endswith("num_batches_tracked")]
+    if lacking:
+        raise WeightsError(f"{source} does not fit backbone {name!r}: it lacks {len(lacking)} tensors, first {lacking[0]!r}")
+    for key, plain in wanted.items():
+        if plain in state and state[plain].shape != target[key].shape:
+            raise WeightsError(
+                f"{source} does not fit backbone {name!r}: {plain} is {tuple(state[plain].shape)}, wanted {tuple(target[key].shape)}"
+            )
+    network.load_state_dict({k: state[p].float() if state[p].is_floating_point() else state[p] for k, p in wanted.items() if p in state}, strict=False)
+
+
+def _hub_answers() -> bool:
+    """Whether the model hub can be reached: one try of three seconds instead of the client's minute of retries."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True  # behind a proxy only the client itself can tell
+    host = urllib.parse.urlparse(constants.ENDPOINT).hostname or ""
+    try:
+        socket.create_connection((host, 443), timeout=3).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,113 @@
+"""From raw 8-bit images to the network's input: the only place where this is done.
+
+The module is part of every exported graph, so the factory runs the very same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Resize = Literal["squash", "letterbox"]
+
+
+class Preprocess(nn.Module):
+    """Resize, normalise and blank what lies outside the region of interest.
+
+    `squash` resizes height and width each to the network's size (bilinear, antialiased; exported as one `Resize`).
+    `letterbox` keeps the aspect, centres the image and pads with the mean colour. It is written as two matrix products
+    with triangle-filter weights made from the tensor's own sizes, because its scale depends on the image.
+
+    Args:
+        size: height and width of the network's input in pixels.
+        resize: `squash` or `letterbox`.
+        mean: of each channel, in [0, 1].
+        std: of each channel, in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+    roi: Tensor
+
+    def __init__(self, *, size: tuple[int, int], resize: Resize, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size = size
+        self.resize = resize
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255.0)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255.0)
+        self.register_buffer("roi", torch.ones(size, dtype=torch.bool))
+        self.has_roi = False
+        """Whether any network pixel lies outside the region of interest"""
+        self.register_load_state_dict_post_hook(lambda module, _: module._note_roi())
+
+    def set_roi(self, mask: Tensor) -> None:
+        """Keep only network pixels whose whole filter support lies inside `mask`.
+
+        Args:
+            mask: (H, W) bool, True inside the region, at the size of the photographs.
+        """
+        inside = mask.to(torch.float32)[None, None]
+        if self.resize == "squash":
+            covered = functional.interpolate(inside, self.size, mode="bilinear", antialias=True)
+        else:
+            covered = letterbox(inside, self.size)
+        # the antialiasing triangle reaches one network pixel to either side, so what the filter saw whole is inside
+        self.roi.copy_(covered[0, 0] > 1 - 1e-4)
+        self._note_roi()
+
+    def _note_roi(self) -> None:
+        self.has_roi = not bool(self.roi.all())
+
+    def forward(self, image: Tensor | list[Tensor]) -> Tensor:
+        """Turn images into the network's input.
+
+        Args:
+            image: (N, H, W, 3) uint8 RGB, or a list of N such images (H, W, 3) of any sizes.
+
+        Returns:
+            (N, 3, h, w) float32, zero mean and unit deviation over the backbone's training set.
+        """
+        if isinstance(image, list):
+            return torch.cat([self(single[None]) for single in image])
+        x = image.permute(0, 3, 1, 2).to(torch.float32)
+        if self.resize == "squash":
+            x = functional.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
+            x = (x - self.mean) / self.std
+        else:
+            x = letterbox((x - self.mean) / self.std, self.size)
+        if self.has_roi:
+            x = x * self.roi
+        return x
+
+
+def letterbox(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize with the aspect kept, centred, zeros around; antialiased bilinear (a triangle as wide as the scale).
+
+    Args:
+        x: (N, C, H, W) float32.
+        size: (h, w) of the result.
+
+    Returns:
+        (N, C, h, w) float32.
+    """
+    rows_at = torch.arange(x.shape[2], device=x.device, dtype=torch.float32) + 0.5
+    columns_at = torch.arange(x.shape[3], device=x.device, dtype=torch.float32) + 0.5
+    # source pixels per network pixel: the larger of the two ratios makes the whole image fit
+    scale = torch.maximum((rows_at[-1] + 0.5) / size[0], (columns_at[-1] + 0.5) / size[1])
+    rows = _triangle_weights(rows_at, size[0], scale)
+    columns = _triangle_weights(columns_at, size[1], scale)
+    return rows @ x @ columns.T
+
+
+def _triangle_weights(source: Tensor, target: int, scale: Tensor) -> Tensor:
+    """Weights (target, length) of a centred antialiased bilinear resize by `scale` source pixels per target pixel."""
+    length = source[-1] + 0.5
+    centre = (torch.arange(target, device=source.device, dtype=torch.float32) + 0.5 - target / 2) * scale + length / 2
+    weight = (1 - (centre[:, None] - source[None, :]).abs() / scale.clamp(min=1.0)).clamp(min=0.0)
+    inside = (centre > 0) & (centre < length)
+    weight = weight * inside[:, None]
+    return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)

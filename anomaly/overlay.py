@@ -1,0 +1,81 @@
+"""An anomaly map enlarged to its image, and laid over it in colours whose scale never moves."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.errors import UsageError
+
+_AT_LIMIT = np.array([255, 210, 0], dtype=np.float32)  # yellow
+_AT_TWICE_THE_LIMIT = np.array([215, 0, 60], dtype=np.float32)  # red
+_CONTOUR = (0, 255, 255)  # cyan, seen on both
+_OPACITY = 0.6
+
+
+def enlarge_map(
+    anomaly_map: NDArray[np.float32], *, height: int, width: int, resize: Literal["squash", "letterbox"]
+) -> NDArray[np.float32]:
+    """Enlarge a map (h, w) to its image's (height, width), bilinear with half-pixel centres.
+
+    "squash" holds the image stretched to the whole map, "letterbox" the image scaled by min(h / height, w / width) and
+    centred, to a fraction of a pixel, with padding around that is left out. Beyond the outermost map pixels with their
+    centre on the image, those are repeated.
+
+    Raises:
+        UsageError: the map has no two dimensions, or a side is below 1.
+    """
+    if anomaly_map.ndim != 2 or min(*anomaly_map.shape, height, width) < 1:
+        raise UsageError(f"a map {anomaly_map.shape} cannot be enlarged to {height}×{width}; give one map (h, w)")
+    h, w = anomaly_map.shape
+    scale_y, scale_x = h / height, w / width
+    if resize == "letterbox":
+        scale_y = scale_x = min(scale_y, scale_x)
+    left, right, share = _taps(width, into=w, scale=scale_x)
+    columns = anomaly_map[:, left] * (1 - share) + anomaly_map[:, right] * share
+    top, bottom, share = _taps(height, into=h, scale=scale_y)
+    enlarged = columns[top]
+    step = columns[bottom]
+    step -= enlarged
+    step *= share[:, None]
+    enlarged += step
+    return enlarged
+
+
+def _taps(
+    num_pixels: int, *, into: int, scale: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Return for each of `num_pixels` pixels its two neighbours among `into` and the share of the second."""
+    # The pixels' centres, scaled about the middle of both sides: for a squashed side this is (x + 1/2) · scale − 1/2.
+    place = (np.arange(num_pixels) + 0.5 - num_pixels / 2) * scale + into / 2 - 0.5
+    # Only map pixels whose centre lies on the image count; a side below one map pixel has the two around it.
+    low = ceil((into - num_pixels * scale) / 2 - 0.5 - 1e-6)
+    place = np.clip(place, min(low, into - 1 - low), max(low, into - 1 - low))
+    first = place.astype(np.intp)
+    return first, np.minimum(first + 1, into - 1), (place - first).astype(np.float32)
+
+
+def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, limit: float) -> NDArray[np.uint8]:
+    """Lay an enlarged map (H, W) over its image (H, W, 3) uint8 RGB, on one scale for all images of a limit.
+
+    Nothing is drawn below half the limit; yellow fades in up to the limit and turns red at twice the limit and above. A
+    thin line follows the limit. The scale depends on the limit alone, so that a good part does not light up.
+
+    Raises:
+        UsageError: the sizes differ, or the limit is not above 0.
+    """
+    if image.shape != (*anomaly_map.shape, 3):
+        raise UsageError(f"a map {anomaly_map.shape} does not fit an image {image.shape}; enlarge the map first")
+    if not limit > 0:
+        raise UsageError(f"the limit is {limit}; a calibrated map is drawn to a limit above 0")
+    ratio = (anomaly_map / np.float32(limit))[..., None]
+    colour = _AT_LIMIT + (_AT_TWICE_THE_LIMIT - _AT_LIMIT) * np.clip(ratio - 1, 0, 1)
+    opacity = _OPACITY * np.clip(2 * ratio - 1, 0, 1)
+    drawn: NDArray[np.uint8] = np.rint(image + (colour - image) * opacity).astype(np.uint8)
+    contours, _ = cv2.findContours((anomaly_map > limit).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, contours, -1, _CONTOUR, thickness=max(1, round(min(image.shape[:2]) / 500)))
+    return drawn

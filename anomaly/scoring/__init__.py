@@ -1,0 +1,1 @@
+"""The serving island: scoring images through the exported file, without torch."""

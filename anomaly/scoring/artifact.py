@@ -1,0 +1,205 @@
+"""The file that crosses from training to the factory: one `.onnx` with its metadata.
+
+The graph takes `image` uint8 RGB (n, h, w, 3) and returns `score` (n,) and `anomaly_map` (n, h', w'), calibrated. Beside it
+the file carries what a later reader needs as JSON strings under the prefix `anomaly.`; the fields are those of `Metadata`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from anomaly.errors import ModelError, OutputError
+
+CONTRACT = 1
+"""Version of inputs, outputs and metadata; a file of another version is refused"""
+OPSET = 18
+IR_VERSION = 8
+"""The lowest that opset 18 allows; ONNX Runtime reads it from 1.14 on"""
+PREFIX = "anomaly."
+INPUT = "image"
+OUTPUTS = ("score", "anomaly_map")
+CALIBRATION_TENSORS = {
+    name: f"calibration.{name}" for name in ("zero_score", "unit_score", "zero_map", "unit_map")
+}
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What the held-out good images said."""
+
+    num_images: int
+    num_groups: int
+    scores: list[float]
+    """calibrated, ascending"""
+    date: str
+    source: str
+    """`held-out` of the training folder, or the folder of a later calibration"""
+    excluded: list[str]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One small image and what the graph says of it: loading scores it again and refuses on mismatch."""
+
+    png: str
+    """base64"""
+    score: float
+    map_maximum: float
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """All that travels in the file beside the graph."""
+
+    contract: int
+    kind: str
+    """`detector` or `sampler`"""
+    detector: str
+    category: str
+    config: dict[str, Any]
+    resize: str
+    white: int
+    """stored value of a 16-bit image that becomes 255"""
+    size: list[int]
+    """height and width of the network's input"""
+    roi: str
+    """what was asked for, empty for the whole image"""
+    alpha: float
+    promise: str
+    calibration: CalibrationRecord
+    image_stats: dict[str, dict[str, float]]
+    versions: dict[str, str]
+    commit: str
+    seed: int
+    sha256: str
+    """of the graph's bytes without metadata"""
+    golden: Golden
+
+
+def golden_png(image: NDArray[np.uint8]) -> str:
+    """Encode a small golden image, (H, W, 3) uint8 RGB, as base64 of a PNG."""
+    done, data = cv2.imencode(".png", image[..., ::-1])
+    if not done:
+        raise OutputError(f"an image of shape {image.shape} cannot be encoded as PNG")
+    return base64.b64encode(data.tobytes()).decode()
+
+
+def golden_image(golden: Golden) -> NDArray[np.uint8]:
+    """Decode the golden image to (H, W, 3) uint8 RGB."""
+    data = np.frombuffer(base64.b64decode(golden.png), dtype=np.uint8)
+    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Parse a model file.
+
+    Raises:
+        ModelError: missing, not ONNX, or with tensors in other files.
+    """
+    if not path.is_file():
+        raise ModelError(f"no model at {path}: name an .onnx file made by `anomaly export` or `anomaly demo`")
+    try:
+        model = onnx.load_from_string(path.read_bytes())
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path} is no ONNX file or is cut short ({error}): export or copy it again") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} holds no graph: export or copy it again")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise ModelError(f"{path} keeps tensors in other files, which can be lost: export it as one file")
+    return model
+
+
+def graph_sha256(model: onnx.ModelProto) -> str:
+    """Hash the graph's bytes without metadata, hexadecimal."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
+    """Read and check the metadata of a parsed file.
+
+    Args:
+        model: the parsed file.
+        name: of the file, for messages.
+
+    Raises:
+        ModelError: a foreign file, another contract, or a graph that is not the one hashed at export.
+    """
+    found = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
+    if "contract" not in found:
+        raise ModelError(f"{name} was not exported by this package (no {PREFIX}contract): export it with `anomaly export`")
+    try:
+        values = {key: json.loads(value) for key, value in found.items()}
+        if values["contract"] != CONTRACT:
+            raise ModelError(
+                f"{name} follows contract {values['contract']}, this version reads {CONTRACT}:"
+                " score it with the version that made it, or export it again"
+            )
+        values["calibration"] = CalibrationRecord(**values["calibration"])
+        values["golden"] = Golden(**values["golden"])
+        metadata = Metadata(**{field.name: values[field.name] for field in fields(Metadata)})
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
+    actual = graph_sha256(model)
+    if actual != metadata.sha256:
+        raise ModelError(
+            f"{name} is not the graph that was exported: its hash is {actual[:16]}…, recorded is {metadata.sha256[:16]}…;"
+            " copy it again from its source"
+        )
+    return metadata
+
+
+def write_model(path: Path, model: onnx.ModelProto, metadata: Metadata) -> None:
+    """Write graph and metadata as one file, whole or not at all.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    del model.metadata_props[:]
+    for key, value in asdict(metadata).items():
+        model.metadata_props.add(key=f"{PREFIX}{key}", value=json.dumps(value, ensure_ascii=False, sort_keys=True))
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(model.SerializeToString(deterministic=True))
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"the model cannot be written to {path}: {error.strerror}; choose another place") from error
+
+
+def calibration_tensors(model: onnx.ModelProto) -> dict[str, float]:
+    """Read zero and unit of score and map from the graph's initialisers.
+
+    Raises:
+        ModelError: one of them is not in the graph.
+    """
+    found = {t.name: t for t in model.graph.initializer}
+    lacking = [name for name in CALIBRATION_TENSORS.values() if name not in found]
+    if lacking:
+        raise ModelError(f"the graph has no tensor {lacking[0]!r}, so it cannot be calibrated again: export it again")
+    return {
+        key: float(onnx.numpy_helper.to_array(found[name]).reshape(())) for key, name in CALIBRATION_TENSORS.items()
+    }
+
+
+def set_calibration_tensors(model: onnx.ModelProto, values: dict[str, float]) -> None:
+    """Write zero and unit of score and map into the graph's initialisers, in place."""
+    for tensor in model.graph.initializer:
+        for key, name in CALIBRATION_TENSORS.items():
+            if tensor.name == name:
+                new = onnx.numpy_helper.from_array(np.array(values[key], dtype=np.float32), name)
+                tensor.CopyFrom(new)

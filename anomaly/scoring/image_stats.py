@@ -1,0 +1,41 @@
+"""What a set of photographs looks like in four numbers, to notice later that the lamp or the lens has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+def image_statistics(image: NDArray[np.uint8]) -> dict[str, float]:
+    """Measure one image (H, W, 3) uint8 RGB.
+
+    Returns:
+        `brightness` and `contrast` (mean and deviation of grey levels, 0 to 255), `sharpness` (variance of the Laplacian at
+        256 pixels' height, which frees it from the resolution) and `colour` (mean spread of the channels, grey levels).
+    """
+    height = 256
+    small = cv2.resize(
+        image, (max(1, round(image.shape[1] * height / image.shape[0])), height), interpolation=cv2.INTER_AREA
+    )
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    spread = small.max(axis=2).astype(np.float32) - small.min(axis=2)
+    return {
+        "brightness": float(grey.mean()),
+        "contrast": float(grey.std()),
+        "sharpness": float(cv2.Laplacian(grey, cv2.CV_32F).var()),
+        "colour": float(spread.mean()),
+    }
+
+
+def summarise(statistics: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and deviation of each number over a set of images."""
+    return {
+        name: {
+            "mean": round(float(np.mean([s[name] for s in statistics])), 4),
+            "deviation": round(float(np.std([s[name] for s in statistics])), 4),
+        }
+        for name in (statistics[0] if statistics else ())
+    }

@@ -1,0 +1,266 @@
+"""From a folder of good photographs to a calibrated detector in a run folder."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning.callbacks import Callback
+
+from anomaly.calibration import Promise, guarantee, resolve_alpha
+from anomaly.data.dataset import GoodData, GoodImages
+from anomaly.data.folders import Sample, find_category
+from anomaly.data.splits import Split, drop_excluded, find_groups, split
+from anomaly.detectors.base import Detector
+from anomaly.errors import DataError, OutputError, UsageError
+from anomaly.image import read_image, read_mask, stored_maximum, white_level
+from anomaly.progress import Report, progress_bar
+from anomaly.run_card import RunCard, now
+from anomaly.run_folder import CARD_FILE, Description, build_detector, save
+from anomaly.scoring.artifact import CalibrationRecord, golden_png
+from anomaly.scoring.image_stats import image_statistics, summarise
+
+INTERRUPTED = "interrupted.ckpt"
+GOLDEN_SIDE = 96
+Precision = Literal["fp32", "bf16"]
+TrainingDevice = Literal["auto", "cpu", "cuda"]
+
+
+def fit(
+    data: Path,
+    *,
+    out: Path,
+    detector: str = "fastflow",
+    model: dict[str, Any] | None = None,
+    alpha: float | Literal["default"] = "default",
+    promise: Promise = "expected",
+    seed: int = 0,
+    group: str = "",
+    exclude: str = "",
+    roi: str = "",
+    white: int | Literal["from-images"] = "from-images",
+    max_pixels: int = 100_000_000,
+    precision: Precision = "fp32",
+    device: TrainingDevice = "auto",
+    cache_gib: float = 2.0,
+    resume: bool = False,
+) -> Path:
+    """Train a detector on good photographs and calibrate it on held-out ones; the test images are never touched.
+
+    Args:
+        data: a category in MVTec layout, or a plain folder of good photographs.
+        out: the run folder to write.
+        detector: a name of the registry, or package.module:Class.
+        model: options of the detector's constructor.
+        alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the images support.
+        promise: whether alpha bounds the expected rate or its 95 % upper bound.
+        seed: of the split, the initial weights and the order of training.
+        group: regular expression on the paths, or CSV of path and group: photographs that belong to one part.
+        exclude: text file with the names of photographs to leave out, one a line.
+        roi: region of interest, x,y,w,h in pixels or the path of a mask.
+        white: stored value of 16-bit images that becomes 255.
+        max_pixels: largest width × height that is decoded.
+        precision: of training; calibration and export are fp32.
+        device: to train on.
+        cache_gib: memory in GiB for decoded photographs.
+        resume: go on from an interrupted fit in `out`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        DataError: photographs that cannot be used, or too few.
+        CalibrationError: an alpha that the held-out photographs cannot support.
+        OutputError: a run folder that cannot be written.
+    """
+    card = RunCard("fit", config={key: value for key, value in locals().items()})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"run folder {out} cannot be made: {error.strerror}; choose another place") from error
+    category = find_category(data)
+    samples, dropped = drop_excluded(category.train, read_names(exclude))
+    white = choose_white(white, samples)
+    _check_readable(samples, white=white, max_pixels=max_pixels)
+    pl.seed_everything(seed, verbose=False)
+    built = build_detector(detector, dict(model or {}))
+    groups = find_groups(samples, group=group, root=category.root)
+    parts = split(samples, groups, seed=seed, stopping=built.needs_stopping_images)
+    alpha = resolve_alpha(alpha, num_images=len(parts.held_out), promise=promise)
+    guarantee(len(parts.held_out), alpha=alpha, promise=promise)  # refuse before training, not after
+
+    def read(some: Sequence[Sample]) -> GoodImages:
+        return GoodImages(some, white=white, max_pixels=max_pixels, cache_gib=cache_gib)
+
+    loaders = GoodData(
+        train=parts.train,
+        held_out=parts.held_out,
+        stopping=parts.stopping,
+        batch_size=built.batch_size,
+        read=read,
+        seed=seed,
+    )
+    held_out = [read_image(s.path, white=white, max_pixels=max_pixels) for s in parts.held_out]
+    if roi:
+        mask = read_roi(roi, height=held_out[0].shape[0], width=held_out[0].shape[1], max_pixels=max_pixels)
+        built.preprocess.set_roi(torch.from_numpy(mask))
+    with card.timed("fit"):
+        train(built, loaders, out=out, precision=precision, device=device, resume=resume)
+    with card.timed("calibrate"):
+        scores = built.calibrate(loaders.held_out_dataloader(), alpha=alpha, promise=promise)
+    description = Description(
+        detector=detector,
+        config=dict(built.hparams),
+        provenance=built.provenance,
+        category=category.name,
+        white=white,
+        roi=roi,
+        alpha=alpha,
+        promise=promise,
+        seed=seed,
+        max_pixels=max_pixels,
+        calibration=CalibrationRecord(
+            num_images=len(scores),
+            num_groups=len({groups[s.path] for s in parts.held_out}),
+            scores=[float(s) for s in np.sort(scores)],
+            date=now(),
+            source="held-out",
+            excluded=sorted(s.path.name for s in dropped),
+        ),
+        image_stats=summarise([image_statistics(image) for image in held_out]),
+        golden=golden_png(shrink(held_out[int(np.argsort(scores)[len(scores) // 2])])),
+        train=[str(s.path) for s in parts.train],
+        held_out=[str(s.path) for s in parts.held_out],
+        stopping=[str(s.path) for s in parts.stopping],
+    )
+    save(built, description, out)
+    card.facts["result"] = {
+        "alpha": alpha,
+        "white": white,
+        "num_train": len(parts.train),
+        "num_held_out": len(parts.held_out),
+        "num_stopping": len(parts.stopping),
+        "num_excluded": len(dropped),
+    }
+    card.write(out / CARD_FILE)
+    (out / INTERRUPTED).unlink(missing_ok=True)
+    return out
+
+
+def train(
+    detector: Detector, loaders: GoodData, *, out: Path, precision: Precision, device: TrainingDevice, resume: bool
+) -> None:
+    """Run the epochs of a detector; an interruption leaves a checkpoint in `out` that `resume` goes on from.
+
+    Raises:
+        UsageError: `resume` without an interrupted fit.
+        KeyboardInterrupt: the fit was interrupted; the checkpoint is written.
+    """
+    checkpoint = out / INTERRUPTED
+    if resume and not checkpoint.is_file():
+        raise UsageError(f"nothing to resume: {out} has no {INTERRUPTED}; start without --resume")
+    with progress_bar("train") as report, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+        trainer = pl.Trainer(
+            max_epochs=detector.epochs,
+            accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "gpu"}[device],
+            devices=1,
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=out,
+            callbacks=[_Watch(report, checkpoint)],
+        )
+        trainer.fit(
+            detector,
+            train_dataloaders=loaders.train_dataloader(),
+            ckpt_path=checkpoint if resume else None,
+            weights_only=True,
+        )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    detector.to("cpu")
+
+
+class _Watch(Callback):
+    """Moves the progress bar, and writes a checkpoint when training is interrupted."""
+
+    def __init__(self, report: Report, checkpoint: Path) -> None:
+        self._report = report
+        self._checkpoint = checkpoint
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        self._report(trainer.global_step, int(trainer.estimated_stepping_batches))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            trainer.save_checkpoint(self._checkpoint)
+
+
+def read_names(file: str) -> list[str]:
+    """Read a list of file names, one a line; no file, no names.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+    if not file:
+        return []
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"the list {file} cannot be read: {error.strerror}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def choose_white(white: int | Literal["from-images"], samples: Sequence[Sample]) -> int:
+    """Choose the stored value of 16-bit images that becomes 255: as asked, or from the photographs' maximum."""
+    if white != "from-images":
+        return white
+    return white_level(max(stored_maximum(sample.path) for sample in samples))
+
+
+def read_roi(roi: str, *, height: int, width: int, max_pixels: int) -> NDArray[np.bool_]:
+    """Read a region of interest, `x,y,w,h` in pixels or the path of a mask, as (height, width) bool.
+
+    Raises:
+        UsageError: a region that does not lie within the photographs.
+    """
+    parts = roi.split(",")
+    if len(parts) == 4 and all(part.strip().isdigit() for part in parts):
+        x, y, w, h = (int(part) for part in parts)
+        if not w or not h or x + w > width or y + h > height:
+            raise UsageError(f"region {roi!r} (x,y,w,h from the top left) does not lie within {width}×{height} pixels")
+        mask: NDArray[np.bool_] = np.zeros((height, width), dtype=bool)
+        mask[y : y + h, x : x + w] = True
+        return mask
+    mask = read_mask(Path(roi), max_pixels=max_pixels)
+    if mask.shape != (height, width):
+        raise UsageError(f"region {roi} is {mask.shape[1]}×{mask.shape[0]}, the photographs are {width}×{height}")
+    return mask
+
+
+def shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Reduce an image to at most `GOLDEN_SIDE` pixels a side."""
+    scale = GOLDEN_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _check_readable(samples: Sequence[Sample], *, white: int, max_pixels: int) -> None:
+    """Decode every photograph once, so that a bad file is named now and not in the middle of training."""
+    with progress_bar("read the photographs") as report:
+        for done, sample in enumerate(samples):
+            read_image(sample.path, white=white, max_pixels=max_pixels)
+            report(done + 1, len(samples))
