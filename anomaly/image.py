@@ -133,12 +133,17 @@ def _check_decoded(stored: Stored, header: Header, *, name: str) -> None:
 
 
 def stored_maximum(path: str | PathLike[str], *, max_pixels: int) -> int:
-    """Return the largest stored value of an image file, 0 to 255 for 8 bits, 0 to 65535 for 16.
+    """Return the largest stored value of a 16-bit image file, 0 to 65535, or 255 for a file of 8 bits or fewer.
+
+    Only 16-bit files are decoded. The `white` of a set of images is `white_level` of the largest of these.
 
     Raises:
         ImageError: as `read_image`.
     """
-    return int(decode_stored(read_file(path, max_pixels=max_pixels), name=str(path), max_pixels=max_pixels).max())
+    data, name = read_file(path, max_pixels=max_pixels), str(path)
+    if image_header(data, name=name).bits <= 8:
+        return 255
+    return int(decode_stored(data, name=name, max_pixels=max_pixels).max())
 
 
 def white_level(maximum: int) -> int:

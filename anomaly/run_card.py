@@ -17,7 +17,7 @@ from typing import Any
 
 import anomaly
 from anomaly.errors import OutputError
-from anomaly.scoring.threads import num_cpus
+from anomaly.scoring.processors import num_cpus
 
 _NAMED = (
     "numpy",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -17,11 +16,13 @@ from pytorch_lightning.callbacks import Callback
 
 from anomaly.calibration import Promise, guarantee, resolve_alpha
 from anomaly.data.dataset import GoodData, GoodImages
+from anomaly.data.duplicates import duplicate_files
 from anomaly.data.folders import Sample, find_category
-from anomaly.data.splits import Split, drop_excluded, find_groups, split
+from anomaly.data.splits import drop_excluded, find_groups, split
 from anomaly.detectors.base import Detector
 from anomaly.errors import DataError, OutputError, UsageError
-from anomaly.image import read_image, read_mask, stored_maximum, white_level
+from anomaly.image import read_file, read_image, read_mask, stored_maximum, white_level
+from anomaly.image_header import image_header
 from anomaly.progress import Report, progress_bar
 from anomaly.run_card import RunCard, now
 from anomaly.run_folder import CARD_FILE, Description, build_detector, save
@@ -29,7 +30,6 @@ from anomaly.scoring.artifact import CalibrationRecord, golden_png
 from anomaly.scoring.image_stats import image_statistics, summarise
 
 INTERRUPTED = "interrupted.ckpt"
-GOLDEN_SIDE = 96
 Precision = Literal["fp32", "bf16"]
 TrainingDevice = Literal["auto", "cpu", "cuda"]
 
@@ -81,18 +81,19 @@ def fit(
         CalibrationError: an alpha that the held-out photographs cannot support.
         OutputError: a run folder that cannot be written.
     """
-    card = RunCard("fit", config={key: value for key, value in locals().items()})
+    card = RunCard("fit", config=dict(locals()))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"run folder {out} cannot be made: {error.strerror}; choose another place") from error
     category = find_category(data)
     samples, dropped = drop_excluded(category.train, read_names(exclude))
-    white = choose_white(white, samples)
-    _check_readable(samples, white=white, max_pixels=max_pixels)
+    with progress_bar("look at the photographs") as report:
+        duplicates = duplicate_files([s.path for s in samples], max_pixels=max_pixels, progress=report)
+    white = choose_white(white, samples, max_pixels=max_pixels)
     pl.seed_everything(seed, verbose=False)
     built = build_detector(detector, dict(model or {}))
-    groups = find_groups(samples, group=group, root=category.root)
+    groups = find_groups(samples, root=category.root, group=group, duplicates=duplicates)
     parts = split(samples, groups, seed=seed, stopping=built.needs_stopping_images)
     alpha = resolve_alpha(alpha, num_images=len(parts.held_out), promise=promise)
     guarantee(len(parts.held_out), alpha=alpha, promise=promise)  # refuse before training, not after
@@ -136,7 +137,7 @@ def fit(
             excluded=sorted(s.path.name for s in dropped),
         ),
         image_stats=summarise([image_statistics(image) for image in held_out]),
-        golden=golden_png(shrink(held_out[int(np.argsort(scores)[len(scores) // 2])])),
+        golden=golden_png(held_out[int(np.argsort(scores)[len(scores) // 2])]),
         train=[str(s.path) for s in parts.train],
         held_out=[str(s.path) for s in parts.held_out],
         stopping=[str(s.path) for s in parts.stopping],
@@ -168,7 +169,8 @@ def train(
     if resume and not checkpoint.is_file():
         raise UsageError(f"nothing to resume: {out} has no {INTERRUPTED}; start without --resume")
     with progress_bar("train") as report, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loaders and loggers
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         trainer = pl.Trainer(
             max_epochs=detector.epochs,
             accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "gpu"}[device],
@@ -222,11 +224,16 @@ def read_names(file: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def choose_white(white: int | Literal["from-images"], samples: Sequence[Sample]) -> int:
+def choose_white(white: int | Literal["from-images"], samples: Sequence[Sample], *, max_pixels: int) -> int:
     """Choose the stored value of 16-bit images that becomes 255: as asked, or from the photographs' maximum."""
     if white != "from-images":
         return white
-    return white_level(max(stored_maximum(sample.path) for sample in samples))
+    deep = [
+        stored_maximum(s.path, max_pixels=max_pixels)
+        for s in samples
+        if image_header(read_file(s.path, max_pixels=max_pixels), name=str(s.path)).bits > 8
+    ]
+    return white_level(max(deep)) if deep else 255
 
 
 def read_roi(roi: str, *, height: int, width: int, max_pixels: int) -> NDArray[np.bool_]:
@@ -248,19 +255,3 @@ def read_roi(roi: str, *, height: int, width: int, max_pixels: int) -> NDArray[n
         raise UsageError(f"region {roi} is {mask.shape[1]}×{mask.shape[0]}, the photographs are {width}×{height}")
     return mask
 
-
-def shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Reduce an image to at most `GOLDEN_SIDE` pixels a side."""
-    scale = GOLDEN_SIDE / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _check_readable(samples: Sequence[Sample], *, white: int, max_pixels: int) -> None:
-    """Decode every photograph once, so that a bad file is named now and not in the middle of training."""
-    with progress_bar("read the photographs") as report:
-        for done, sample in enumerate(samples):
-            read_image(sample.path, white=white, max_pixels=max_pixels)
-            report(done + 1, len(samples))

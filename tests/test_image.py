@@ -243,6 +243,8 @@ def test_white_level_is_the_next_full_number_of_bits() -> None:
 def test_stored_maximum_is_not_scaled(tmp_path: Path) -> None:
     write_png(tmp_path / "part.png", (GREY16 >> 4).astype(np.uint16))
     assert stored_maximum(tmp_path / "part.png", max_pixels=LIMIT) == int(GREY16.max() >> 4)
+    write_png(tmp_path / "part.png", GREY // 4)
+    assert stored_maximum(tmp_path / "part.png", max_pixels=LIMIT) == 255
 
 
 @pytest.mark.parametrize("array", [GREY, RGB, GREY16])

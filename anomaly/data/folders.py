@@ -109,12 +109,11 @@ def image_files(root: Path) -> list[Path]:
     found: list[tuple[str, Path]] = []
     seen: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_cannot_list):
-        seen.add(os.path.realpath(folder))
-        inner[:] = [
-            name
-            for name in sorted(inner)
-            if not name.startswith(".") and os.path.realpath(Path(folder, name)) not in seen
-        ]
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in names:
             if name.lower().endswith(ENDINGS) and not name.startswith("."):
                 path = Path(folder, name)
@@ -131,8 +130,8 @@ def list_images(source: str) -> list[str]:
     """List the images to score: a folder and what is below it, a glob, one file, a list, or "-" for standard input.
 
     A list is a `.txt` file, or standard input, with one path a line; its paths stand as given, readable or not, and in
-    its order. Folders and globs give files by their ending, in the order of their paths. A glob has `*`, `?` or `[`, and
-    `**` for any folders.
+    its order. Folders and globs give files by their ending, in the order of their paths. A glob has `*`, `?` or `[`;
+    `**` stands for any folders.
 
     Raises:
         DataError: there is nothing under that name, or nothing to score.
@@ -161,7 +160,7 @@ def list_images(source: str) -> list[str]:
 
 
 def _lines(text: str, *, name: str) -> list[str]:
-    found = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    found = [line for line in text.split("\n") if line.strip()]
     return found or _nothing(name, "a list without paths")
 
 

@@ -68,7 +68,8 @@ class GradientSimilarity(nn.Module):
 
     def _magnitude(self, grey: Tensor) -> Tensor:
         gradient = functional.conv2d(functional.pad(grey, (1, 1, 1, 1), mode="replicate"), self.edges)
-        return torch.sqrt((gradient * gradient).sum(dim=1, keepdim=True) + 1e-8)
+        # 1e-6, not less: the ONNX exporter takes an added 1e-8 for 0 and drops it
+        return torch.sqrt((gradient * gradient).sum(dim=1, keepdim=True) + 1e-6)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Compare images (N, C, H, W) with values in [0, 1] by the gradients of their channel mean.

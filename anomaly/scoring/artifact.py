@@ -28,6 +28,7 @@ OPSET = 18
 IR_VERSION = 8
 """The lowest that opset 18 allows; ONNX Runtime reads it from 1.14 on"""
 PREFIX = "anomaly."
+GOLDEN_SIDE = 96
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")
 CALIBRATION_TENSORS = {
@@ -89,10 +90,11 @@ class Metadata:
 
 
 def golden_png(image: NDArray[np.uint8]) -> str:
-    """Encode a small golden image, (H, W, 3) uint8 RGB, as base64 of a PNG."""
-    done, data = cv2.imencode(".png", image[..., ::-1])
-    if not done:
-        raise OutputError(f"an image of shape {image.shape} cannot be encoded as PNG")
+    """Reduce an image, (H, W, 3) uint8 RGB, to at most `GOLDEN_SIDE` pixels a side and encode it as base64 of a PNG."""
+    scale = min(1.0, GOLDEN_SIDE / max(image.shape[:2]))
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    data = cv2.imencode(".png", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
     return base64.b64encode(data.tobytes()).decode()
 
 

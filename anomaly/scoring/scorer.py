@@ -21,13 +21,13 @@ from anomaly.scoring.artifact import (
     load_graph,
     read_metadata,
 )
-from anomaly.scoring.threads import num_cpus
+from anomaly.scoring.processors import has_cuda_device, num_cpus
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 GOLDEN_TOLERANCE = 1e-3
 """In calibrated units, `|a - b| / max(1, |a|)`"""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-_SESSION_ERRORS = (
+SESSION_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
@@ -125,7 +125,10 @@ def _open_session(model: bytes, *, name: str, device: Device, num_threads: int) 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # decode threads want the cores
     options.log_severity_level = 3
     available = ort.get_available_providers()
-    wanted = [device] if device != "auto" else [d for d in ("cuda", "cpu") if PROVIDERS[d] in available]
+    ort.set_default_logger_severity(4)  # what goes wrong is raised below, in words
+    wanted: list[str] = [device] if device != "auto" else ["cpu"]
+    if device == "auto" and PROVIDERS["cuda"] in available and has_cuda_device():
+        wanted = ["cuda", "cpu"]
     for choice in wanted:
         provider = PROVIDERS[choice]
         if provider not in available:
@@ -138,7 +141,7 @@ def _open_session(model: bytes, *, name: str, device: Device, num_threads: int) 
         fallback = [] if choice == "cpu" else [PROVIDERS["cpu"]]
         try:
             session = ort.InferenceSession(model, options, providers=[provider, *fallback])
-        except _SESSION_ERRORS as error:
+        except SESSION_ERRORS as error:
             raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name} on {choice}: {error}") from error
         # a provider that lacks its driver is dropped silently: look at what the session really uses
         if session.get_providers()[0] == provider:

@@ -72,8 +72,8 @@ def draw_defect(
             break
     else:
         raise UsageError(
-            f"a {kind} of size {size} and contrast {contrast} shows nowhere on a part of {int(foreground.sum())} pixels: "
-            "give a larger size or contrast"
+            f"a {kind} of size {size} and contrast {contrast} shows nowhere on a part of {int(foreground.sum())} "
+            "pixels: give a larger size or contrast"
         )
     result, mask = image.copy(), np.zeros(foreground.shape, np.bool_)
     result[window][touched] = drawn[touched]

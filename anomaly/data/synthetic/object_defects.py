@@ -38,7 +38,7 @@ def draw_foreign_body(site: Site, rng: np.random.Generator) -> tuple[Field, Fiel
     colour = site.image + (level - site.image) * hidden + site.sign * site.peak * shading[:, :, None] * paint
     change = (colour + site.noise(rng) * hidden - site.image) * cover[:, :, None]
     reached = float(np.quantile(np.abs(change).max(axis=2)[cover >= 0.5], 0.98))
-    change *= min(1.0, 1.2 * site.peak / max(reached, 1e-3))
+    change *= min(1.0, site.peak / max(reached, 1e-3))
     changed = under + change
     amplitude = np.maximum(site.peak * cover, shadow * site.image.mean(axis=2))
     return np.asarray(changed, dtype=np.float32), np.asarray(amplitude, dtype=np.float32)
@@ -63,17 +63,13 @@ def _fibre(site: Site, rng: np.random.Generator) -> Body:
 
 def _chip(site: Site, rng: np.random.Generator) -> Body:
     """A sharp-edged sliver of metal with a few facets."""
-    angles = np.sort(rng.uniform(0.0, 2.0 * np.pi, 6) * 0.25 + np.arange(6) * np.pi / 3)
-    corners = np.stack([np.cos(angles), rng.uniform(0.25, 0.6) * np.sin(angles)], axis=1) * rng.uniform(
-        0.75, 1.0, (6, 1)
-    )
+    angles = (np.arange(6) + rng.uniform(0.0, 0.85, 6)) * np.pi / 3
+    corners = np.stack([np.cos(angles), rng.uniform(0.25, 0.6) * np.sin(angles)], axis=1)
     corners *= site.extent / np.ptp(corners[:, 0])
     distance = np.full(site.x.shape, np.inf, np.float32)
     for start, stop in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        along = (stop - start) / np.linalg.norm(stop - start)
-        edge = (site.y - np.float32(start[1])) * np.float32(along[0]) - (site.x - np.float32(start[0])) * np.float32(
-            along[1]
-        )
+        (left, top), (right, down) = start, (stop - start) / np.linalg.norm(stop - start)
+        edge = (site.y - np.float32(top)) * np.float32(right) - (site.x - np.float32(left)) * np.float32(down)
         distance = np.minimum(distance, edge)
     cover = smoothstep(distance, low=-0.7, high=0.7)
     ridge = rng.uniform(-0.2, 0.2, 2)
@@ -94,7 +90,7 @@ def _crumb(site: Site, rng: np.random.Generator) -> Body:
     facing = facing / max(3.0 * float(facing.std()), 1e-6) * site.sign
     shading = np.clip(0.70 + 0.35 * facing, 0.25, 1.0)
     height = float(np.clip(0.09 * site.extent, 1.0, 10.0))
-    return cover, np.asarray(shading, dtype=np.float32), ((0.75, 0.9, 1.0), (1.0, 0.9, 0.7))[rng.integers(2)], height
+    return cover, np.asarray(shading, dtype=np.float32), (1.0, 0.9, 0.75) if site.sign > 0 else (0.75, 0.9, 1.0), height
 
 
 def draw_component(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:

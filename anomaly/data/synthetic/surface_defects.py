@@ -18,7 +18,8 @@ Curve = npt.NDArray[np.float64]
 
 LIGHT = np.deg2rad(235.0)  # most cameras look at parts lit from the upper left, within SPREAD
 SPREAD = np.deg2rad(40.0)
-TINTS = ((0.80, 0.90, 1.0), (0.60, 0.85, 1.0), (1.0, 1.0, 1.0), (1.0, 0.92, 0.80))  # oil, rust, water, coolant
+DARK_TINTS = ((0.80, 0.90, 1.0), (0.60, 0.85, 1.0), (1.0, 1.0, 1.0))  # what oil, rust and water take away
+PALE_TINTS = ((1.0, 1.0, 1.0), (1.0, 0.98, 0.92), (1.0, 0.95, 0.84))  # what lime, dried coolant and glue add
 
 
 def draw_scratch(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
@@ -56,7 +57,8 @@ def draw_stain(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
     rim = 4.0 * film * (1.0 - film)
     cover = (0.75 * film + 0.30 * rim) * (1.0 + 0.10 * smooth_noise(film.shape, period=(step, step), rng=rng))
     cover = np.clip(cover / max(float(cover.max()), 1e-3), 0.0, 1.0) * site.inside
-    tint = np.asarray(TINTS[rng.integers(len(TINTS))] if site.colourful else (1.0, 1.0, 1.0), dtype=np.float32)
+    tints = PALE_TINTS if site.sign > 0 else DARK_TINTS
+    tint = np.asarray(tints[rng.integers(3)] if site.colourful else (1.0, 1.0, 1.0), dtype=np.float32)
     level = cv2.blur(site.image, (15, 15))
     share = np.clip(site.image / np.maximum(level, 8.0), 0.6, 1.3) if site.sign < 0 else np.ones_like(level)
     change = site.sign * site.peak * cover[:, :, None] * tint * share

@@ -1,0 +1,121 @@
+"""Options of a verb from its function's signature, the command line and a YAML file; a misspelt name is refused."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from anomaly.detectors import DETECTORS, detector_class
+from anomaly.errors import UsageError
+from anomaly.options import nearest
+
+
+def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse the options of a verb.
+
+    A function with the parameters `detector` and `model` takes the options of the detector's constructor as `--model.NAME`.
+
+    Args:
+        verb: for the usage text.
+        function: whose keyword arguments are the options.
+        arguments: of the command line after the verb.
+
+    Returns:
+        Its keyword arguments.
+
+    Raises:
+        UsageError: a name that is not an option, written in full, or a value of another type.
+        SystemExit: after `--help`.
+    """
+    parser = ArgumentParser(prog=f"anomaly {verb}", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with these options, see configs/")
+    parameters = inspect.signature(function).parameters
+    has_detector = "detector" in parameters
+    skip = {"model"} if has_detector else set()
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip)
+    file = _read_yaml(_value_of("config", arguments))
+    if has_detector:
+        if ":" in str(file.get("detector", "")):
+            raise UsageError(f"detector {file['detector']!r} in a YAML file: a class to import is named on the command line only")
+        default = parameters["detector"].default
+        name = _value_of("detector", arguments) or file.get("detector", default)
+        if name in DETECTORS or ":" in name:  # the demo's `best` chooses later and takes no options of its own
+            parser.add_class_arguments(detector_class(name), "model", as_group=False)
+    if "--help" in arguments or "-h" in arguments:
+        print(re.sub(r"--[a-z_.]+", lambda found: found[0].replace("_", "-"), parser.format_help()))
+        raise SystemExit(0)
+    arguments = _spelled(parser, arguments)
+    _check_names(parser, arguments, file)
+    try:
+        values = parser.parse_args(arguments)
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(f"{verb}: {error}") from error
+    found: dict[str, Any] = parser.instantiate_classes(values).as_dict()
+    found.pop("config", None)
+    return found
+
+
+def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Options as the parser spells them: `--max-pixels` as `--max_pixels`, a bare `--resume` as `--resume=true`."""
+    switches = {name for action in parser._actions if getattr(action, "_typehint", None) is bool for name in action.option_strings}
+    spelled = []
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = name.replace("-", "_").replace("__", "--", 1) + equals + value
+            following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+            if argument in switches and following not in ("true", "false"):
+                argument += "=true"
+        spelled.append(argument)
+    return spelled
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str:
+    """The value of `--option` on the command line, empty where it is not given."""
+    for position, argument in enumerate(arguments):
+        if argument == f"--{option}" and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"--{option}="):
+            return argument.partition("=")[2]
+    return ""
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path} is no YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path} holds no options: write NAME: VALUE, one a line")
+    return content
+
+
+def _check_names(parser: ArgumentParser, arguments: Sequence[str], file: dict[str, Any]) -> None:
+    """Refuse an option or a key that is not written as it is, before the parser guesses."""
+    options = [name for action in parser._actions for name in action.option_strings]
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and len(name) > 2 and name not in options:
+            raise UsageError(f"no option {name}; nearest: {nearest(name, options).replace('_', '-')}")
+    keys = {action.dest for action in parser._actions}
+    for key in _flat(file):
+        if key not in keys:
+            raise UsageError(f"no option {key!r} (in the YAML file); nearest: {nearest(key, keys)!r}")
+
+
+def _flat(content: dict[str, Any]) -> list[str]:
+    """Keys of a YAML file, those of the detector as `model.NAME`."""
+    model = content.get("model")
+    nested = [f"model.{key}" for key in model] if isinstance(model, dict) else []
+    return [key for key in content if not (key == "model" and nested)] + nested

@@ -1,0 +1,75 @@
+"""The command `anomaly`: verbs are plain functions, imported only when called, with options from their signatures."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from anomaly.errors import AnomalyError, UsageError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("anomaly.demo:demo", "from a folder (or synthetic parts) to a certified model, scores and a report"),
+    "inspect": ("anomaly.inspect:inspect", "what a folder of photographs holds, and what is wrong with it"),
+    "fit": ("anomaly.training:fit", "train a detector on good photographs and calibrate it"),
+    "export": ("anomaly.export:export", "turn a run folder into one .onnx file"),
+    "verify": ("anomaly.parity:verify", "prove that the .onnx file gives what the trained model gives"),
+    "calibrate": ("anomaly.scoring.recalibrate:calibrate", "a new promise for an .onnx file from new good photographs"),
+    "test": ("anomaly.evaluation:test", "figures of a model on labelled images"),
+    "score": ("anomaly.scoring.score:score", "verdicts for a folder, a glob, a list or standard input of images"),
+}
+"""Verb -> where its function lives, and one line of help; literal, so that help imports nothing"""
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `score` has its own beside these.
+    """
+    try:
+        return _run(list(arguments))
+    except UsageError as error:
+        print(f"anomaly: {error}", file=sys.stderr)
+        return 2
+    except AnomalyError as error:
+        print(f"anomaly: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("anomaly: interrupted; what was written stays", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(importlib.import_module("anomaly").__version__)
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        from anomaly.options import nearest
+
+        raise UsageError(f"no verb {verb!r}; nearest: {nearest(verb, VERBS)!r}; all: {', '.join(VERBS)}")
+    module, _, name = VERBS[verb][0].partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"`anomaly {verb}` needs {error.name}, which a serving install has not: pip install anomaly[train]") from error
+    from anomaly.arguments import parse
+
+    result = function(**parse(verb, function, arguments[1:]))
+    return result if isinstance(result, int) else 0
+
+
+def _help() -> str:
+    lines = ["usage: anomaly VERB [OPTIONS]      (anomaly VERB --help lists the options)", ""]
+    lines += [f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""The verb `verify`: proof that the exported file gives what the trained model gives, written beside it as a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from anomaly.errors import ParityError
+from anomaly.export import MODEL_FILE
+from anomaly.image import read_image
+from anomaly.progress import progress_bar
+from anomaly.run_card import hardware, now, versions, write_json
+from anomaly.scoring.pipeline import batches_by_size
+from anomaly.scoring.scorer import Device, OnnxScorer, Scorer, Scores, relative_difference
+from anomaly.torch_scorer import TorchScorer
+
+TARGET, REFUSE = 1e-4, 1e-3
+"""Difference of score and map in calibrated units: what fp32 reaches, and above which the file is refused"""
+FLIP_MARGIN = 1e-3
+"""Verdicts closer to the limit than this do not count as flips"""
+MAX_CALIBRATION_IMAGES = 64
+
+
+def verify(
+    run: Path, *, model: str = "", device: Device = "cpu", batch_size: int = 4, seed: int = 0
+) -> dict[str, Any]:
+    """Compare the trained model and the exported file on calibration images, random and adversarial inputs.
+
+    Args:
+        run: the run folder.
+        model: the exported file; by default `model.onnx` in the run folder.
+        device: that the file runs on; TF32 is off on both sides.
+        batch_size: images per inference.
+        seed: of the random inputs.
+
+    Returns:
+        The certificate, also written as `<model>.certificate.json`.
+
+    Raises:
+        ParityError: a difference above the tolerance; the certificate says where, and is written all the same.
+    """
+    path = Path(model) if model else run / MODEL_FILE
+    trained = TorchScorer(run)
+    exported = OnnxScorer(path, device=device, num_threads=0)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    description = trained.description
+    chosen = description.held_out[:MAX_CALIBRATION_IMAGES]
+    images = [read_image(p, white=description.white, max_pixels=description.max_pixels) for p in chosen]
+    inputs = [
+        ("calibration", np.stack([images[n] for n in batch]))
+        for batch in batches_by_size([i.shape for i in images], batch_size=batch_size)
+    ]
+    inputs += list(adversarial_inputs(seed=seed))
+    certificate = compare(trained, exported, inputs)
+    certificate |= {
+        "model": exported.sha256,
+        "detector": description.detector,
+        "provider": exported.provider,
+        "versions": versions() | {"onnxruntime_used": onnxruntime.__version__},
+        "hardware": hardware(),
+        "date": now(),
+    }
+    write_json(path.with_suffix(".certificate.json"), certificate)
+    worst = max(certificate["score"]["max"], certificate["map"]["max"])
+    if not worst <= REFUSE or certificate["num_flips"]:
+        raise ParityError(
+            f"{path} differs from the trained model by {worst:.3g} in calibrated units, above {REFUSE:g}"
+            f" ({certificate['num_flips']} verdicts flip), worst on {certificate['worst_input']!r}: do not ship it;"
+            " export it again, and see the certificate beside it"
+        )
+    print(f"{path}: parity {worst:.2g} (target {TARGET:g}, refused above {REFUSE:g}), no verdict flips")
+    return certificate
+
+
+def adversarial_inputs(*, seed: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Inputs that show what photographs hide: noise, extremes, the finest pattern, odd sizes, one pixel."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:256, :256]
+    checkerboard = np.repeat((((rows + columns) % 2) * 255).astype(np.uint8)[None, :, :, None], 3, axis=3)
+    yield "random", rng.integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    yield "random, odd size", rng.integers(0, 256, (3, 313, 217, 3), dtype=np.uint8)
+    yield "random, long and narrow", rng.integers(0, 256, (1, 33, 701, 3), dtype=np.uint8)
+    yield "all black", np.zeros((1, 256, 256, 3), dtype=np.uint8)
+    yield "all white", np.full((1, 256, 256, 3), 255, dtype=np.uint8)
+    yield "checkerboard of one pixel", checkerboard
+    yield "one pixel", np.full((1, 1, 1, 3), 128, dtype=np.uint8)
+
+
+def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[np.uint8]]]) -> dict[str, Any]:
+    """Score the same inputs with both and summarise the differences in calibrated units, `|a − b| / max(1, |a|)`.
+
+    Args:
+        trained: the reference, a.
+        exported: the file, b.
+        inputs: name and images (n, H, W, 3) uint8 RGB of one size each.
+    """
+    by_input: dict[str, dict[str, float]] = {}
+    pairs: list[tuple[Scores, Scores]] = []
+    sums = {"score": 0.0, "map": 0.0}
+    counts = {"score": 0, "map": 0}
+    with progress_bar("verify") as report:
+        for done, (name, image) in enumerate(inputs):
+            a, b = trained.score(image), exported.score(image)
+            pairs.append((a, b))
+            worst = by_input.setdefault(name, {"score": 0.0, "map": 0.0})
+            for part, x, y in (("score", a.score, b.score), ("map", a.anomaly_map, b.anomaly_map)):
+                difference = relative_difference(x, y)
+                worst[part] = max(worst[part], float(difference.max()))
+                sums[part] += float(difference.sum())
+                counts[part] += difference.size
+            report(done + 1, len(inputs))
+    a_scores = np.concatenate([a.score for a, _ in pairs])
+    b_scores = np.concatenate([b.score for _, b in pairs])
+    flips = ((a_scores > 1) != (b_scores > 1)) & (np.abs(a_scores - 1) > FLIP_MARGIN)
+    return {
+        "kind": "parity",
+        "score": {"max": max(w["score"] for w in by_input.values()), "mean": sums["score"] / counts["score"]},
+        "map": {"max": max(w["map"] for w in by_input.values()), "mean": sums["map"] / counts["map"]},
+        "rank_correlation": float(spearmanr(a_scores, b_scores).statistic),
+        "num_flips": int(flips.sum()),
+        "num_images": len(a_scores),
+        "by_input": by_input,
+        "worst_input": max(by_input, key=lambda name: max(by_input[name].values())),
+        "target": TARGET,
+        "refused_above": REFUSE,
+    }

@@ -1,0 +1,172 @@
+"""The charts of the report: inline SVG, equal bytes for equal numbers, text left as text."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+Values = NDArray[np.floating[Any]]
+Curve = tuple[Values, Values]
+
+INK, MUTED, GRID = "#1c2733", "#55626f", "#dfe4e9"
+ACCEPTED, REJECTED = "#3d7f9f", "#b8421f"
+BAR = 0.05  # width of a histogram's bars, in scores; a whole number of them fits between 0 and 1
+LEAST_TOP, MOST_TOP = 2.0, 5.0
+LINES = (("#9db4c4", "o"), ("#5b93b3", "s"), ("#1f6688", "^"), ("#0d3f58", "D"), ("#1c2733", "v"))
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.parse_math": False,  # a folder may be called $5$
+}
+
+
+def score_chart(groups: Sequence[tuple[str, Values]]) -> Markup:
+    """Draw one histogram of scores a group, one below the other on one axis, with the limit at 1.
+
+    The count axis is logarithmic, so that a single photograph shows. Scores beyond the axis are counted in one wide bar
+    at its end.
+
+    Args:
+        groups: title and scores (n,) of each row, n at least 1, infinities allowed.
+    """
+    every = np.concatenate([scores for _, scores in groups])
+    # whole bars left and right of the limit: a bar is either accepted or rejected
+    num_right = round((np.clip(np.quantile(every, 0.95, method="lower"), LEAST_TOP, MOST_TOP) - 1) / BAR)
+    num_left = round((1 - np.clip(np.quantile(every, 0.01, method="higher"), -2.0, -0.5)) / BAR)
+    edges = 1 + BAR * np.arange(-num_left, num_right + 1)
+    middles = np.concatenate([[edges[0] - 2.5 * BAR], edges[:-1] + BAR / 2, [edges[-1] + 2.5 * BAR]])
+    widths = np.concatenate([[3 * BAR], np.full(len(edges) - 1, BAR), [3 * BAR]])
+    with _style("scores"):
+        figure = Figure(figsize=(7.2, 0.75 + 0.78 * len(groups)), layout="constrained")
+        rows = figure.subplots(len(groups), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        highest = 10
+        for row, (title, scores) in zip(rows, groups, strict=True):
+            # (a, b]: a score of exactly 1 is accepted
+            places = np.searchsorted(edges, scores.astype(np.float64), side="left")
+            counts = np.bincount(places, minlength=len(edges) + 1)
+            highest = max(highest, int(counts.max()))
+            shown = np.flatnonzero(counts)
+            colours = [REJECTED if middles[n] > 1 else ACCEPTED for n in shown]
+            row.bar(middles[shown], counts[shown], widths[shown], color=colours, edgecolor="white", linewidth=0.4)
+            for end, side in ((0, "left"), (len(edges), "right")):
+                if counts[end]:
+                    row.bar(middles[end], counts[end], widths[end], fill=False, hatch="/////", edgecolor="white", lw=0)
+                    row.annotate(
+                        f"{counts[end]} beyond", (middles[end] + (widths[end] / 2 if end else -widths[end] / 2), 1),
+                        xycoords=("data", "axes fraction"), ha=side if end else "left", va="bottom",
+                        color=MUTED, fontsize=8.5, xytext=(0, 2), textcoords="offset points",
+                    )  # fmt: skip
+            row.axvline(1, color=INK, linewidth=1.4)
+            row.set_title(title, loc="left", fontsize=9.5, color=INK, pad=3)
+            row.grid(axis="x", visible=False)
+            row.tick_params(axis="x", length=3 if row is rows[-1] else 0)
+        rows[0].set_yscale("log")
+        rows[0].set_ylim(0.6, 1.3 * highest)
+        ticks = [10**power for power in range(7) if 10**power <= highest]
+        rows[0].set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+        rows[0].set_yticks([], minor=True)
+        rows[0].set_xlim(middles[0] - 2 * BAR, middles[-1] + 2 * BAR)
+        rows[-1].set_xlabel("score      (0 = typical good part, 1 = limit)")
+        rows[0].annotate(
+            "limit", (1, 1), xycoords=("data", "axes fraction"), xytext=(4, 2), textcoords="offset points", fontsize=9.5
+        )
+        return _svg(figure)
+
+
+def curve_chart(
+    curve: Curve, *, name: str, x_label: str, y_label: str, x_max: float, at_limit: tuple[float, float] | None
+) -> Markup:
+    """Draw a rising curve of shares over the share of false alarms, and where the limit of the model stands on it.
+
+    Args:
+        curve: x and y, (n,) each, in [0, 1].
+        name: tells the charts of a page apart.
+        x_label: words below the axis.
+        y_label: words beside the axis.
+        x_max: right end of the axis.
+        at_limit: x and y of the limit, None where it has no place on the curve.
+    """
+    with _style(name):
+        figure = Figure(figsize=(3.9, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.plot(*curve, color=ACCEPTED, linewidth=2)
+        if at_limit is not None:
+            axes.plot(*at_limit, "o", color=REJECTED, markersize=8, clip_on=False, zorder=3)
+            left = at_limit[0] < 0.6 * x_max
+            axes.annotate(
+                "at the limit", at_limit, xytext=(10 if left else -10, -14), textcoords="offset points",
+                ha="left" if left else "right", color=REJECTED, fontweight="bold",
+            )  # fmt: skip
+        axes.set(xlim=(0, x_max), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        return _svg(figure)
+
+
+def catch_chart(shares: Mapping[float, Sequence[tuple[float, float]]], *, name: str) -> Markup:
+    """Draw the share of drawn defects that is caught over their size, one line a contrast, with the 90 % line.
+
+    Args:
+        shares: contrast -> (size in pixels, share caught in [0, 1]), sizes rising.
+        name: tells the charts of a page apart.
+    """
+    with _style(name):
+        figure = Figure(figsize=(3.9, 2.7), layout="constrained")
+        axes = figure.subplots()
+        sizes = sorted({size for line in shares.values() for size, _ in line})
+        axes.axhline(0.9, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        for n, (contrast, line) in enumerate(sorted(shares.items())):
+            colour, marker = LINES[min(n, len(LINES) - 1)]
+            axes.plot(*zip(*line, strict=True), color=colour, marker=marker, markersize=5, label=f"{contrast:g}")
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+        axes.set_xticks([], minor=True)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1])
+        axes.set(ylim=(-0.03, 1.05), xlabel="size of the defect, pixels (steps as tried)", ylabel="share caught")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        figure.legend(title="contrast", loc="outside right center", frameon=False, reverse=True, handlelength=1.4)
+        return _svg(figure)
+
+
+@contextmanager
+def _style(name: str) -> Iterator[None]:
+    """The look of all charts, whatever the user's own settings; `name` keeps the ids of a page's charts apart."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # the page's own font draws the letters, so one that is missing here is no fault
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
+        yield
+
+
+def _svg(figure: Figure) -> Markup:
+    """Render as an element of a page: no prolog, no metadata, no size of its own, no ids but those referred to."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| id="[\w.]+_\d+"', "", svg)
+    svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
+    return Markup(svg)

@@ -1,0 +1,210 @@
+"""A row of results, and the tables that keep them: CSV, JSON lines or Parquet, with the same names in the same order."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anomaly.errors import OutputError, UsageError
+from anomaly.scoring.regions import Region
+
+_REGION = pa.struct(
+    [
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("area", pa.int64()),
+        ("peak", pa.float32()),
+        ("weak", pa.bool_()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("sha256", pa.string()),
+        ("status", pa.string()),
+        ("verdict", pa.string()),
+        ("score", pa.float32()),
+        ("limit", pa.float32()),
+        ("p_value", pa.float32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("regions", pa.list_(_REGION)),
+        ("model", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+COLUMNS: list[str] = SCHEMA.names
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a batch run says of one image; score, p-value and size are None where status is not `ok`."""
+
+    path: str
+    sha256: str
+    status: str
+    verdict: str
+    score: float | None
+    limit: float
+    p_value: float | None
+    width: int | None
+    height: int | None
+    regions: list[Region]
+    model: str
+    message: str
+
+
+class Table(Protocol):
+    """A table of results that grows row by row; what has been written stays when the run is interrupted."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+        ...
+
+    def close(self) -> None:
+        """Finish the file."""
+        ...
+
+
+def _single(value: float | None) -> float | None:
+    """Shortest decimal of a number in single precision."""
+    return None if value is None else float(str(np.float32(value)))
+
+
+def _values(row: Row) -> dict[str, Any]:
+    values = asdict(row)
+    for name in ("score", "limit", "p_value"):
+        values[name] = _single(values[name])
+    for region in values["regions"]:
+        region["peak"] = _single(region["peak"])
+    return values
+
+
+class CsvTable:
+    """Rows as CSV, regions as JSON strings, nothing for what an error row lacks."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(COLUMNS)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+        for row in rows:
+            values = _values(row)
+            values["regions"] = json.dumps(values["regions"])
+            self._writer.writerow(["" if values[name] is None else values[name] for name in COLUMNS])
+        self._file.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+class JsonLinesTable:
+    """Rows as one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+        for row in rows:
+            self._file.write(json.dumps(_values(row), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+class ParquetTable:
+    """Rows as Parquet, a row group for every `GROUP` rows."""
+
+    GROUP = 4096
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._writer = pq.ParquetWriter(self._file, SCHEMA)
+        self._waiting: list[dict[str, Any]] = []
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+        self._waiting += [_values(row) for row in rows]
+        if len(self._waiting) >= self.GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=SCHEMA))
+            self._waiting = []
+
+    def close(self) -> None:
+        """Write the last row group and the file's footer."""
+        self._flush()
+        self._writer.close()
+        self._file.close()
+
+
+TABLES: dict[str, type[CsvTable] | type[JsonLinesTable] | type[ParquetTable]] = {
+    ".csv": CsvTable,
+    ".jsonl": JsonLinesTable,
+    ".parquet": ParquetTable,
+}
+
+
+class Tables:
+    """The tables of one run, opened before the first image is read and closed whatever happens.
+
+    Args:
+        paths: of the files, whose endings choose the format.
+
+    Raises:
+        UsageError: an ending that is none of `TABLES`.
+        OutputError: a file that cannot be opened or written.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._tables: list[Table] = []
+        self._names = ", ".join(str(path) for path in paths)
+        for path in paths:
+            if path.suffix.lower() not in TABLES:
+                raise UsageError(f"{path} ends in {path.suffix or 'nothing'}: results end in {', '.join(TABLES)}")
+        try:
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._tables.append(TABLES[path.suffix.lower()](path))
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows to every table."""
+        try:
+            for table in self._tables:
+                table.write(rows)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def __enter__(self) -> Tables:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            for table in self._tables:
+                table.close()
+        except OSError as closing:
+            raise self._failure(closing) from closing
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(f"the results cannot be written to {self._names}: {error.strerror}; choose another place")

@@ -1,0 +1,35 @@
+"""The trained model behind the `Scorer` seam, so that evaluation and parity see it as they see the exported file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly.run_folder import load
+from anomaly.scoring.scorer import Scores
+
+
+class TorchScorer:
+    """The detector of a run folder, on the CPU.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        ModelError: a folder that holds no detector, or a damaged one.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.detector, self.description = load(run)
+        self.resize = self.detector.preprocess.resize
+        self.white = self.description.white
+        self.category = self.description.category
+
+    def score(self, image: NDArray[np.uint8]) -> Scores:
+        """Score images (n, H, W, 3) uint8 RGB of one size."""
+        with torch.no_grad():
+            said = self.detector(torch.from_numpy(image))
+        return Scores(said.score.numpy(), said.anomaly_map.numpy())

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from anomaly.data.folders import find_category, image_files, list_images
+from anomaly.errors import DataError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def relative(root: Path, paths: list[Path]) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+def test_mvtec_layout(tmp_path: Path) -> None:
+    root = tmp_path / "bottle"
+    touch(root, "train/good/001.png", "train/good/000.png", "train/good/lot 2/000.png")
+    touch(root, "test/good/000.png", "test/crack/000.png", "test/crack/001.png", "test/crack/002.png", "test/stray.png")
+    touch(root, "test/crack/lot/000.png", "ground_truth/crack/lot/000_mask.png")
+    touch(root, "ground_truth/crack/000_mask.png", "ground_truth/crack/001.png")
+    category = find_category(root)
+    assert (category.name, category.root) == ("bottle", root)
+    assert relative(root, [s.path for s in category.train]) == [
+        "train/good/000.png",
+        "train/good/001.png",
+        "train/good/lot 2/000.png",
+    ]
+    assert all((s.kind, s.label, s.mask_path) == ("good", False, None) for s in category.train)
+    found = {s.path.relative_to(root / "test").as_posix(): s for s in category.test}
+    assert list(found) == ["crack/000.png", "crack/001.png", "crack/002.png", "crack/lot/000.png", "good/000.png"]
+    assert found["crack/000.png"].mask_path == root / "ground_truth/crack/000_mask.png"
+    assert found["crack/001.png"].mask_path == root / "ground_truth/crack/001.png"
+    assert found["crack/002.png"].mask_path is None
+    assert found["crack/lot/000.png"].mask_path == root / "ground_truth/crack/lot/000_mask.png"
+    assert [(s.kind, s.label) for s in found.values()] == [("crack", True)] * 4 + [("good", False)]
+
+
+def test_plain_folder_is_all_good(tmp_path: Path) -> None:
+    touch(tmp_path, "b.PNG", "a.jpg", "lot 1/ä.tiff", "lot 1/零.WebP", "lot 1/deep/c.bmp", "notes.txt", "Thumbs.db")
+    category = find_category(tmp_path)
+    names = ["a.jpg", "b.PNG", "lot 1/deep/c.bmp", "lot 1/ä.tiff", "lot 1/零.WebP"]
+    assert relative(tmp_path, [s.path for s in category.train]) == names
+    assert category.test == ()
+    assert {(s.kind, s.label) for s in category.train} == {("good", False)}
+
+
+def test_one_photograph_is_a_category(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    assert len(find_category(tmp_path).train) == 1
+
+
+def test_order_is_that_of_posix_paths(tmp_path: Path) -> None:
+    touch(tmp_path, "a/2.png", "a-b/1.png", "B/3.png", "a.png", "10.png", "9.png")
+    assert relative(tmp_path, image_files(tmp_path)) == ["10.png", "9.png", "B/3.png", "a-b/1.png", "a.png", "a/2.png"]
+
+
+def test_hidden_is_passed_over_and_links_are_followed_once(tmp_path: Path) -> None:
+    touch(tmp_path / "set", ".hidden.png", ".cache/a.png", "a.png")
+    touch(tmp_path / "elsewhere", "b.png")
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "linked again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "set")
+    found = relative(tmp_path / "set", image_files(tmp_path / "set"))
+    assert found == ["a.png", "link.png", "linked/b.png"]
+
+
+def test_missing_folder_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone does not exist; give a folder"):
+        find_category(tmp_path / "gone")
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match=r"notes\.txt is a file"):
+        find_category(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match=r"holds no photograph; put files ending in \.png"):
+        find_category(tmp_path)
+    (tmp_path / "train" / "good").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"train/good holds no photograph"):
+        find_category(tmp_path)
+
+
+def test_folder_of_several_products_is_refused_with_their_names(tmp_path: Path) -> None:
+    touch(tmp_path, "sets/bottle/train/good/0.png", "sets/bottle/test/crack/0.png", "sets/screw/train/good/0.png")
+    with pytest.raises(DataError, match=r"give one of them: bottle, screw$"):
+        find_category(tmp_path / "sets")
+    with pytest.raises(DataError, match=r"give one of them: sets/bottle, sets/screw$"):
+        find_category(tmp_path)
+    touch(tmp_path, *(f"many/{i:02}/train/good/0.png" for i in range(10)))
+    with pytest.raises(DataError, match=r"06, 07 and 2 more$"):
+        find_category(tmp_path / "many")
+
+
+@pytest.mark.parametrize("name", ["test/crack/0.png", "train/0.png", "lot/ground_truth/0.png"])
+def test_defects_are_never_taken_for_good_photographs(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "a.png", name)
+    with pytest.raises(DataError, match="but no train/good"):
+        find_category(tmp_path)
+
+
+def test_folder_good_beside_others_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "good/0.png", "scratch/0.png", "1.png")
+    with pytest.raises(DataError, match="'good' beside photographs of its own, scratch"):
+        find_category(tmp_path)
+    assert len(find_category(tmp_path / "good").train) == 1
+
+
+def test_images_of_a_folder_a_pattern_and_a_file(tmp_path: Path) -> None:
+    touch(tmp_path, "b.png", "lot 1/ä [1].jpg", "notes.csv")
+    first, second = str(tmp_path / "b.png"), str(tmp_path / "lot 1/ä [1].jpg")
+    assert list_images(str(tmp_path)) == [first, second]
+    assert list_images(str(tmp_path / "*")) == [first]
+    assert list_images(str(tmp_path / "**" / "*")) == [first, second]
+    assert list_images(second) == [second]
+    assert list_images(str(tmp_path / "notes.csv")) == [str(tmp_path / "notes.csv")]
+
+
+def test_relative_paths_stay_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "parts/b.png")
+    monkeypatch.chdir(tmp_path)
+    assert list_images("parts") == list_images("parts/*.png") == ["parts/b.png"]
+
+
+def test_list_stands_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "z.png\n\n ./a b.png\r\ngone.gif\nz.png\n"
+    expected = ["z.png", " ./a b.png", "gone.gif", "z.png"]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert list_images(str(tmp_path / "list.txt")) == expected
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert list_images("-") == expected
+
+
+def test_nothing_to_score_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"gone\.png does not exist"):
+        list_images(str(tmp_path / "gone.png"))
+    with pytest.raises(DataError, match="a folder without images"):
+        list_images(str(tmp_path))
+    touch(tmp_path, "list.txt", "a.csv")
+    with pytest.raises(DataError, match=r"list\.txt is a list without paths"):
+        list_images(str(tmp_path / "list.txt"))
+    with pytest.raises(DataError, match="fits 2 files, none of them an image"):
+        list_images(str(tmp_path / "*"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    with pytest.raises(DataError, match="standard input is a list without paths"):
+        list_images("-")

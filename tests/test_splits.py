@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from anomaly.data.folders import Sample
+from anomaly.data.splits import Split, drop_excluded, find_groups, split
+from anomaly.errors import DataError, UsageError
+
+ROOT = Path("/data/bottle")
+
+
+def good(*names: str, root: Path = ROOT) -> list[Sample]:
+    return [Sample(root / name, "good", False, None) for name in names]
+
+
+def alone(samples: list[Sample], *, root: Path = ROOT) -> dict[Path, str]:
+    return find_groups(samples, root=root, group="", duplicates=[])
+
+
+def names(samples: tuple[Sample, ...]) -> list[str]:
+    return [sample.path.name for sample in samples]
+
+
+PHOTOGRAPHS = good(*(f"{i:03}.png" for i in range(200)))
+
+
+def test_parts_have_their_shares() -> None:
+    parts = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=False)
+    assert (len(parts.train), len(parts.held_out), len(parts.stopping)) == (160, 40, 0)
+    parts = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=True)
+    assert (len(parts.train), len(parts.held_out), len(parts.stopping)) == (144, 40, 16)
+    assert sorted(parts.train + parts.held_out + parts.stopping, key=lambda s: s.path) == PHOTOGRAPHS
+    assert all(list(part) == sorted(part, key=lambda s: s.path) for part in (parts.train, parts.held_out))
+
+
+def test_held_out_part_is_the_same_with_and_without_stopping() -> None:
+    groups = alone(PHOTOGRAPHS)
+    with_stopping = split(PHOTOGRAPHS, groups, seed=3, stopping=True)
+    without = split(PHOTOGRAPHS, groups, seed=3, stopping=False)
+    assert with_stopping.held_out == without.held_out
+    assert set(with_stopping.train) < set(without.train)
+
+
+def test_split_depends_on_the_seed_not_on_order_or_place() -> None:
+    parts = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=True)
+    shuffled = random.Random(1).sample(PHOTOGRAPHS, k=len(PHOTOGRAPHS))
+    assert split(shuffled, alone(shuffled), seed=0, stopping=True) == parts
+    elsewhere = good(*(s.path.name for s in PHOTOGRAPHS), root=Path("/mnt/b"))
+    moved = split(elsewhere, alone(elsewhere, root=Path("/mnt/b")), seed=0, stopping=True)
+    assert names(moved.held_out) == names(parts.held_out)
+    other = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=1, stopping=True)
+    assert 0 < len(set(other.held_out) & set(parts.held_out)) < 25
+
+
+def test_split_stays_what_it_was() -> None:
+    parts = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=False)
+    assert names(parts.held_out)[:5] == ["000.png", "002.png", "003.png", "008.png", "012.png"]
+
+
+def test_one_photograph_more_moves_few_others() -> None:
+    more = [*PHOTOGRAPHS, *good("new.png")]
+    before = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=False)
+    after = split(more, alone(more), seed=0, stopping=False)
+    assert len(set(before.held_out) ^ set(after.held_out)) <= 3
+
+
+def test_every_photograph_is_held_out_by_some_seed() -> None:
+    counts: Counter[Sample] = Counter()
+    for seed in range(200):
+        counts.update(split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=seed, stopping=False).held_out)
+    assert len(counts) == 200
+    assert 15 < min(counts.values()) < 40 < max(counts.values()) < 70  # 200 draws at 20 %: 40 ± 5.7
+
+
+@pytest.mark.parametrize(("num", "held_out"), [(20, 10), (35, 10), (50, 10), (51, 11), (99, 20)])
+def test_at_least_ten_are_held_out(num: int, held_out: int) -> None:
+    samples = PHOTOGRAPHS[:num]
+    parts = split(samples, alone(samples), seed=0, stopping=False)
+    assert (len(parts.held_out), len(parts.train)) == (held_out, num - held_out)
+
+
+@pytest.mark.parametrize(
+    ("num", "stopping", "needed"), [(0, False, 20), (1, False, 20), (19, False, 20), (20, True, 21)]
+)
+def test_too_few_photographs_say_how_many_are_needed(num: int, stopping: bool, needed: int) -> None:
+    samples = PHOTOGRAPHS[:num]
+    with pytest.raises(DataError, match=rf"^{num} good photographs .* at least {needed} photographs are needed"):
+        split(samples, alone(samples), seed=0, stopping=stopping)
+
+
+def sides(parts: Split, groups: dict[Path, str]) -> list[set[str]]:
+    return [{groups[s.path] for s in part} for part in (parts.train, parts.held_out, parts.stopping)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [2, 3, 7, 9, 20])
+def test_groups_are_kept_whole(seed: int, size: int) -> None:
+    samples = good(*(f"lot{i // size:02}_{i:03}.png" for i in range(180)))
+    groups = find_groups(samples, root=ROOT, group=r"lot\d+", duplicates=[])
+    parts = split(samples, groups, seed=seed, stopping=True)
+    train, held_out, stopping = sides(parts, groups)
+    assert not train & held_out
+    assert not train & stopping
+    assert not held_out & stopping
+    assert len(parts.train) + len(parts.held_out) + len(parts.stopping) == 180
+    assert abs(len(parts.held_out) - 36) <= size / 2
+    assert len(parts.stopping) >= 1
+
+
+def test_large_group_does_not_swallow_the_held_out_part() -> None:
+    samples = good(*(f"big_{i:02}.png" for i in range(60)), *(f"small{i:02}_0.png" for i in range(40)))
+    groups = find_groups(samples, root=ROOT, group="^[^_]+", duplicates=[])
+    for seed in range(10):
+        parts = split(samples, groups, seed=seed, stopping=False)
+        assert len(parts.held_out) == 20
+        assert "big_00.png" in names(parts.train)
+
+
+def test_one_group_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="200 good photographs in 1 groups, the largest of 200"):
+        split(PHOTOGRAPHS, {s.path: "a" for s in PHOTOGRAPHS}, seed=0, stopping=False)
+
+
+def test_defects_are_never_split() -> None:
+    defect = Sample(ROOT / "test/crack/0.png", "crack", True, None)
+    with pytest.raises(UsageError, match="shows a defect"):
+        split([*PHOTOGRAPHS, defect], {s.path: str(s.path) for s in [*PHOTOGRAPHS, defect]}, seed=0, stopping=False)
+
+
+def test_regular_expression_names_groups_by_its_first_group_or_all() -> None:
+    samples = good("lot 1/part7_a.png", "lot 1/part7_b.png", "lot 2/part7_a.png")
+    by_lot = find_groups(samples, root=ROOT, group=r"^(lot \d)/part(\d)", duplicates=[])
+    assert list(by_lot.values()) == ["lot 1", "lot 1", "lot 2"]
+    by_part = find_groups(samples, root=ROOT, group=r"part\d", duplicates=[])
+    assert list(by_part.values()) == ["part7"] * 3
+
+
+def test_photographs_without_a_group_are_named() -> None:
+    samples = good("lot1.png", "other 2.png", "other 1.png")
+    with pytest.raises(DataError, match=r"no group to 2 of 3 photographs, first other 1\.png, other 2\.png"):
+        find_groups(samples, root=ROOT, group=r"lot\d", duplicates=[])
+    with pytest.raises(DataError, match="no group to 3 of 3"):
+        find_groups(samples, root=ROOT, group=r"x?(y)?", duplicates=[])
+    with pytest.raises(UsageError, match=r"'\(' is no regular expression"):
+        find_groups(samples, root=ROOT, group="(", duplicates=[])
+
+
+def test_csv_names_groups(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text("path,station,group\nlot 1/ä.png,3,A\n./b.png,3,A\nc.png,3,B\n", encoding="utf-8-sig")
+    samples = good("lot 1/ä.png", "b.png", "c.png")
+    assert list(find_groups(samples, root=ROOT, group=str(table), duplicates=[]).values()) == ["A", "A", "B"]
+    with pytest.raises(DataError, match=r"no group to 1 of 4 photographs, first d\.png"):
+        find_groups([*samples, *good("d.png")], root=ROOT, group=str(table), duplicates=[])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"file,group\na.png,1\n", "columns path and group are needed"),
+        (b"", "columns path and group are needed"),
+        (b"path,group\na.png,1\na.png,2\n", r"puts a\.png into the groups 1 and 2"),
+        (b"path,group\n\xff.png,1\n", "cannot be read as CSV"),
+    ],
+)
+def test_bad_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "groups.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        find_groups(good("a.png"), root=ROOT, group=str(tmp_path / "groups.csv"), duplicates=[])
+    with pytest.raises(DataError, match="cannot be read as CSV"):
+        find_groups(good("a.png"), root=ROOT, group=str(tmp_path / "gone.csv"), duplicates=[])
+
+
+def test_duplicates_join_groups_across_any_chain() -> None:
+    samples = good("a1.png", "a2.png", "b1.png", "c1.png", "d1.png", "e1.png")
+    path = {s.path.stem: s.path for s in samples}
+    duplicates = [(path["c1"], path["b1"]), (path["d1"], path["c1"]), (path["b1"], path["d1"])]
+    groups = find_groups(samples, root=ROOT, group="^[a-z]", duplicates=duplicates)
+    assert list(groups.values()) == ["a", "a", "b", "b", "b", "e"]
+    reverse = find_groups(samples, root=ROOT, group="^[a-z]", duplicates=duplicates[::-1])
+    assert reverse == groups
+    assert find_groups(samples, root=ROOT, group="", duplicates=duplicates)[path["d1"]] == "b1.png"
+
+
+def test_duplicates_stand_on_one_side() -> None:
+    pairs = [(PHOTOGRAPHS[i].path, PHOTOGRAPHS[199 - i].path) for i in range(60)]
+    groups = find_groups(PHOTOGRAPHS, root=ROOT, group="", duplicates=pairs)
+    parts = split(PHOTOGRAPHS, groups, seed=0, stopping=True)
+    for part in (parts.train, parts.held_out, parts.stopping):
+        paths = {s.path for s in part}
+        assert all((one in paths) == (other in paths) for one, other in pairs)
+
+
+def test_excluded_names_are_dropped() -> None:
+    samples = good("lot 1/001.png", "lot 1/002.png", "lot 2/001.png")
+    kept, dropped = drop_excluded(samples, ["002.png", "lot 2/001.png"])
+    assert (kept, dropped) == ((samples[0],), (samples[1], samples[2]))
+    assert drop_excluded(samples, []) == (tuple(samples), ())
+    assert drop_excluded(samples, [str(samples[0].path)])[1] == (samples[0],)
+
+
+def test_excluded_name_that_fits_none_or_several_is_an_error() -> None:
+    samples = good("lot 1/001.png", "lot 1/scratched.png", "lot 2/001.png")
+    with pytest.raises(DataError, match=r"scratchd\.png .* nearest: scratched\.png"):
+        drop_excluded(samples, ["scratchd.png"])
+    with pytest.raises(DataError, match=r"1\.png .* none of 3 photographs"):
+        drop_excluded(samples, ["1.png"])
+    with pytest.raises(DataError, match=r"fits .*lot 1/001\.png, .*lot 2/001\.png; give more of the path"):
+        drop_excluded(samples, ["001.png"])
+    with pytest.raises(DataError, match="none of 0 photographs"):
+        drop_excluded([], ["001.png"])
