@@ -39,8 +39,8 @@ _NEVER, _ALWAYS = np.array([252.0, 219.0, 203.0]), np.array([170.0, 214.0, 222.0
 class Training:
     """What was trained and on which photographs.
 
-    `reason` and `findings` are whole sentences; `excluded` are the names of photographs left out by hand;
-    `num_groups` counts the groups among all good photographs, held-out ones included; `seconds` is keyed by step.
+    `reason` says why this detector; `findings` are whole sentences; `excluded` are the names of photographs left out by
+    hand; `num_groups` counts the groups of all good photographs, held-out ones included; `seconds` is keyed by step.
     """
 
     detector: str
@@ -179,12 +179,15 @@ class Report:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Scores of one group of photographs, `rejected` those above 1."""
+    """Scores of one group of photographs, at least one; `rejected` are those above 1."""
 
     name: str
     good: bool
     scores: Scores
     rejected: Rate
+    lowest: float
+    median: float
+    highest: float
 
 
 @dataclass(frozen=True)
@@ -230,9 +233,8 @@ def write_report(path: Path, report: Report) -> None:
     environment.filters |= {
         "percent": percent, "heat": heat, "reduced": reduce_picture, "marked": mark_synthetic, "data_uri": data_uri
     }  # fmt: skip
-    template = environment.from_string(
-        resources.files("anomaly").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
+    package = resources.files("anomaly")
+    template = environment.from_string(package.joinpath("report.html.j2").read_text(encoding="utf-8"))
     rows = score_rows(report)
     labelled = report.labelled
     false_alarms, misses = Rate(0, 0), Rate(0, 0)
@@ -240,6 +242,7 @@ def write_report(path: Path, report: Report) -> None:
         false_alarms = _rejected(labelled.good)
         found = [_rejected(scores) for scores in labelled.defect.values()]
         misses = Rate(sum(r.num_trials - r.num_hits for r in found), sum(r.num_trials for r in found))
+    num_drawn = min((catch.caught.num_trials for catch in report.catches if catch.caught.num_trials), default=0)
     html = template.render(
         report=report,
         rows=rows,
@@ -249,6 +252,9 @@ def write_report(path: Path, report: Report) -> None:
         curves=_curves(labelled, false_alarms=false_alarms, misses=misses) if labelled else [],
         tighter=tighter_promises(report.guarantee.num_images),
         catch_tables=catch_tables(report.catches),
+        caught_reliably=CAUGHT_RELIABLY,
+        catch_reading=Rate(math.ceil(CAUGHT_RELIABLY * num_drawn), num_drawn),
+        css=Markup(package.joinpath("report.css").read_text(encoding="utf-8")),
         per_thousand=lambda rate: math.ceil(1000 * rate - 1e-9),
     )
     partial = path.with_name(path.name + ".partial")
@@ -287,7 +293,19 @@ def score_rows(report: Report) -> list[ScoreRow]:
     for name, _, scores in groups:
         if np.isnan(scores).any():
             raise DataError(f"{name}: {int(np.isnan(scores).sum())} of {len(scores)} scores are NaN; leave them out")
-    return [ScoreRow(name, good, scores, _rejected(scores)) for name, good, scores in groups if len(scores)]
+    return [
+        ScoreRow(
+            name,
+            good,
+            scores,
+            _rejected(scores),
+            lowest=float(scores.min()),
+            median=float(np.median(scores)),
+            highest=float(scores.max()),
+        )
+        for name, good, scores in groups
+        if len(scores)
+    ]
 
 
 def _rejected(scores: Scores) -> Rate:
@@ -320,7 +338,7 @@ def _curves(labelled: Labelled, *, false_alarms: Rate, misses: Rate) -> list[tup
             labelled.pro, name="pro", x_label="normal pixels marked", y_label="defect area marked, mean over defects",
             x_max=PRO_LIMIT, at_limit=None,
         )  # fmt: skip
-        words = "How much of each defect the map marks, against how much normal surface it marks with it."
+        words = "How much of each defect the overlay marks, against how much normal surface it marks with it."
         curves.append(("Places: PRO curve", words, drawing))
     return curves
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ INK, MUTED, GRID = "#1c2733", "#55626f", "#dfe4e9"
 ACCEPTED, REJECTED = "#3d7f9f", "#b8421f"
 BAR = 0.05  # width of a histogram's bars, in scores; a whole number of them fits between 0 and 1
 LEAST_TOP, MOST_TOP = 2.0, 5.0
+MOST_BOTTOM, LEAST_BOTTOM = -2.0, -0.5
 LINES = (("#9db4c4", "o"), ("#5b93b3", "s"), ("#1f6688", "^"), ("#0d3f58", "D"), ("#1c2733", "v"))
 STYLE = {
     "svg.fonttype": "none",
@@ -50,46 +52,44 @@ def score_chart(groups: Sequence[tuple[str, Values]]) -> Markup:
     Args:
         groups: title and scores (n,) of each row, n at least 1, infinities allowed.
     """
-    every = np.concatenate([scores for _, scores in groups])
+    lowest = min(scores.min() for _, scores in groups)
+    highest = max(np.quantile(scores, 0.9, method="lower") for _, scores in groups)
     # whole bars left and right of the limit: a bar is either accepted or rejected
-    num_right = round((np.clip(np.quantile(every, 0.95, method="lower"), LEAST_TOP, MOST_TOP) - 1) / BAR)
-    num_left = round((1 - np.clip(np.quantile(every, 0.01, method="higher"), -2.0, -0.5)) / BAR)
+    num_right = math.ceil((np.clip(highest, LEAST_TOP, MOST_TOP) - 1) / BAR)
+    num_left = math.ceil((1 - np.clip(lowest, MOST_BOTTOM, LEAST_BOTTOM)) / BAR)
     edges = 1 + BAR * np.arange(-num_left, num_right + 1)
     middles = np.concatenate([[edges[0] - 2.5 * BAR], edges[:-1] + BAR / 2, [edges[-1] + 2.5 * BAR]])
     widths = np.concatenate([[3 * BAR], np.full(len(edges) - 1, BAR), [3 * BAR]])
     with _style("scores"):
         figure = Figure(figsize=(7.2, 0.75 + 0.78 * len(groups)), layout="constrained")
         rows = figure.subplots(len(groups), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-        highest = 10
+        tallest = 10
         for row, (title, scores) in zip(rows, groups, strict=True):
             # (a, b]: a score of exactly 1 is accepted
             places = np.searchsorted(edges, scores.astype(np.float64), side="left")
             counts = np.bincount(places, minlength=len(edges) + 1)
-            highest = max(highest, int(counts.max()))
+            tallest = max(tallest, int(counts.max()))
             shown = np.flatnonzero(counts)
             colours = [REJECTED if middles[n] > 1 else ACCEPTED for n in shown]
             row.bar(middles[shown], counts[shown], widths[shown], color=colours, edgecolor="white", linewidth=0.4)
-            for end, side in ((0, "left"), (len(edges), "right")):
+            for end in (0, len(edges)):
                 if counts[end]:
                     row.bar(middles[end], counts[end], widths[end], fill=False, hatch="/////", edgecolor="white", lw=0)
-                    row.annotate(
-                        f"{counts[end]} beyond", (middles[end] + (widths[end] / 2 if end else -widths[end] / 2), 1),
-                        xycoords=("data", "axes fraction"), ha=side if end else "left", va="bottom",
-                        color=MUTED, fontsize=8.5, xytext=(0, 2), textcoords="offset points",
-                    )  # fmt: skip
+            beyond = [f"{counts[end]:,} {way}" for end, way in ((0, "lower"), (-1, "higher")) if counts[end]]
+            row.set_title(" and ".join(beyond), loc="right", fontsize=8.5, color=MUTED, pad=3)
             row.axvline(1, color=INK, linewidth=1.4)
             row.set_title(title, loc="left", fontsize=9.5, color=INK, pad=3)
             row.grid(axis="x", visible=False)
             row.tick_params(axis="x", length=3 if row is rows[-1] else 0)
         rows[0].set_yscale("log")
-        rows[0].set_ylim(0.6, 1.3 * highest)
-        ticks = [10**power for power in range(7) if 10**power <= highest]
+        rows[0].set_ylim(0.6, 1.3 * tallest)
+        ticks = [10**power for power in range(7) if 10**power <= tallest]
         rows[0].set_yticks(ticks, [f"{tick:,}" for tick in ticks])
         rows[0].set_yticks([], minor=True)
         rows[0].set_xlim(middles[0] - 2 * BAR, middles[-1] + 2 * BAR)
         rows[-1].set_xlabel("score      (0 = typical good part, 1 = limit)")
         rows[0].annotate(
-            "limit", (1, 1), xycoords=("data", "axes fraction"), xytext=(4, 2), textcoords="offset points", fontsize=9.5
+            "limit", (1, 0.95), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="top"
         )
         return _svg(figure)
 
@@ -121,7 +121,7 @@ def curve_chart(
             )  # fmt: skip
         axes.set(xlim=(0, x_max), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\u00a0%"))
         return _svg(figure)
 
 
@@ -138,14 +138,14 @@ def catch_chart(shares: Mapping[float, Sequence[tuple[float, float]]], *, name: 
         sizes = sorted({size for line in shares.values() for size, _ in line})
         axes.axhline(0.9, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         for n, (contrast, line) in enumerate(sorted(shares.items())):
-            colour, marker = LINES[min(n, len(LINES) - 1)]
+            colour, marker = LINES[n % len(LINES)]
             axes.plot(*zip(*line, strict=True), color=colour, marker=marker, markersize=5, label=f"{contrast:g}")
         axes.set_xscale("log")
         axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
         axes.set_xticks([], minor=True)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1])
-        axes.set(ylim=(-0.03, 1.05), xlabel="size of the defect, pixels (steps as tried)", ylabel="share caught")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(ylim=(-0.03, 1.05), xlabel="size of the defect in pixels", ylabel="share caught")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\u00a0%"))
         figure.legend(title="contrast", loc="outside right center", frameon=False, reverse=True, handlelength=1.4)
         return _svg(figure)
 

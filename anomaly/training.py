@@ -30,7 +30,7 @@ from anomaly.scoring.artifact import CalibrationRecord, golden_png
 from anomaly.scoring.image_stats import image_statistics, summarise
 
 INTERRUPTED = "interrupted.ckpt"
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fastest", "fp32", "bf16"]
 TrainingDevice = Literal["auto", "cpu", "cuda"]
 
 
@@ -68,7 +68,7 @@ def fit(
         roi: region of interest, x,y,w,h in pixels or the path of a mask.
         white: stored value of 16-bit images that becomes 255.
         max_pixels: largest width × height that is decoded.
-        precision: of training; calibration and export are fp32.
+        precision: of training, `fastest` is bf16 where the processor has it; calibration and export are fp32.
         device: to train on.
         cache_gib: memory in GiB for decoded photographs.
         resume: go on from an interrupted fit in `out`.
@@ -175,7 +175,7 @@ def train(
             max_epochs=detector.epochs,
             accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "gpu"}[device],
             devices=1,
-            precision="bf16-mixed" if precision == "bf16" else "32-true",
+            precision="bf16-mixed" if precision == "bf16" or (precision == "fastest" and has_fast_bf16()) else "32-true",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -192,6 +192,16 @@ def train(
     if trainer.interrupted:
         raise KeyboardInterrupt
     detector.to("cpu")
+
+
+def has_fast_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 class _Watch(Callback):
