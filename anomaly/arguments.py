@@ -20,7 +20,8 @@ from anomaly.options import nearest
 def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
     """Parse the options of a verb.
 
-    A function with the parameters `detector` and `model` takes the options of the detector's constructor as `--model.NAME`.
+    A function with the parameters `detector` and `model` takes the options of the detector's constructor as
+    `--model.NAME`.
 
     Args:
         verb: for the usage text.
@@ -38,18 +39,21 @@ def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with these options, see configs/")
     parameters = inspect.signature(function).parameters
     has_detector = "detector" in parameters
-    skip = {"model"} if has_detector else set()
+    skip: set[str | int] = {"model"} if has_detector else set()
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip)
     file = _read_yaml(_value_of("config", arguments))
     if has_detector:
-        if ":" in str(file.get("detector", "")):
-            raise UsageError(f"detector {file['detector']!r} in a YAML file: a class to import is named on the command line only")
         default = parameters["detector"].default
-        name = _value_of("detector", arguments) or file.get("detector", default)
-        if name in DETECTORS or ":" in name:  # the demo's `best` chooses later and takes no options of its own
+        named = str(file.get("detector", default))
+        if ":" in named:
+            raise UsageError(
+                f"detector {named!r} in a YAML file: a class to import is named on the command line only, by --detector"
+            )
+        name = _value_of("detector", arguments) or named
+        if name in DETECTORS or name != default:  # the demo's `best` chooses later and takes no options of its own
             parser.add_class_arguments(detector_class(name), "model", as_group=False)
     if "--help" in arguments or "-h" in arguments:
-        print(re.sub(r"--[a-z_.]+", lambda found: found[0].replace("_", "-"), parser.format_help()))
+        print(re.sub(r"--[a-z0-9_.]+", lambda found: found[0].replace("_", "-"), parser.format_help()))
         raise SystemExit(0)
     arguments = _spelled(parser, arguments)
     _check_names(parser, arguments, file)
@@ -64,7 +68,8 @@ def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
 
 def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Options as the parser spells them: `--max-pixels` as `--max_pixels`, a bare `--resume` as `--resume=true`."""
-    switches = {name for action in parser._actions if getattr(action, "_typehint", None) is bool for name in action.option_strings}
+    booleans = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
+    switches = {name for action in booleans for name in action.option_strings}
     spelled = []
     for position, argument in enumerate(arguments):
         if argument.startswith("--"):
@@ -78,13 +83,20 @@ def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str:
-    """The value of `--option` on the command line, empty where it is not given."""
+    """The value of `--option` on the command line, empty where it is not given.
+
+    Raises:
+        UsageError: it is given twice.
+    """
+    found = []
     for position, argument in enumerate(arguments):
         if argument == f"--{option}" and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"--{option}="):
-            return argument.partition("=")[2]
-    return ""
+            found.append(arguments[position + 1])
+        elif argument.startswith(f"--{option}="):
+            found.append(argument.partition("=")[2])
+    if len(found) > 1:
+        raise UsageError(f"--{option} is given {len(found)} times, {' and '.join(found)}: give one of them")
+    return found[0] if found else ""
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -94,7 +106,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} is no YAML file: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"--config {path} holds no options: write NAME: VALUE, one a line")
@@ -108,7 +120,7 @@ def _check_names(parser: ArgumentParser, arguments: Sequence[str], file: dict[st
         name = argument.partition("=")[0]
         if name.startswith("--") and len(name) > 2 and name not in options:
             raise UsageError(f"no option {name}; nearest: {nearest(name, options).replace('_', '-')}")
-    keys = {action.dest for action in parser._actions}
+    keys = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
     for key in _flat(file):
         if key not in keys:
             raise UsageError(f"no option {key!r} (in the YAML file); nearest: {nearest(key, keys)!r}")

@@ -1,10 +1,11 @@
 """The promise: a limit set on held-out good images, and what it guarantees about false alarms.
 
-Split conformal prediction: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", 2005; the exact
-distribution of the rate is that of an order statistic: H. David and H. Nagaraja, "Order Statistics", 2003, §2.
+Split conformal prediction: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", 2005; the
+exact distribution of the rate is that of an order statistic: H. David and H. Nagaraja, "Order Statistics", 2003, §2.
 
 Notation: n -> held-out good images; k -> rank of the score that becomes the limit, k = ceil((n + 1)(1 - alpha));
-the false-alarm rate of that limit is Beta(n + 1 - k, k) distributed, whatever the detector, with mean (n + 1 - k)/(n + 1).
+the false-alarm rate of that limit is Beta(n + 1 - k, k) distributed, whatever the detector; its mean is
+(n + 1 - k)/(n + 1).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Promise = Literal["expected", "bound"]
 CONFIDENCE = 0.95
 DEFAULT_ALPHA = 0.01
 UNIT_MARGIN = 1e-3
-"""The unit is widened by this share of itself, so that the image which sets the limit stays below it on every runtime"""
+"""Share of itself by which the unit is widened, so that the image which sets the limit stays below it everywhere"""
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,21 @@ def fit_scale(raw: NDArray[Any], *, alpha: float, promise: Promise) -> Scale:
         promise: what alpha bounds.
 
     Raises:
-        CalibrationError: too few values for alpha, a value that is not finite, or values without spread.
+        CalibrationError: too few values for alpha, an alpha that puts the limit at the median or below, a value that is
+            not finite, or values without spread.
     """
     values = np.sort(np.asarray(raw, dtype=np.float64))
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
-        raise CalibrationError(f"{bad} of {len(values)} held-out scores are not finite: the training diverged, lower its rate")
+        raise CalibrationError(
+            f"{bad} of {len(values)} held-out scores are not finite: the training diverged, lower its rate"
+        )
     rank = rank_for(len(values), alpha=alpha, promise=promise)
+    if 2 * rank <= len(values) + 1:
+        raise CalibrationError(
+            f"alpha {alpha:g} puts the limit of {len(values)} good images at their median or below:"
+            " give a smaller alpha, or more images"
+        )
     zero = float(np.median(values))
     unit = (float(values[rank - 1]) - zero) * (1 + UNIT_MARGIN)
     # below single precision's resolution of the values there is no scale to speak of

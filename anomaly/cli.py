@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    # names of files need not be text, and a console need not know every sign
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -62,7 +67,9 @@ def _run(arguments: list[str]) -> int:
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        raise UsageError(f"`anomaly {verb}` needs {error.name}, which a serving install has not: pip install anomaly[train]") from error
+        raise UsageError(
+            f"`anomaly {verb}` needs {error.name}, which a serving install has not: pip install anomaly[train]"
+        ) from error
     from anomaly.arguments import parse
 
     result = function(**parse(verb, function, arguments[1:]))

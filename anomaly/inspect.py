@@ -10,9 +10,7 @@ from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard
 
 
-def inspect(
-    data: Path, *, group: str = "", seed: int = 0, max_pixels: int = 100_000_000, out: str = ""
-) -> Inspection:
+def inspect(data: Path, *, group: str = "", seed: int = 0, max_pixels: int = 100_000_000, out: str = "") -> Inspection:
     """Count and check the photographs of a category, and show the groups and the split that would be used.
 
     Args:

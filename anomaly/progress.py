@@ -17,7 +17,11 @@ def progress_bar(label: str) -> Iterator[Report]:
     """Show a bar on a terminal, and one line at the end elsewhere; gives the function that moves it."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -46,15 +45,15 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """Commit of the checkout that this package runs from, with `+changes` where files differ; empty outside one."""
-    here = Path(__file__).resolve().parent
+    file = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        head = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()
+        git("ls-files", "--error-unmatch", file.name)  # fails for a package installed inside another checkout
+        head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return ""
     return head + ("+changes" if changed else "")
@@ -123,7 +122,8 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
+        partial.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; choose another place") from error

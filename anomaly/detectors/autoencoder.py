@@ -56,20 +56,20 @@ class Autoencoder(Detector):
     def __init__(
         self,
         *,
-        size: int = 256,
+        size: int = 128,
         resize: Resize = "squash",
         network: Literal["strided", "unet"] = "unet",
         latent: int = 100,
         width: int = 32,
-        skips: int = 2,
+        skips: int = 0,
         repair: bool = True,
         loss: Measure = "ssim+msgms",
         score: Measure = "msgms",
         smooth: int = 21,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-5,
-        epochs: int = 30,
-        batch_size: int = 8,
+        epochs: int = 40,
+        batch_size: int = 16,
         seed: int = 0,
         cache_gib: float = 2.0,
     ) -> None:
@@ -132,6 +132,10 @@ class Autoencoder(Detector):
         total = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        """Bound the gradient's norm at 1: a batch of heavy corruption must not throw the network back."""
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
 
     def on_fit_end(self) -> None:
         """Drop the cached images."""

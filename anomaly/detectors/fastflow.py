@@ -131,7 +131,6 @@ class FastFlow(Detector):
             )
             for shape in network.shapes
         )
-        self.flows.to(memory_format=torch.channels_last)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
@@ -141,8 +140,7 @@ class FastFlow(Detector):
             image = batch.image
             moved = [i.to(self.device) for i in image] if isinstance(image, list) else image.to(self.device)
             with torch.autocast(self.device.type, enabled=False):  # the features that calibration and export see
-                maps = self.backbone(self.preprocess(moved))
-            return [m.contiguous(memory_format=torch.channels_last) for m in maps]
+                return self.backbone(self.preprocess(moved))  # type: ignore[no-any-return]
 
         return self._cache.lookup(batch.path, compute)
 

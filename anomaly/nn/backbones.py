@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -23,6 +24,13 @@ from anomaly.errors import UsageError, WeightsError
 WEIGHTS_FOLDER_VARIABLE = "ANOMALY_WEIGHTS"
 
 
+class _NormedMaps(FeatureGetterNet):  # type: ignore[misc]
+    """Maps of transformer blocks after the network's last norm, which timm leaves out unless asked at construction."""
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, norm=True, **options)
+
+
 class Backbone(nn.Module):
     """A timm network cut into feature maps, frozen: never trained, always in eval mode.
 
@@ -30,8 +38,9 @@ class Backbone(nn.Module):
         name: a timm model name, e.g. `resnet18` or `cait_m48_448`.
         layers: which feature levels (`out_indices` of timm: for CNNs one per stride, for ViTs block numbers).
         size: height and width of the input, which fixes those of the maps.
-        weights: `pretrained` (the folder of `ANOMALY_WEIGHTS`, then timm's cache, then a download), `none` (random; only
-            for tests and for loading a state afterwards), or the path of a `.safetensors` file or of a folder of them.
+        weights: `pretrained` (the folder of `ANOMALY_WEIGHTS`, then timm's cache, then a download), `none` (random;
+            only for tests and for loading a state afterwards), or the path of a `.safetensors` file or of a folder of
+            them.
 
     Raises:
         UsageError: a name that timm does not know, or layers that the network does not have.
@@ -41,19 +50,17 @@ class Backbone(nn.Module):
     def __init__(self, name: str, *, layers: Sequence[int], size: tuple[int, int], weights: str) -> None:
         super().__init__()
         if not timm.is_model(name):
-            near = [n for n in timm.list_models(f"{name.split('.')[0][:6]}*")][:5]
-            raise UsageError(f"backbone {name!r} is not a timm model; near names: {', '.join(near) or 'see timm.list_models()'}")
+            near = ", ".join(timm.list_models(f"{name.split('.')[0][:6]}*")[:5])
+            raise UsageError(f"backbone {name!r} is not a timm model; near names: {near or 'see timm.list_models()'}")
         options: dict[str, object] = {"features_only": True, "out_indices": tuple(layers)}
-        if _is_vision_transformer(name):
-            options |= {"img_size": size}
+        self.is_transformer = name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
+        """Whether the maps come from transformer blocks, with the network's last norm applied, as in the FastFlow paper"""
+        if self.is_transformer:
+            options |= {"img_size": size, "feature_cls": _NormedMaps}
         try:
             network = timm.create_model(name, pretrained=False, **options)
         except (IndexError, AssertionError, ValueError, TypeError) as error:
             raise UsageError(f"backbone {name!r} has no feature levels {tuple(layers)}: {error}") from error
-        self.is_transformer = isinstance(network, FeatureGetterNet)
-        """Whether the maps come from a transformer block, with the network's own norm applied"""
-        if self.is_transformer:
-            network.norm = True  # ViTs: the pretrained norm follows the chosen block, as in the FastFlow paper
         self.provenance = _load_weights(network, name, weights)
         config = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, ...] = tuple(config.mean) if config else (0.485, 0.456, 0.406)
@@ -88,10 +95,6 @@ def weights_at_hand(name: str) -> str:
     return str(local) if local else _cached_file(name)
 
 
-def _is_vision_transformer(name: str) -> bool:
-    return name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
-
-
 def _cached_file(name: str) -> str:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
@@ -113,7 +116,7 @@ def _local_file(name: str, place: str) -> Path | None:
     found = sorted(p for p in path.glob("*.safetensors") if p.name.startswith(f"{name}."))
     if len(found) > 1:
         listing = ", ".join(p.name for p in found)
-        raise WeightsError(f"{path} holds {len(found)} files for backbone {name!r} ({listing}): name one of them as weights")
+        raise WeightsError(f"{path} holds {len(found)} files for backbone {name!r} ({listing}): name one as weights")
     return found[0] if found else None
 
 
@@ -126,14 +129,15 @@ def _load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]
         return _load_local(network, name, local)
     if weights != "pretrained":
         raise WeightsError(
-            f"no weights for backbone {name!r} at {weights}: give a .safetensors file, or a folder with {name}.<tag>.safetensors"
+            f"no weights for backbone {name!r} at {weights}: give a .safetensors file,"
+            f" or a folder with {name}.<tag>.safetensors"
         )
     if not _cached_file(name) and not _hub_answers():
         looked = f"folder {place}" if place else f"{WEIGHTS_FOLDER_VARIABLE} is not set"
         raise WeightsError(
-            f"no weights for backbone {name!r} ({looked}; not in timm's cache; the model hub does not answer). Either put"
-            f" {name}.<tag>.safetensors into a folder and name it by {WEIGHTS_FOLDER_VARIABLE}, or run once with a network"
-            " so that timm can fetch it. A detector that needs no backbone: --detector autoencoder"
+            f"no weights for backbone {name!r} ({looked}; not in timm's cache; the model hub does not answer)."
+            f" Either put {name}.<tag>.safetensors into a folder and name it by {WEIGHTS_FOLDER_VARIABLE}, or run once"
+            " with a network so that timm can fetch it. A detector that needs no backbone: --detector autoencoder"
         )
     pretrained = timm.create_model(name, pretrained=True)
     _copy_state(network, pretrained.state_dict(), name, "timm")
@@ -150,18 +154,21 @@ def _load_local(network: nn.Module, name: str, file: Path) -> dict[str, str]:
 
 
 def _copy_state(network: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
+    misfit = f"{source} does not fit backbone {name!r}"
     target = network.state_dict()
     prefix = "model." if isinstance(network, FeatureGetterNet) else ""
     wanted = {key: key.removeprefix(prefix) for key in target}
     lacking = [plain for plain in wanted.values() if plain not in state and not plain.endswith("num_batches_tracked")]
     if lacking:
-        raise WeightsError(f"{source} does not fit backbone {name!r}: it lacks {len(lacking)} tensors, first {lacking[0]!r}")
-    for key, plain in wanted.items():
-        if plain in state and state[plain].shape != target[key].shape:
+        raise WeightsError(f"{misfit}: it lacks {len(lacking)} tensors, first {lacking[0]!r}; take the file of {name}")
+    found = {key: state[plain] for key, plain in wanted.items() if plain in state}
+    for key, value in found.items():
+        if value.shape != target[key].shape:
             raise WeightsError(
-                f"{source} does not fit backbone {name!r}: {plain} is {tuple(state[plain].shape)}, wanted {tuple(target[key].shape)}"
+                f"{misfit}: {wanted[key]} is {tuple(value.shape)}, wanted {tuple(target[key].shape)};"
+                f" take the file of {name}, and for a transformer the size it was trained at"
             )
-    network.load_state_dict({k: state[p].float() if state[p].is_floating_point() else state[p] for k, p in wanted.items() if p in state}, strict=False)
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()}, strict=False)
 
 
 def _hub_answers() -> bool:

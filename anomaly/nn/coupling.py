@@ -52,7 +52,9 @@ class ConvCoupling(nn.Module):
         return (functional.softplus(self.rho) / math.log(2.0)).view(1, -1, 1, 1)
 
     def _scale_and_translation(self, first: Tensor) -> tuple[Tensor, Tensor]:
-        raw = self.second(functional.relu(self.first(first))) * 0.1  # a gentle start, near the identity
+        hidden = functional.relu(self.first(first))
+        weight, bias = self.second.weight * 0.1, self.second.bias * 0.1  # a gentle start, near the identity
+        raw = functional.conv2d(hidden, weight, bias, padding=self.second.padding)
         s, t = raw.split((self.num_second, self.num_second), dim=1)
         return self.clamp * torch.tanh(s), t
 

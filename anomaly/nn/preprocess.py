@@ -50,13 +50,13 @@ class Preprocess(nn.Module):
         Args:
             mask: (H, W) bool, True inside the region, at the size of the photographs.
         """
-        inside = mask.to(torch.float32)[None, None]
+        parts = torch.stack((mask, ~mask)).to(torch.float32)[None]
         if self.resize == "squash":
-            covered = functional.interpolate(inside, self.size, mode="bilinear", antialias=True)
+            parts = functional.interpolate(parts, self.size, mode="bilinear", antialias=True)
         else:
-            covered = letterbox(inside, self.size)
-        # the antialiasing triangle reaches one network pixel to either side, so what the filter saw whole is inside
-        self.roi.copy_(covered[0, 0] > 1 - 1e-4)
+            parts = letterbox(parts, self.size)
+        # what lies outside has no weight at all, not even a rounded one; the padding of a letterbox has neither part
+        self.roi.copy_((parts[0, 0] > 0.5) & (parts[0, 1] == 0))
         self._note_roi()
 
     def _note_roi(self) -> None:

@@ -1,7 +1,8 @@
 """The file that crosses from training to the factory: one `.onnx` with its metadata.
 
-The graph takes `image` uint8 RGB (n, h, w, 3) and returns `score` (n,) and `anomaly_map` (n, h', w'), calibrated. Beside it
-the file carries what a later reader needs as JSON strings under the prefix `anomaly.`; the fields are those of `Metadata`.
+The graph takes `image` uint8 RGB (n, h, w, 3) and returns `score` (n,) and `anomaly_map` (n, h', w'), calibrated.
+Beside it the file carries what a later reader needs as JSON strings under the prefix `anomaly.`; the fields are those
+of `Metadata`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from anomaly.errors import ModelError, OutputError
@@ -31,9 +31,7 @@ PREFIX = "anomaly."
 GOLDEN_SIDE = 96
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")
-CALIBRATION_TENSORS = {
-    name: f"calibration.{name}" for name in ("zero_score", "unit_score", "zero_map", "unit_map")
-}
+CALIBRATION_TENSORS = {name: f"calibration.{name}" for name in ("zero_score", "unit_score", "zero_map", "unit_map")}
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Metadata:
     detector: str
     category: str
     config: dict[str, Any]
-    resize: str
+    resize: Literal["squash", "letterbox"]
     white: int
     """stored value of a 16-bit image that becomes 255"""
     size: list[int]
@@ -99,9 +97,18 @@ def golden_png(image: NDArray[np.uint8]) -> str:
 
 
 def golden_image(golden: Golden) -> NDArray[np.uint8]:
-    """Decode the golden image to (H, W, 3) uint8 RGB."""
-    data = np.frombuffer(base64.b64decode(golden.png), dtype=np.uint8)
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    """Decode the golden image to (H, W, 3) uint8 RGB.
+
+    Raises:
+        ModelError: it cannot be decoded.
+    """
+    try:
+        stored = cv2.imdecode(np.frombuffer(base64.b64decode(golden.png), dtype=np.uint8), cv2.IMREAD_COLOR)
+    except (ValueError, cv2.error):  # not base64, or nothing in it
+        stored = None
+    if stored is None:
+        raise ModelError("the golden image in the model's metadata is damaged: export the model again")
+    return np.ascontiguousarray(stored[..., ::-1]).astype(np.uint8, copy=False)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -143,7 +150,9 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
     """
     found = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
     if "contract" not in found:
-        raise ModelError(f"{name} was not exported by this package (no {PREFIX}contract): export it with `anomaly export`")
+        raise ModelError(
+            f"{name} was not exported by this package (no {PREFIX}contract): export it with `anomaly export`"
+        )
     try:
         values = {key: json.loads(value) for key, value in found.items()}
         if values["contract"] != CONTRACT:
@@ -159,8 +168,8 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
     actual = graph_sha256(model)
     if actual != metadata.sha256:
         raise ModelError(
-            f"{name} is not the graph that was exported: its hash is {actual[:16]}…, recorded is {metadata.sha256[:16]}…;"
-            " copy it again from its source"
+            f"{name} is not the graph that was exported: its hash is {actual[:16]}…,"
+            f" recorded is {metadata.sha256[:16]}…; copy it again from its source"
         )
     return metadata
 
@@ -178,7 +187,7 @@ def write_model(path: Path, model: onnx.ModelProto, metadata: Metadata) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(model.SerializeToString(deterministic=True))
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise OutputError(f"the model cannot be written to {path}: {error.strerror}; choose another place") from error
 

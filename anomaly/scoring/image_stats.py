@@ -13,8 +13,9 @@ def image_statistics(image: NDArray[np.uint8]) -> dict[str, float]:
     """Measure one image (H, W, 3) uint8 RGB.
 
     Returns:
-        `brightness` and `contrast` (mean and deviation of grey levels, 0 to 255), `sharpness` (variance of the Laplacian at
-        256 pixels' height, which frees it from the resolution) and `colour` (mean spread of the channels, grey levels).
+        `brightness` and `contrast` (mean and deviation of grey levels, 0 to 255), `sharpness` (variance of the
+        Laplacian at 256 pixels' height, which frees it from the resolution) and `colour` (mean spread of the channels,
+        grey levels).
     """
     height = 256
     small = cv2.resize(

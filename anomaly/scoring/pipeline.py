@@ -7,6 +7,7 @@ windows, and in each window images of one size go together, first come first ser
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.calibration import p_values
-from anomaly.errors import ImageError
+from anomaly.errors import ImageError, UsageError
 from anomaly.image import decode_image, read_file
 from anomaly.overlay import enlarge_map
 from anomaly.scoring.regions import find_regions
@@ -48,12 +49,21 @@ class Settings:
         batch_size: images per inference.
         max_pixels: largest width × height that is decoded.
         num_threads: of reading and decoding.
+
+    Raises:
+        UsageError: a limit that is no number, or a batch without images.
     """
 
     limit: float
     batch_size: int
     max_pixels: int
     num_threads: int
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.limit):
+            raise UsageError(f"limit {self.limit} is no number to compare scores with: 1 is the model's own")
+        if self.batch_size < 1:
+            raise UsageError(f"batch size {self.batch_size}: at least 1 image goes through the model at a time")
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,9 @@ def _score_window(
         else:
             for n, score, anomaly_map in zip(members, scores.score, scores.anomaly_map, strict=True):
                 results[n] = Scores(score, anomaly_map)
+                if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):  # a nan would pass for good
+                    message = f"{loaded[n].path}: its score ({score}) or map is not finite; take another device"
+                    results[n] = ImageError("internal", message)
         seconds["infer"] += time.perf_counter() - start
     held_out = np.asarray(scorer.metadata.calibration.scores)
     for n, item in enumerate(loaded):
@@ -157,15 +170,13 @@ def _score_window(
 
 def _failed(item: _Loaded, error: ImageError, scorer: OnnxScorer, settings: Settings) -> Scored:
     row = Row(
-        path=item.path, sha256=item.sha256, status=error.code, verdict="", score=None, limit=settings.limit, p_value=None,
-        width=None, height=None, regions=[], model=scorer.sha256[:16], message=str(error),
+        path=item.path, sha256=item.sha256, status=error.code, verdict="", score=None, limit=settings.limit,
+        p_value=None, width=None, height=None, regions=[], model=scorer.sha256[:16], message=str(error),
     )  # fmt: skip
     return Scored(row, _NOTHING, _NO_MAP)
 
 
-def _scored(
-    item: _Loaded, scores: Scores, held_out: NDArray[Any], scorer: OnnxScorer, settings: Settings
-) -> Scored:
+def _scored(item: _Loaded, scores: Scores, held_out: NDArray[Any], scorer: OnnxScorer, settings: Settings) -> Scored:
     score, anomaly_map = float(scores.score), scores.anomaly_map
     height, width = item.image.shape[:2]
     rejected = score > settings.limit
@@ -179,5 +190,3 @@ def _scored(
         width=width, height=height, regions=regions, model=scorer.sha256[:16], message="",
     )  # fmt: skip
     return Scored(row, item.image, anomaly_map)
-
-

@@ -1,11 +1,11 @@
-"""The verb `calibrate`: a new promise for an exported model from new good photographs, without torch and without training."""
+"""The verb `calibrate`: a new promise for an exported model from new good photographs, without torch or training."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,8 @@ from anomaly.scoring.artifact import (
 )
 from anomaly.scoring.image_stats import image_statistics, summarise
 from anomaly.scoring.pipeline import Settings, score_images
-from anomaly.scoring.scorer import Device, OnnxScorer, relative_difference, score_bytes
 from anomaly.scoring.processors import num_cpus
+from anomaly.scoring.scorer import Device, OnnxScorer, relative_difference, score_bytes
 
 REFUSE = 1e-3
 """Difference in calibrated units above which the rewritten file is refused"""
@@ -50,7 +50,8 @@ def calibrate(
 
     Args:
         model: the .onnx file.
-        good: good photographs that the model was not trained on: a folder, a glob, a .txt list, or - for standard input.
+        good: good photographs that the model was not trained on: a folder, a glob, a .txt list, or - for standard
+            input.
         out: the file to write; by default the model itself is replaced.
         alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the photographs support.
         promise: whether alpha bounds the expected rate or its 95 % upper bound.
@@ -109,7 +110,7 @@ def calibrate(
     try:
         rewritten = OnnxScorer(candidate, device=device, num_threads=0)
         again, again_peaks, _ = _score_good(paths, rewritten, max_pixels=max_pixels)
-        certificate = {
+        certificate: dict[str, Any] = {
             "kind": "calibration",
             "model": rewritten.sha256,
             "previous_model": scorer.sha256,
@@ -127,7 +128,10 @@ def calibrate(
         }
         worst = max(certificate["score"]["max"], certificate["map_maximum"]["max"])
         if not worst <= REFUSE:
-            raise ParityError(f"the rewritten file differs from the arithmetic by {worst:.2g}, above {REFUSE:g}: not written")
+            raise ParityError(
+                f"the rewritten file differs from the arithmetic by {worst:.2g}, above {REFUSE:g}, and is not kept:"
+                " calibrate on another device"
+            )
         candidate.replace(path)
     finally:
         candidate.unlink(missing_ok=True)
@@ -135,8 +139,8 @@ def calibrate(
     card.facts["result"] = certificate
     card.write(path.with_suffix(".calibrate.run.json"))
     print(
-        f"{path}: {len(paths)} good images, alpha {alpha:.4g} ({promise});"
-        f" expected false-alarm rate {promised.expected_rate:.2%}, at most {promised.rate_bound:.2%} with 95 % confidence"
+        f"{path}: {len(paths)} good images, alpha {alpha:.4g} ({promise}); expected false-alarm rate"
+        f" {promised.expected_rate:.2%}, at most {promised.rate_bound:.2%} with 95 % confidence"
     )
     return path
 
@@ -157,7 +161,9 @@ def _score_good(
                 statistics.append(image_statistics(scored.image))
             report(done + 1, len(paths))
     if bad:
-        raise DataError(f"{len(bad)} of {len(paths)} good images cannot be used, first: {bad[0]}; take them out and try again")
+        raise DataError(
+            f"{len(bad)} of {len(paths)} good images cannot be used, first: {bad[0]}; take them out and try again"
+        )
     return np.array(scores), np.array(peaks), statistics
 
 

@@ -1,4 +1,4 @@
-"""A row of results, and the tables that keep them: CSV, JSON lines or Parquet, with the same names in the same order."""
+"""A row of results, and the tables that keep them: CSV, JSON lines or Parquet, same names in the same order."""
 
 from __future__ import annotations
 
@@ -84,6 +84,8 @@ def _single(value: float | None) -> float | None:
 
 def _values(row: Row) -> dict[str, Any]:
     values = asdict(row)
+    for name in ("path", "message"):  # names of files need not be text
+        values[name] = values[name].encode("utf-8", "backslashreplace").decode("utf-8")
     for name in ("score", "limit", "p_value"):
         values[name] = _single(values[name])
     for region in values["regions"]:
@@ -186,6 +188,8 @@ class Tables:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._tables.append(TABLES[path.suffix.lower()](path))
         except OSError as error:
+            for table in self._tables:
+                table.close()
             raise self._failure(error) from error
 
     def write(self, rows: Sequence[Row]) -> None:

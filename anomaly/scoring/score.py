@@ -18,9 +18,9 @@ from anomaly.overlay import enlarge_map, overlay
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard
 from anomaly.scoring.pipeline import Scored, Settings, score_images
+from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.rows import Tables
 from anomaly.scoring.scorer import Device, OnnxScorer
-from anomaly.scoring.processors import num_cpus
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def score(
         The exit code: 0 all scored, 3 some rows are errors, 4 as `fail_on_defect` says.
 
     Raises:
-        UsageError: both a limit and an alpha, or a limit that overlays cannot be drawn to.
+        UsageError: both a limit and an alpha, a limit that is no number or that overlays cannot be drawn to, or a batch
+            without images.
         OutputError: results that cannot be written.
     """
     card = RunCard("score", config=dict(locals()))
@@ -130,7 +131,9 @@ def score_to_tables(
         try:
             Path(overlays).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"overlays cannot be written to {overlays}: {error.strerror}; choose another place") from error
+            raise OutputError(
+                f"overlays cannot be written to {overlays}: {error.strerror}; choose another place"
+            ) from error
     with Tables(out) as tables, progress_bar("score") as report, ThreadPoolExecutor(1) as drawer:
         pending = []
         for done, scored in enumerate(score_images(paths, scorer=scorer, settings=settings, seconds=seconds)):
@@ -139,7 +142,8 @@ def score_to_tables(
             num_errors += scored.row.status != "ok"
             if overlays and scored.row.status == "ok" and overlays_of in ("all", scored.row.verdict):
                 name = f"{done:06d}_{Path(scored.row.path).stem}.png"
-                pending.append(drawer.submit(draw_overlay, scored, Path(overlays) / name, resize=scorer.metadata.resize))
+                place = Path(overlays) / name
+                pending.append(drawer.submit(draw_overlay, scored, place, resize=scorer.metadata.resize))
                 if len(pending) > settings.batch_size:
                     pending.pop(0).result()
             report(done + 1, len(paths))

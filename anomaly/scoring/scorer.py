@@ -142,6 +142,8 @@ def _open_session(model: bytes, *, name: str, device: Device, num_threads: int) 
         try:
             session = ort.InferenceSession(model, options, providers=[provider, *fallback])
         except SESSION_ERRORS as error:
+            if choice != wanted[-1]:
+                continue
             raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name} on {choice}: {error}") from error
         # a provider that lacks its driver is dropped silently: look at what the session really uses
         if session.get_providers()[0] == provider:

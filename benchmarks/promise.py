@@ -1,0 +1,86 @@
+"""The promise by resampling: how often limits set on held-out synthetic good images keep what they promise.
+
+    python benchmarks/promise.py --out benchmarks/results/promise.json
+
+One detector is fitted on synthetic good parts and scores other good parts that it was not fitted on, through its exported
+file. Those are split at random, again and again, into images that calibrate and images that count false alarms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.calibration import Promise, fit_scale, guarantee, tightest_alpha
+from anomaly.data.folders import find_category
+from anomaly.data.synthetic import make_dataset
+from anomaly.evaluation import score_samples
+from anomaly.export import export
+from anomaly.run_card import RunCard
+from anomaly.scoring.scorer import OnnxScorer
+from anomaly.training import fit
+
+NUM_SPLITS = 500
+
+
+def held_promises(scores: NDArray[np.float64], *, num_calibrate: int, alpha: float, promise: Promise) -> dict[str, Any]:
+    """Mean rate and share of violated bounds over random splits of the scores."""
+    rng = np.random.default_rng(0)
+    promised = guarantee(num_calibrate, alpha=alpha, promise=promise)
+    rates = []
+    for _ in range(NUM_SPLITS):
+        order = rng.permutation(len(scores))
+        scale = fit_scale(scores[order[:num_calibrate]], alpha=alpha, promise=promise)
+        rates.append(float((scores[order[num_calibrate:]] > scale.zero + scale.unit).mean()))
+    violated = float(np.mean(np.array(rates) > promised.rate_bound))
+    return {
+        "num_calibrate": num_calibrate,
+        "alpha": alpha,
+        "promise": promise,
+        "expected_rate": promised.expected_rate,
+        "mean_rate": float(np.mean(rates)),
+        "mean_rate_at_most": alpha + 3 * float(np.std(rates)) / math.sqrt(NUM_SPLITS),
+        "rate_bound": promised.rate_bound,
+        "bound_violated": violated,
+        "bound_violated_at_most": 0.05 + 3 * math.sqrt(0.05 * 0.95 / NUM_SPLITS),
+    }
+
+
+def main() -> None:
+    """Fit once, score once, split many times."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", default="textile")
+    parser.add_argument("--detector", default="autoencoder")
+    parser.add_argument("--num-good", type=int, default=1000)
+    options = parser.parse_args()
+    card = RunCard("benchmarks/promise.py", config=vars(options))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_dataset(
+            root / "data", parts=(options.part,), num_train=120, num_test_good=options.num_good, num_test_defect=0,
+            size=256, seed=0, progress=lambda done, total: None,
+        )  # fmt: skip
+        run = fit(root / "data" / options.part, out=root / "run", detector=options.detector, precision="fastest")
+        scorer = OnnxScorer(export(run), device="cpu", num_threads=0)
+        good = [s for s in find_category(root / "data" / options.part).test if not s.label]
+        scores = score_samples(good, scorer=scorer, white=255, max_pixels=10**8, batch_size=8)[0].astype(np.float64)
+    card.facts["result"] = [
+        held_promises(scores, num_calibrate=n, alpha=max(alpha, tightest_alpha(n, promise=promise)), promise=promise)
+        for n in (20, 50, 99, 200, 299)
+        for alpha in (0.05, 0.01)
+        for promise in ("expected", "bound")
+    ]
+    card.write(options.out)
+    for row in card.facts["result"]:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Training of FastFlow side by side: anomalib, ours in fp32 and ours in bf16, on the same weights, in one run.
+
+    ANOMALY_WEIGHTS=FOLDER python benchmarks/training_speed.py DATA --out benchmarks/results/training_speed_bottle.json
+
+anomalib trains its own way (its recipe: 10 epochs, batch 32, all good images); ours holds 20 % of the good images out for
+calibration. Each is timed from the start of `fit` to its end and then tested on the same test images with the same exact
+metrics, ours through the exported file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.data import Folder
+from anomalib.engine import Engine
+from anomalib.models import Fastflow
+from benchmarks.accuracy import measure
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from anomaly.data.folders import find_category
+from anomaly.evaluation import evaluate
+from anomaly.nn.backbones import weights_at_hand
+from anomaly.run_card import RunCard
+from anomaly.scoring.scorer import Scores
+
+EPOCHS = 10
+
+
+class AnomalibScorer:
+    """A trained anomalib FastFlow behind our seam: its preprocessing, its network, its raw score and map."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def score(self, image: NDArray[np.uint8]) -> Scores:
+        """Score images (n, H, W, 3) uint8 RGB of one size."""
+        x = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            said = self._model.model(self._model.pre_processor.transform(x))
+        return Scores(said.pred_score.reshape(-1).numpy(), said.anomaly_map.reshape(len(x), *said.anomaly_map.shape[-2:]).numpy())
+
+
+def new_reference(weights: str) -> Any:
+    """An untrained anomalib FastFlow on ResNet-18 with 3×3 kernels, its backbone from a local file."""
+    model = Fastflow(backbone="resnet18", pre_trained=False, flow_steps=8, conv3x3_only=True, evaluator=False, visualizer=False)
+    state = load_file(weights)
+    lacking = model.model.feature_extractor.load_state_dict(state, strict=False).missing_keys
+    lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
+    if lacking:
+        raise SystemExit(f"{weights} lacks {lacking[0]}")
+    return model
+
+
+def train_reference(data: Path, *, weights: str, folder: Path) -> tuple[Any, float]:
+    """Train anomalib's FastFlow by its engine; gives the model and the seconds of `fit`."""
+    model = new_reference(weights)
+    loader = Folder(
+        name=data.name, root=data, normal_dir="train/good", test_split_mode="none", val_split_mode="none",
+        train_batch_size=32, num_workers=0,
+    )  # fmt: skip
+    engine = Engine(
+        max_epochs=EPOCHS, accelerator="cpu", devices=1, logger=False, default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    engine.fit(model, datamodule=loader)
+    return model.eval().cpu(), time.perf_counter() - begin
+
+
+def main() -> None:
+    """Run the three and write seconds, figures and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    weights = weights_at_hand("resnet18")
+    card = RunCard("benchmarks/training_speed.py", config={"data": options.data.name, "epochs of anomalib": EPOCHS})
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model, seconds = train_reference(options.data, weights=weights, folder=Path(folder))
+        found = evaluate(
+            find_category(options.data).test, scorer=AnomalibScorer(model), resize="squash", white=255, limit=1.0,
+            max_pixels=100_000_000, batch_size=8, seed=0,
+        )  # fmt: skip
+        if found.pixel is None:
+            raise SystemExit(f"{options.data} has defects without masks")
+        result["anomalib"] = {
+            "seconds_fit": round(seconds, 1),
+            "image_auroc": found.image.auroc.value,
+            "pixel_auroc": found.pixel.auroc.value,
+        }
+        for precision in ("fp32", "bf16"):
+            cell = measure(
+                options.data, {"detector": "fastflow"}, seed=0, precision=precision, folder=Path(folder) / precision
+            )
+            ours = cell["seconds"]["fit and calibrate"]
+            result[f"ours {precision}"] = {
+                "seconds_fit_and_calibrate": ours,
+                "share_of_anomalib": round(ours / seconds, 3),
+                "image_auroc": cell["figures"]["image_auroc"]["value"],
+                "pixel_auroc": cell["figures"]["pixel_auroc"]["value"],
+            }
+    card.facts["result"] = result
+    card.write(options.out)
+    print(result)
+
+
+if __name__ == "__main__":
+    main()
