@@ -111,13 +111,13 @@ def demo(
         print(summary(evaluation))
         card.facts["result"] = evaluation.to_dict()
     with card.timed("draw synthetic defects"), progress_bar("draw synthetic defects") as report:
-        photographs = [read_image(s.path, white=description.white, max_pixels=max_pixels) for s in held_out[:NUM_DRAWN_ON]]
+        photographs = [
+            read_image(s.path, white=description.white, max_pixels=max_pixels) for s in held_out[:NUM_DRAWN_ON]
+        ]
         trials = draw_and_score(photographs, scorer=scorer, num_each=NUM_DRAWN_EACH, seed=seed, report=report)
     page = out / "report.html"
     with card.timed("report"):
-        promised = guarantee(
-            description.calibration.num_images, alpha=description.alpha, promise=description.promise
-        )
+        promised = guarantee(description.calibration.num_images, alpha=description.alpha, promise=description.promise)
         short_side = min(photographs[0].shape[:2])
         catches, drawn = detectability(trials, scorer, short_side=short_side)
         write_report(

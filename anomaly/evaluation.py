@@ -168,7 +168,9 @@ def check_mask(sample: Sample, *, height: int, width: int, max_pixels: int) -> N
             " draw it again at the image's size"
         )
     if not mask.any():
-        raise DataError(f"mask {sample.mask_path} marks no pixel of {sample.path}: draw it or move the image to test/good")
+        raise DataError(
+            f"mask {sample.mask_path} marks no pixel of {sample.path}: draw it or move the image to test/good"
+        )
 
 
 def test(

@@ -55,9 +55,7 @@ def export(run: Path, *, out: str = "") -> Path:
     model = export_graph(detector)
     golden = Golden(png=description.golden, score=0.0, map_maximum=0.0)
     scores = score_bytes(model.SerializeToString(), golden_image(golden)[None])
-    golden = dataclasses.replace(
-        golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map.max())
-    )
+    golden = dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map.max()))
     write_model(path, model, _metadata(detector, description, golden, graph_sha256(model)))
     OnnxScorer(path, device="cpu", num_threads=0)
     return path
@@ -101,7 +99,9 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
     model = _bare(program.model_proto)
     found = ([i.name for i in model.graph.input], tuple(o.name for o in model.graph.output))
     if found != ([INPUT], OUTPUTS):
-        raise ModelError(f"the exported graph goes from {found[0]} to {found[1]}, the contract is {[INPUT]} to {OUTPUTS}")
+        raise ModelError(
+            f"the exported graph goes from {found[0]} to {found[1]}, the contract is {[INPUT]} to {OUTPUTS}"
+        )
     set_calibration_tensors(model, calibrated)
     if calibration_tensors(model) != calibrated:
         raise ModelError(f"the exported graph holds {calibration_tensors(model)} as its calibration, not {calibrated}")

@@ -28,9 +28,7 @@ FLIP_MARGIN = 1e-3
 MAX_CALIBRATION_IMAGES = 64
 
 
-def verify(
-    run: Path, *, model: str = "", device: Device = "cpu", batch_size: int = 4, seed: int = 0
-) -> dict[str, Any]:
+def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: int = 4, seed: int = 0) -> dict[str, Any]:
     """Compare the trained model and the exported file on calibration images, random and adversarial inputs.
 
     Args:

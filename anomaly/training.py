@@ -175,7 +175,9 @@ def train(
             max_epochs=detector.epochs,
             accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "gpu"}[device],
             devices=1,
-            precision="bf16-mixed" if precision == "bf16" or (precision == "fastest" and has_fast_bf16()) else "32-true",
+            precision="bf16-mixed"
+            if precision == "bf16" or (precision == "fastest" and has_fast_bf16())
+            else "32-true",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -197,7 +199,7 @@ def train(
 def has_fast_bf16() -> bool:
     """Whether this machine multiplies bfloat16 in hardware."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
         return False
     found = torch.cpu.get_capabilities()
@@ -264,4 +266,3 @@ def read_roi(roi: str, *, height: int, width: int, max_pixels: int) -> NDArray[n
     if mask.shape != (height, width):
         raise UsageError(f"region {roi} is {mask.shape[1]}×{mask.shape[0]}, the photographs are {width}×{height}")
     return mask
-

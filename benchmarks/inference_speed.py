@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-from benchmarks.training_speed import new_reference
 
 from anomaly.detectors.fastflow import FastFlow
 from anomaly.export import export_graph
 from anomaly.nn.backbones import weights_at_hand
 from anomaly.run_card import RunCard
 from anomaly.scoring.processors import num_cpus
+from benchmarks.training_speed import new_reference
 
 SIDE = 900
 

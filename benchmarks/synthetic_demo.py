@@ -1,6 +1,6 @@
 """The synthetic demo by part kind and defect kind: image AUROC, false-alarm rate at the limit and misses.
 
-    python benchmarks/synthetic_demo.py --out benchmarks/results/synthetic_demo.json
+python benchmarks/synthetic_demo.py --out benchmarks/results/synthetic_demo.json
 """
 
 from __future__ import annotations

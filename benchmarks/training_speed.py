@@ -22,7 +22,6 @@ import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.models import Fastflow
-from benchmarks.accuracy import measure
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
@@ -31,6 +30,7 @@ from anomaly.evaluation import evaluate
 from anomaly.nn.backbones import weights_at_hand
 from anomaly.run_card import RunCard
 from anomaly.scoring.scorer import Scores
+from benchmarks.accuracy import measure
 
 EPOCHS = 10
 
@@ -46,12 +46,16 @@ class AnomalibScorer:
         x = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
         with torch.no_grad():
             said = self._model.model(self._model.pre_processor.transform(x))
-        return Scores(said.pred_score.reshape(-1).numpy(), said.anomaly_map.reshape(len(x), *said.anomaly_map.shape[-2:]).numpy())
+        return Scores(
+            said.pred_score.reshape(-1).numpy(), said.anomaly_map.reshape(len(x), *said.anomaly_map.shape[-2:]).numpy()
+        )
 
 
 def new_reference(weights: str) -> Any:
     """An untrained anomalib FastFlow on ResNet-18 with 3×3 kernels, its backbone from a local file."""
-    model = Fastflow(backbone="resnet18", pre_trained=False, flow_steps=8, conv3x3_only=True, evaluator=False, visualizer=False)
+    model = Fastflow(
+        backbone="resnet18", pre_trained=False, flow_steps=8, conv3x3_only=True, evaluator=False, visualizer=False
+    )
     state = load_file(weights)
     lacking = model.model.feature_extractor.load_state_dict(state, strict=False).missing_keys
     lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]

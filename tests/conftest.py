@@ -32,7 +32,10 @@ def draw_scratch(image: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.uint8]
     """A thick bright line across the plate, and its mask (0 or 255)."""
     rng = np.random.default_rng(seed)
     mask = np.zeros(image.shape[:2], dtype=np.uint8)
-    start, end = (int(rng.integers(20, 40)), int(rng.integers(15, 50))), (int(rng.integers(45, 70)), int(rng.integers(15, 50)))
+    start, end = (
+        (int(rng.integers(20, 40)), int(rng.integers(15, 50))),
+        (int(rng.integers(45, 70)), int(rng.integers(15, 50))),
+    )
     cv2.line(mask, start, end, 255, 4)
     defect = image.copy()
     defect[mask > 0] = (250, 90, 80)
@@ -57,7 +60,16 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-TINY = {"size": 64, "width": 8, "epochs": 25, "batch_size": 8, "smooth": 3, "loss": "l2", "score": "l2", "learning_rate": 3e-3}
+TINY = {
+    "size": 64,
+    "width": 8,
+    "epochs": 25,
+    "batch_size": 8,
+    "smooth": 3,
+    "loss": "l2",
+    "score": "l2",
+    "learning_rate": 3e-3,
+}
 """Options of an autoencoder that trains in a second"""
 
 

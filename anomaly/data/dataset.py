@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -101,16 +101,16 @@ class GoodData(pl.LightningDataModule):
         self._batch_size = batch_size
         self._order = torch.Generator().manual_seed(seed)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
-        return DataLoader(  # type: ignore[arg-type]
+        return DataLoader(
             self._train, batch_size=self._batch_size, shuffle=True, collate_fn=collate, generator=self._order
         )
 
-    def held_out_dataloader(self) -> DataLoader[Batch]:
+    def held_out_dataloader(self) -> DataLoader[Any]:
         """Held-out good batches, in order."""
-        return DataLoader(self._held_out, batch_size=self._batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        return DataLoader(self._held_out, batch_size=self._batch_size, collate_fn=collate)
 
-    def stopping_dataloader(self) -> DataLoader[Batch]:
+    def stopping_dataloader(self) -> DataLoader[Any]:
         """Batches of the stopping part, in order."""
-        return DataLoader(self._stopping, batch_size=self._batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        return DataLoader(self._stopping, batch_size=self._batch_size, collate_fn=collate)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -74,7 +75,9 @@ class Autoencoder(Detector):
         cache_gib: float = 2.0,
     ) -> None:
         if size % 32 or size < 64:
-            raise UsageError(f"size {size}: the autoencoder's input is a multiple of 32 from 64 on, e.g. {max(64, size // 32 * 32)}")
+            raise UsageError(
+                f"size {size}: the autoencoder's input is a multiple of 32 from 64 on, e.g. {max(64, size // 32 * 32)}"
+            )
         if smooth % 2 == 0:
             raise UsageError(f"smooth {smooth}: the averaging window has an odd side, e.g. {smooth + 1}")
         # images in [0, 1]: both ends of the autoencoder speak the same unit
@@ -126,7 +129,7 @@ class Autoencoder(Detector):
         self.log("residual", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with one cosine to zero over the whole training."""
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         total = max(1, int(self.trainer.estimated_stepping_batches))

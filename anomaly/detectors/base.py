@@ -101,7 +101,9 @@ class Detector(pl.LightningModule):
         return torch.where(self.preprocess.roi, anomaly_map, anomaly_map.amin(dim=(1, 2), keepdim=True))
 
     @torch.no_grad()
-    def calibrate(self, good: Iterable[Batch], *, alpha: float, promise: Promise) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def calibrate(
+        self, good: Iterable[Batch], *, alpha: float, promise: Promise
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Fit zero and unit of score and map on held-out good images (FORMATS: split conformal).
 
         Args:

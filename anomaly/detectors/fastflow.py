@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -157,7 +158,7 @@ class FastFlow(Detector):
         self.log("nll", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam; the rate rises over the first 15 % of the steps, then follows one cosine to zero."""
         optimizer = torch.optim.Adam(self.flows.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         total = max(2, int(self.trainer.estimated_stepping_batches))

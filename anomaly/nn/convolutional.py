@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ class UNet(nn.Module):
         super().__init__()
         self.skips = skips
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.1))
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.down = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(fine, coarse, 4, stride=2, padding=1, bias=False),

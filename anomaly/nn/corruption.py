@@ -70,7 +70,11 @@ def _pattern(x: Tensor, index: int, generator: torch.Generator) -> Tensor:
         return (moved.flip(flips) * _uniform(0.7, 1.3, generator) + _uniform(-0.15, 0.15, generator)).clamp(0, 1)
     colour = torch.rand(3, 1, 1, generator=generator)
     if kind == 1:  # a flat colour, near the image's own or far from it
-        return (x[index].mean(dim=(1, 2), keepdim=True) + 0.8 * (colour.to(x.device) - 0.5)).clamp(0, 1).expand(3, height, width)
+        return (
+            (x[index].mean(dim=(1, 2), keepdim=True) + 0.8 * (colour.to(x.device) - 0.5))
+            .clamp(0, 1)
+            .expand(3, height, width)
+        )
     cell = 2 ** _uniform(0.5, 5.5, generator)
     if kind == 2:  # noise of one scale
         channels = 1 if _uniform(0, 1, generator) < 0.5 else 3

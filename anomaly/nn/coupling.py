@@ -53,9 +53,8 @@ class ConvCoupling(nn.Module):
 
     def _scale_and_translation(self, first: Tensor) -> tuple[Tensor, Tensor]:
         hidden = functional.relu(self.first(first))
-        weight, bias = self.second.weight * 0.1, self.second.bias * 0.1  # a gentle start, near the identity
-        raw = functional.conv2d(hidden, weight, bias, padding=self.second.padding)
-        s, t = raw.split((self.num_second, self.num_second), dim=1)
+        raw = self.second(hidden) * 0.1  # a gentle start, near the identity
+        s, t = torch.split(raw, self.num_second, dim=1)
         return self.clamp * torch.tanh(s), t
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +66,7 @@ class ConvCoupling(nn.Module):
         Returns:
             y (N, C, H, W) and the log-determinant's share of each pixel (N, H, W).
         """
-        first, second = x.split((self.num_first, self.num_second), dim=1)
+        first, second = torch.split(x, [self.num_first, self.num_second], dim=1)
         s, t = self._scale_and_translation(first)
         scale = self._scale()
         y = torch.cat((first, second * torch.exp(s) + t), dim=1) * scale + self.offset
@@ -77,6 +76,6 @@ class ConvCoupling(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         """Map the latent back to data: the exact inverse of `forward`, (N, C, H, W) to (N, C, H, W)."""
         y = (y.index_select(1, self.inverse_order) - self.offset) / self._scale()
-        first, second = y.split((self.num_first, self.num_second), dim=1)
+        first, second = torch.split(y, [self.num_first, self.num_second], dim=1)
         s, t = self._scale_and_translation(first)
         return torch.cat((first, (second - t) * torch.exp(-s)), dim=1)

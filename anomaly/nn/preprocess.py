@@ -42,7 +42,7 @@ class Preprocess(nn.Module):
         self.register_buffer("roi", torch.ones(size, dtype=torch.bool))
         self.has_roi = False
         """Whether any network pixel lies outside the region of interest"""
-        self.register_load_state_dict_post_hook(lambda module, _: module._note_roi())
+        self.register_load_state_dict_post_hook(lambda module, _: module._note_roi())  # type: ignore[no-untyped-call]
 
     def set_roi(self, mask: Tensor) -> None:
         """Keep only network pixels whose whole filter support lies inside `mask`.

@@ -44,11 +44,12 @@ class Ssim(nn.Module):
         c1, c2 = 0.01**2, 0.03**2
         channels = x.shape[1]
         blurred = self._blur(torch.cat((x, y, x * x + y * y, x * y), dim=1))
-        mean_x, mean_y, squares, product = blurred.split((channels,) * 4, dim=1)
+        mean_x, mean_y, squares, product = torch.split(blurred, channels, dim=1)
         means, mean_squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
         luminance = (2 * means + c1) / (mean_squares + c1)
         structure = (2 * (product - means) + c2) / (squares - mean_squares + c2)
-        return (luminance * structure).mean(dim=1)
+        alike: Tensor = (luminance * structure).mean(dim=1)
+        return alike
 
 
 class GradientSimilarity(nn.Module):

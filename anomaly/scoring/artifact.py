@@ -44,7 +44,7 @@ class CalibrationRecord:
     """calibrated, ascending"""
     date: str
     source: str
-    """`held-out` of the training folder, or the folder of a later calibration"""
+    """`held-out` of the training folder, or the name of a later calibration's folder, pattern or list"""
     excluded: list[str]
 
 

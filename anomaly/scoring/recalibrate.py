@@ -97,7 +97,7 @@ def calibrate(
             num_groups=len(paths),
             scores=[float(s) for s in np.sort(expected_scores)],
             date=now(),
-            source=good,
+            source=Path(good).name or good,  # the file travels: no path of this machine in it
             excluded=[],
         ),
         image_stats=summarise(statistics),
