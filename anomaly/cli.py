@@ -66,13 +66,13 @@ def _run(arguments: list[str]) -> int:
     module, _, name = VERBS[verb][0].partition(":")
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        from anomaly.arguments import parse
+
+        result = function(**parse(verb, function, arguments[1:]))
     except ModuleNotFoundError as error:
         raise UsageError(
             f"`anomaly {verb}` needs {error.name}, which a serving install has not: pip install anomaly[train]"
         ) from error
-    from anomaly.arguments import parse
-
-    result = function(**parse(verb, function, arguments[1:]))
     return result if isinstance(result, int) else 0
 
 

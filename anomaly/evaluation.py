@@ -115,7 +115,8 @@ def evaluate(
                     mask = read_mask(sample.mask_path, max_pixels=max_pixels)
                 yield enlarge_map(anomaly_map, height=height, width=width, resize=resize), mask
 
-        pixel = pixel_metrics(images, seed=seed)
+        with progress_bar("pixel figures"):
+            pixel = pixel_metrics(images, seed=seed)
     return Evaluation(
         samples=list(samples),
         scores=scores,

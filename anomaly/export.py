@@ -15,7 +15,8 @@ import torch
 
 from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError
-from anomaly.run_card import commit, versions
+from anomaly.progress import progress_bar
+from anomaly.run_card import RunCard, commit, versions
 from anomaly.run_folder import Description, load
 from anomaly.scoring.artifact import (
     CONTRACT,
@@ -50,14 +51,18 @@ def export(run: Path, *, out: str = "") -> Path:
         ModelError: a run folder that is damaged, or a graph that does not keep the contract.
         OutputError: a file that cannot be written.
     """
+    card = RunCard("export", config=dict(locals()))
     detector, description = load(run)
     path = Path(out) if out else run / MODEL_FILE
-    model = export_graph(detector)
+    with progress_bar("export"):
+        model = export_graph(detector)
     golden = Golden(png=description.golden, score=0.0, map_maximum=0.0)
     scores = score_bytes(model.SerializeToString(), golden_image(golden)[None])
     golden = dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map.max()))
     write_model(path, model, _metadata(detector, description, golden, graph_sha256(model)))
-    OnnxScorer(path, device="cpu", num_threads=0)
+    scorer = OnnxScorer(path, device="cpu", num_threads=0)
+    card.facts["result"] = {"model": scorer.sha256, "graph": scorer.metadata.sha256}
+    card.write(path.with_suffix(".export.run.json"))
     return path
 
 

@@ -16,7 +16,7 @@ from anomaly.errors import ParityError
 from anomaly.export import MODEL_FILE
 from anomaly.image import read_image
 from anomaly.progress import progress_bar
-from anomaly.run_card import hardware, now, versions, write_json
+from anomaly.run_card import RunCard, hardware, now, versions, write_json
 from anomaly.scoring.pipeline import batches_by_size
 from anomaly.scoring.scorer import Device, OnnxScorer, Scorer, Scores, relative_difference
 from anomaly.torch_scorer import TorchScorer
@@ -44,6 +44,7 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
     Raises:
         ParityError: a difference above the tolerance; the certificate says where, and is written all the same.
     """
+    card = RunCard("verify", config=dict(locals()))
     path = Path(model) if model else run / MODEL_FILE
     trained = TorchScorer(run)
     exported = OnnxScorer(path, device=device, num_threads=0)
@@ -67,6 +68,8 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
         "date": now(),
     }
     write_json(path.with_suffix(".certificate.json"), certificate)
+    card.facts["result"] = {key: certificate[key] for key in ("model", "score", "map", "num_flips")}
+    card.write(path.with_suffix(".verify.run.json"))
     worst = max(certificate["score"]["max"], certificate["map"]["max"])
     if not worst <= REFUSE or certificate["num_flips"]:
         raise ParityError(
@@ -110,7 +113,7 @@ def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[n
             pairs.append((a, b))
             worst = by_input.setdefault(name, {"score": 0.0, "map": 0.0})
             for part, x, y in (("score", a.score, b.score), ("map", a.anomaly_map, b.anomaly_map)):
-                difference = relative_difference(x, y)
+                difference = np.nan_to_num(relative_difference(x, y), nan=np.inf)  # no number is no agreement
                 worst[part] = max(worst[part], float(difference.max()))
                 sums[part] += float(difference.sum())
                 counts[part] += difference.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,7 @@ def fit(
     white = choose_white(white, samples, max_pixels=max_pixels)
     pl.seed_everything(seed, verbose=False)
     built = build_detector(detector, dict(model or {}))
+    card.facts["config"]["model"] = dict(built.hparams)
     groups = find_groups(samples, root=category.root, group=group, duplicates=duplicates)
     parts = split(samples, groups, seed=seed, stopping=built.needs_stopping_images)
     alpha = resolve_alpha(alpha, num_images=len(parts.held_out), promise=promise)
@@ -113,6 +115,9 @@ def fit(
     if roi:
         mask = read_roi(roi, height=held_out[0].shape[0], width=held_out[0].shape[1], max_pixels=max_pixels)
         built.preprocess.set_roi(torch.from_numpy(mask))
+        if not built.preprocess.roi.any():
+            height, width = built.preprocess.size
+            raise UsageError(f"region {roi!r} holds no whole pixel of the network's {width}×{height}: make it larger")
     with card.timed("fit"):
         train(built, loaders, out=out, precision=precision, device=device, resume=resume)
     with card.timed("calibrate"):
@@ -185,14 +190,17 @@ def train(
             default_root_dir=out,
             callbacks=[_Watch(report, checkpoint)],
         )
-        trainer.fit(
-            detector,
-            train_dataloaders=loaders.train_dataloader(),
-            ckpt_path=checkpoint if resume else None,
-            weights_only=True,
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(
+                detector,
+                train_dataloaders=loaders.train_dataloader(),
+                ckpt_path=checkpoint if resume else None,
+                weights_only=True,
+            )
+        except SystemExit as error:  # how the trainer ends an interrupted fit, with Ctrl-C switched off from then on
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from error
     detector.to("cpu")
 
 
@@ -231,8 +239,10 @@ def read_names(file: str) -> list[str]:
         return []
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"the list {file} cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"the list {file} cannot be read ({error}); give a text file in UTF-8, one name a line"
+        ) from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -35,7 +35,7 @@ SECTIONS = {
     "Reading a verdict",
     "The promise on good parts",
     "How the parts score",
-    "Measured on real defects",
+    "Measured on labelled photographs",
     "What sets the limit",
     "What size of defect is caught",
     "If a rejection is questioned",

@@ -54,7 +54,7 @@ class Backbone(nn.Module):
             raise UsageError(f"backbone {name!r} is not a timm model; near names: {near or 'see timm.list_models()'}")
         options: dict[str, object] = {"features_only": True, "out_indices": tuple(layers)}
         self.is_transformer = name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
-        """Whether the maps come from transformer blocks, with the network's last norm applied, as in the FastFlow paper"""
+        """Whether the maps come from transformer blocks, with the network's last norm, as in the FastFlow paper"""
         if self.is_transformer:
             options |= {"img_size": size, "feature_cls": _NormedMaps}
         try:

@@ -43,11 +43,14 @@ class Ssim(nn.Module):
         """
         c1, c2 = 0.01**2, 0.03**2
         channels = x.shape[1]
+        level = x.mean(dim=(2, 3), keepdim=True)  # taken out first: the variance of a flat bright area cancels
+        x, y = x - level, y - level
         blurred = self._blur(torch.cat((x, y, x * x + y * y, x * y), dim=1))
         mean_x, mean_y, squares, product = torch.split(blurred, channels, dim=1)
-        means, mean_squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
-        luminance = (2 * means + c1) / (mean_squares + c1)
-        structure = (2 * (product - means) + c2) / (squares - mean_squares + c2)
+        covariance, variances = product - mean_x * mean_y, squares - mean_x * mean_x - mean_y * mean_y
+        mean_x, mean_y = mean_x + level, mean_y + level
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+        structure = (2 * covariance + c2) / (variances + c2)
         alike: Tensor = (luminance * structure).mean(dim=1)
         return alike
 

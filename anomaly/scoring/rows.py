@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -149,14 +150,16 @@ class ParquetTable:
 
     def _flush(self) -> None:
         if self._waiting:
-            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=SCHEMA))
-            self._waiting = []
+            rows, self._waiting = self._waiting, []
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
     def close(self) -> None:
         """Write the last row group and the file's footer."""
-        self._flush()
-        self._writer.close()
-        self._file.close()
+        try:
+            self._flush()
+            self._writer.close()
+        finally:
+            self._file.close()
 
 
 TABLES: dict[str, type[CsvTable] | type[JsonLinesTable] | type[ParquetTable]] = {
@@ -184,12 +187,14 @@ class Tables:
             if path.suffix.lower() not in TABLES:
                 raise UsageError(f"{path} ends in {path.suffix or 'nothing'}: results end in {', '.join(TABLES)}")
         try:
-            for path in paths:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._tables.append(TABLES[path.suffix.lower()](path))
+            with ExitStack() as opened:
+                for path in paths:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    table = TABLES[path.suffix.lower()](path)
+                    opened.callback(table.close)
+                    self._tables.append(table)
+                self._opened = opened.pop_all()
         except OSError as error:
-            for table in self._tables:
-                table.close()
             raise self._failure(error) from error
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -205,8 +210,7 @@ class Tables:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            for table in self._tables:
-                table.close()
+            self._opened.close()
         except OSError as closing:
             raise self._failure(closing) from closing
 

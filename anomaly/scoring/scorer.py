@@ -27,6 +27,8 @@ Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 GOLDEN_TOLERANCE = 1e-3
 """In calibrated units, `|a - b| / max(1, |a|)`"""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_OPTIONS = {"cuda": {"use_tf32": "0"}}
+"""TF32 keeps 10 bits of each factor: scores would leave the certificate's tolerance"""
 SESSION_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -140,7 +142,7 @@ def _open_session(model: bytes, *, name: str, device: Device, num_threads: int) 
             ort.preload_dlls()
         fallback = [] if choice == "cpu" else [PROVIDERS["cpu"]]
         try:
-            session = ort.InferenceSession(model, options, providers=[provider, *fallback])
+            session = ort.InferenceSession(model, options, providers=[(provider, _OPTIONS.get(choice, {})), *fallback])
         except SESSION_ERRORS as error:
             if choice != wanted[-1]:
                 continue

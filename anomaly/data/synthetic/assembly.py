@@ -124,7 +124,7 @@ def _render(components: tuple[Component, ...], *, size: int, seed: int) -> Part:
     rng = np.random.default_rng([seed, 2])
     length = size * 3 // 2
     scale = BOARD * length / 100.0
-    lean, shift = rng.normal(0.0, 0.7), rng.normal(0.0, 0.006, 2) * length + length / 2
+    lean, shift = rng.normal(0.0, 0.35), rng.normal(0.0, 0.003, 2) * length + length / 2
     turn = np.deg2rad(lean)
     pose = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * scale * rng.normal(1.0, 0.003)
     scene = _fixture(length, rng=rng)
