@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.folders import Sample, find_category
-from anomaly.errors import DataError
+from anomaly.errors import DataError, UsageError
 from anomaly.image import read_image, read_mask
 from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_limit
 from anomaly.overlay import enlarge_map
@@ -93,6 +93,8 @@ def evaluate(
     Raises:
         DataError: a class is missing, an image or mask cannot be read, or a mask is not of its image's size.
     """
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size}: give 1 or more")
     labels = np.array([s.label for s in samples])
     if not labels.any() or labels.all():
         raise DataError(

@@ -138,11 +138,15 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         kind="detector",
         detector=description.detector,
         category=description.category,
-        config={**description.config, **{f"backbone_{k}": v for k, v in description.provenance.items()}},
+        config={
+            # the names of files travel, not where they lay
+            **{key: _name(value) if key == "weights" else value for key, value in description.config.items()},
+            **{f"backbone_{key}": value for key, value in description.provenance.items()},
+        },
         resize=detector.preprocess.resize,
         white=description.white,
         size=list(detector.preprocess.size),
-        roi=description.roi,
+        roi=_name(description.roi),
         alpha=description.alpha,
         promise=description.promise,
         calibration=description.calibration,
@@ -153,3 +157,8 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         sha256=sha256,
         golden=golden,
     )
+
+
+def _name(value: str) -> str:
+    """Name of a file without its folder; anything that is no path stays as it is."""
+    return Path(value).name if value else ""

@@ -1,6 +1,6 @@
 """Accuracy of a detector on one category: fit, export, verify and test through the exported file, seed by seed.
 
-    python benchmarks/accuracy.py DATA --config configs/detectors/fastflow.yaml --seeds 0,1,2 --out benchmarks/results/X.json
+    python -m benchmarks.accuracy DATA --config configs/detectors/fastflow.yaml --seeds 0,1,2 --out benchmarks/results/X.json
 
 Figures are those of the last epoch; nothing is chosen on test images.
 """

@@ -1,6 +1,6 @@
 """ONNX Runtime throughput: our exported FastFlow with its preprocessing from 900² against anomalib's export without any.
 
-    ANOMALY_WEIGHTS=FOLDER python benchmarks/inference_speed.py --out benchmarks/results/inference_speed.json
+    ANOMALY_WEIGHTS=FOLDER python -m benchmarks.inference_speed --out benchmarks/results/inference_speed.json
 
 Both have the same backbone and flow sizes and untrained flows (the arithmetic does not depend on the weights). The two run
 in turn, round by round; the figure is the median over rounds, the ratio the median of the rounds' ratios.

@@ -3,7 +3,7 @@
 Maps are drawn on the fly from seeds: 12 of 17 images have four square defects that cover 5 % of their pixels. Every
 pixel is standard normal noise, one unit higher in a defect.
 
-    python benchmarks/metrics_memory.py --images 1700 --size 1024 --out benchmarks/results/metrics_memory.json
+    python -m benchmarks.metrics_memory --images 1700 --size 1024 --out benchmarks/results/metrics_memory.json
 """
 
 from __future__ import annotations

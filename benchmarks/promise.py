@@ -1,6 +1,6 @@
 """The promise by resampling: how often limits set on held-out synthetic good images keep what they promise.
 
-    python benchmarks/promise.py --out benchmarks/results/promise.json
+    python -m benchmarks.promise --out benchmarks/results/promise.json
 
 One detector is fitted on synthetic good parts and scores other good parts that it was not fitted on, through its exported
 file. Those are split at random, again and again, into images that calibrate and images that count false alarms.

@@ -1,6 +1,6 @@
 """Training of FastFlow side by side: anomalib, ours in fp32 and ours in bf16, on the same weights, in one run.
 
-    ANOMALY_WEIGHTS=FOLDER python benchmarks/training_speed.py DATA --out benchmarks/results/training_speed_bottle.json
+    ANOMALY_WEIGHTS=FOLDER python -m benchmarks.training_speed DATA --out benchmarks/results/training_speed_bottle.json
 
 anomalib trains its own way (its recipe: 10 epochs, batch 32, all good images); ours holds 20 % of the good images out for
 calibration. Each is timed from the start of `fit` to its end and then tested on the same test images with the same exact

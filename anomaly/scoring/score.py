@@ -141,7 +141,7 @@ def score_to_tables(
             num_defect += scored.row.verdict == "defect"
             num_errors += scored.row.status != "ok"
             if overlays and scored.row.status == "ok" and overlays_of in ("all", scored.row.verdict):
-                name = f"{done:06d}_{Path(scored.row.path).stem}.png"
+                name = f"{done:06d}_{Path(scored.row.path).stem[:60]}.png"
                 place = Path(overlays) / name
                 pending.append(drawer.submit(draw_overlay, scored, place, resize=scorer.metadata.resize))
                 if len(pending) > settings.batch_size:
