@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import timm
 import torch
 from conftest import TINY, draw_part
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 import anomaly
 from anomaly.data.dataset import collate
 from anomaly.errors import ModelError, OutputError, ParityError
 from anomaly.export import export, export_graph
+from anomaly.image import write_png
 from anomaly.parity import adversarial_inputs, compare, verify
 from anomaly.run_folder import load
 from anomaly.scoring.artifact import (
@@ -191,3 +194,21 @@ def test_export_refuses_what_it_cannot_read_or_write(run_folder: Path, tmp_path:
     (copy / "model.onnx").unlink()
     with pytest.raises(ModelError, match="no model at"):
         verify(copy)
+
+
+def test_file_names_no_folder_of_the_machine_that_made_it(category: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", pretrained=False, features_only=True, out_indices=(1,))
+    weights, roi = tmp_path / "kept" / "resnet10t.made_up.safetensors", tmp_path / "kept" / "region.png"
+    weights.parent.mkdir()
+    save_file(network.state_dict(), weights)
+    write_png(roi, np.full((72, 88, 3), 255, dtype=np.uint8))
+    options = FLOW | {"layers": [1], "weights": str(weights)}
+    run = fit(category, out=tmp_path / "run", detector="fastflow", model=options, roi=str(roi))
+    data = export(run).read_bytes()
+    assert weights.name.encode() in data
+    assert roi.name.encode() in data
+    for place in (tmp_path, category.parent, Path(anomaly.__file__).parent):
+        assert str(place).encode() not in data
+    weights.unlink()
+    load(run)  # its state holds the weights
