@@ -218,6 +218,14 @@ def test_interrupted_fit_goes_on_where_it_was(plain: Path, tmp_path: Path, monke
     assert set(Interrupted.seen) == {0}
     monkeypatch.setattr(Interrupted, "armed", False)
     monkeypatch.setattr(Interrupted, "seen", [])
+    with pytest.raises(UsageError, match="learned from other photographs"):  # they may be held out now
+        quick(plain, out, resume=True, seed=1, **asked)
+    with pytest.raises(UsageError, match="had other options of the detector"):
+        quick(plain, out, resume=True, detector=asked["detector"], model=TINY | {"width": 16})
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / INTERRUPTED).write_bytes((out / INTERRUPTED).read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"is damaged .*: start without --resume"):
+        quick(plain, tmp_path / "bad", resume=True, **asked)
     _, description = quick(plain, out, resume=True, **asked)
     assert set(Interrupted.seen) == {1, 2}
     assert description.calibration.num_images == 10
@@ -252,6 +260,12 @@ def test_run_folder_that_cannot_be_made_is_refused(plain: Path, tmp_path: Path) 
 def test_unknown_option_of_a_detector_is_refused(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'autoencoder' has no option 'epoch'; nearest: 'epochs'"):
         quick(plain, tmp_path / "run", model={"epoch": 1})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_missing_device_is_refused(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="torch sees no CUDA device"):
+        quick(plain, tmp_path / "run", device="cuda")
 
 
 @pytest.mark.parametrize(("detector", "model"), [("autoencoder", ONE_EPOCH), ("fastflow", FLOW)])

@@ -95,6 +95,7 @@ class GoodData(pl.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        self.train = tuple(train)
         self._train = read(train)
         self._held_out = read(held_out)
         self._stopping = read(stopping)
