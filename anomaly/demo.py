@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from anomaly.data.findings import findings
 from anomaly.data.folders import Sample, find_category
 from anomaly.data.synthetic import PARTS, make_dataset
 from anomaly.detectability import draw_and_score
-from anomaly.errors import UsageError
+from anomaly.errors import OutputError, UsageError
 from anomaly.evaluation import evaluate, summary
 from anomaly.export import MODEL_FILE, export
 from anomaly.image import read_image
@@ -178,8 +179,14 @@ def _synthetic(root: Path, *, part: str, seed: int) -> Path:
         raise UsageError(f"no synthetic part {part!r}; nearest: {nearest(part, PARTS)!r}; all: {', '.join(PARTS)}")
     root = root / f"seed-{seed}"
     if not (root / part).is_dir():
-        with progress_bar("make synthetic parts") as report:
-            make_dataset(root, parts=(part,), seed=seed, progress=report, **NUM_SYNTHETIC)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{root} cannot be made: {error.strerror}; choose another place") from error
+        with progress_bar("make synthetic parts") as report, tempfile.TemporaryDirectory(dir=root) as unfinished:
+            made = Path(unfinished) / "parts"  # an interrupted set is not taken for a whole one by the next run
+            make_dataset(made, parts=(part,), seed=seed, progress=report, **NUM_SYNTHETIC)
+            (made / part).replace(root / part)
     return root / part
 
 

@@ -107,7 +107,11 @@ def main() -> None:
         }
         for precision in ("fp32", "bf16"):
             cell = measure(
-                options.data, {"detector": "fastflow", "model": {"epochs": 6}}, seed=0, precision=precision, folder=Path(folder) / precision
+                options.data,
+                {"detector": "fastflow", "model": {"epochs": 6}},
+                seed=0,
+                precision=precision,
+                folder=Path(folder) / precision,
             )
             ours = cell["seconds"]["fit and calibrate"]
             result[f"ours {precision}"] = {

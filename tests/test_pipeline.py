@@ -1,4 +1,4 @@
-from __future__ import annotations
+from __future__ import dataclasses
 
 import hashlib
 import struct
@@ -276,3 +276,15 @@ def test_rejected_image_without_a_region_gets_the_weak_one_around_the_maximum() 
 def test_flat_map_of_a_rejected_image_is_one_weak_region() -> None:
     (region,) = find_regions(np.full((3, 4), 0.5, dtype=np.float32), limit=1.0, rejected=True)
     assert (region.x, region.y, region.width, region.height, region.area, region.weak) == (0, 0, 4, 3, 12, True)
+
+
+def test_several_pages_are_refused_unless_the_first_is_asked_for(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pages.tiff"
+    pages = [np.full((40, 50, 3), value, dtype=np.uint8) for value in (90, 200)]
+    assert cv2.imwritemulti(str(path), pages)
+    scorer = OnnxScorer(model, device="cpu", num_threads=1)
+    for frame, status in (("only", "unsupported_pixels"), ("first", "ok")):
+        settings = dataclasses.replace(SETTINGS, frame=frame)
+        (scored,) = score_images([str(path)], scorer=scorer, settings=settings, seconds={})
+        assert scored.row.status == status
+    assert (scored.image == 90).all()

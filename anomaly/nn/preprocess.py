@@ -19,7 +19,8 @@ class Preprocess(nn.Module):
     """Resize, normalise and blank what lies outside the region of interest.
 
     `squash` resizes height and width each to the network's size (bilinear, antialiased; exported as one `Resize`).
-    `letterbox` keeps the aspect, centres the image and pads with the mean colour. It is written as two matrix products
+    `letterbox` keeps the aspect, centres the image and repeats its border around: a flat padding would be an edge that every
+    good part has and that outweighs the part in a score. It is written as two matrix products
     with triangle-filter weights made from the tensor's own sizes, because its scale depends on the image.
 
     Args:
@@ -55,7 +56,7 @@ class Preprocess(nn.Module):
             parts = functional.interpolate(parts, self.size, mode="bilinear", antialias=True)
         else:
             parts = letterbox(parts, self.size)
-        # what lies outside has no weight at all, not even a rounded one; the padding of a letterbox has neither part
+        # what lies outside has no weight at all, not even a rounded one; the padding of a letterbox is what its border is
         self.roi.copy_((parts[0, 0] > 0.5) & (parts[0, 1] == 0))
         self._note_roi()
 
@@ -78,14 +79,14 @@ class Preprocess(nn.Module):
             x = functional.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
             x = (x - self.mean) / self.std
         else:
-            x = letterbox((x - self.mean) / self.std, self.size)
+            x = (letterbox(x, self.size) - self.mean) / self.std
         if self.has_roi:
             x = x * self.roi
         return x
 
 
 def letterbox(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize with the aspect kept, centred, zeros around; antialiased bilinear (a triangle as wide as the scale).
+    """Resize with the aspect kept, centred, its border repeated around; antialiased bilinear (triangle as wide as the scale).
 
     Args:
         x: (N, C, H, W) float32.
@@ -107,7 +108,6 @@ def _triangle_weights(source: Tensor, target: int, scale: Tensor) -> Tensor:
     """Weights (target, length) of a centred antialiased bilinear resize by `scale` source pixels per target pixel."""
     length = source[-1] + 0.5
     centre = (torch.arange(target, device=source.device, dtype=torch.float32) + 0.5 - target / 2) * scale + length / 2
+    centre = torch.minimum(centre.clamp(min=0.5), length - 0.5)  # beyond the image its border goes on
     weight = (1 - (centre[:, None] - source[None, :]).abs() / scale.clamp(min=1.0)).clamp(min=0.0)
-    inside = (centre > 0) & (centre < length)
-    weight = weight * inside[:, None]
-    return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    return weight / weight.sum(dim=1, keepdim=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from anomaly.calibration import p_values
 from anomaly.errors import ImageError, UsageError
 from anomaly.image import decode_image, read_file
+from anomaly.image_header import Frame
 from anomaly.overlay import enlarge_map
 from anomaly.scoring.regions import find_regions
 from anomaly.scoring.rows import Row
@@ -49,6 +50,7 @@ class Settings:
         batch_size: images per inference.
         max_pixels: largest width × height that is decoded.
         num_threads: of reading and decoding.
+        frame: of files with several frames or pages: `only` refuses them, `first` takes the first.
 
     Raises:
         UsageError: a limit that is no number, or a batch without images.
@@ -58,6 +60,7 @@ class Settings:
     batch_size: int
     max_pixels: int
     num_threads: int
+    frame: Frame = "only"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.limit):
@@ -101,7 +104,7 @@ def score_images(
     with ThreadPoolExecutor(settings.num_threads) as pool:
 
         def begin(window: Sequence[str]) -> list[Future[_Loaded]]:
-            return [pool.submit(_load, path, white=white, max_pixels=settings.max_pixels) for path in window]
+            return [pool.submit(_load, path, white=white, settings=settings) for path in window]
 
         coming = begin(windows[0]) if windows else []
         for number in range(len(windows)):
@@ -125,13 +128,14 @@ def batches_by_size(shapes: Sequence[tuple[int, ...]], *, batch_size: int) -> li
     return [group[at : at + batch_size] for group in by_shape.values() for at in range(0, len(group), batch_size)]
 
 
-def _load(path: str, *, white: int, max_pixels: int) -> _Loaded:
+def _load(path: str, *, white: int, settings: Settings) -> _Loaded:
     """Read, hash and decode one image; a failure is a value, for the row."""
     sha256 = ""
     try:
-        data = read_file(path, max_pixels=max_pixels)
+        data = read_file(path, max_pixels=settings.max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
-        return _Loaded(path, sha256, decode_image(data, name=path, white=white, max_pixels=max_pixels), None)
+        image = decode_image(data, name=path, white=white, max_pixels=settings.max_pixels, frame=settings.frame)
+        return _Loaded(path, sha256, image, None)
     except ImageError as error:
         return _Loaded(path, sha256, _NOTHING, error)
     except Exception as error:  # the quarantine of one image: whatever its bytes provoke, the others go on

@@ -14,6 +14,7 @@ from anomaly.calibration import Promise, limit_for
 from anomaly.data.folders import list_images
 from anomaly.errors import OutputError, UsageError
 from anomaly.image import write_png
+from anomaly.image_header import Frame
 from anomaly.overlay import enlarge_map, overlay
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard
@@ -46,6 +47,7 @@ def score(
     overlays: str = "",
     overlays_of: Literal["defect", "all"] = "defect",
     max_pixels: int = 100_000_000,
+    frame: Frame = "only",
     fail_on_defect: bool = False,
 ) -> int:
     """Score images through an exported model and write one row for each, bad files included.
@@ -62,6 +64,7 @@ def score(
         overlays: folder for pictures with the map laid over; none by default.
         overlays_of: draw those with the verdict defect, or all.
         max_pixels: largest width × height that is decoded.
+        frame: of files with several frames or pages: `only` makes them error rows, `first` takes the first.
         fail_on_defect: exit with 4 where a verdict is defect.
 
     Returns:
@@ -79,7 +82,7 @@ def score(
     chosen = choose_limit(scorer, limit=limit, alpha=alpha, promise=promise)
     if overlays and not chosen > 0:
         raise UsageError(f"limit {chosen:g}: overlays are drawn to a limit above 0; leave --overlays out")
-    settings = Settings(limit=chosen, batch_size=batch_size, max_pixels=max_pixels, num_threads=num_cpus())
+    settings = Settings(limit=chosen, batch_size=batch_size, max_pixels=max_pixels, num_threads=num_cpus(), frame=frame)
     summary = score_to_tables(
         paths, scorer=scorer, settings=settings, out=[out], overlays=overlays, overlays_of=overlays_of
     )
