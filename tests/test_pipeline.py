@@ -1,5 +1,4 @@
-from __future__ import dataclasses
-
+from __future__ import annotations
 import hashlib
 import struct
 import zlib
@@ -284,7 +283,7 @@ def test_several_pages_are_refused_unless_the_first_is_asked_for(model: Path, tm
     assert cv2.imwritemulti(str(path), pages)
     scorer = OnnxScorer(model, device="cpu", num_threads=1)
     for frame, status in (("only", "unsupported_pixels"), ("first", "ok")):
-        settings = dataclasses.replace(SETTINGS, frame=frame)
+        settings = replace(SETTINGS, frame=frame)
         (scored,) = score_images([str(path)], scorer=scorer, settings=settings, seconds={})
         assert scored.row.status == status
     assert (scored.image == 90).all()
