@@ -110,12 +110,7 @@ class Autoencoder(Detector):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean residual of the reconstruction against the clean image."""
 
-        def compute() -> list[Tensor]:
-            image = batch.image
-            moved = [i.to(self.device) for i in image] if isinstance(image, list) else image.to(self.device)
-            return [self.preprocess(moved)]
-
-        (x,) = self._cache.lookup(batch.path, compute)
+        (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
         seen = corrupt(x, generator=self._corruption)[0] if self.repair else x
         if self.preprocess.has_roi:
             seen = seen * self.preprocess.roi

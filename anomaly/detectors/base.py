@@ -90,6 +90,14 @@ class Detector(pl.LightningModule):
         """
         return self.calibration(self.anomaly(self.preprocess(image)))  # type: ignore[no-any-return]
 
+    def preprocessed(self, batch: Batch) -> Tensor:
+        """Move a batch's images to this device and turn them into the network's input (N, 3, h, w)."""
+        image = batch.image
+        x: Tensor = self.preprocess(
+            [single.to(self.device) for single in image] if isinstance(image, list) else image.to(self.device)
+        )
+        return x
+
     def inside_roi(self, anomaly_map: Tensor) -> Tensor:
         """Give pixels outside the region of interest the map's own minimum, so that they neither score nor show.
 
@@ -121,9 +129,7 @@ class Detector(pl.LightningModule):
         score, peak = [], []
         self.calibration.load_state_dict(Calibration().state_dict())  # raw scores: zero 0, unit 1
         for batch in good:
-            image = batch.image
-            image = [i.to(self.device) for i in image] if isinstance(image, list) else image.to(self.device)
-            raw = self(image)
+            raw = self.anomaly(self.preprocessed(batch))
             score.append(raw.score.double().cpu().numpy())
             peak.append(raw.anomaly_map.amax(dim=(1, 2)).double().cpu().numpy())
         scores = np.concatenate(score)

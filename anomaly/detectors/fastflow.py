@@ -138,10 +138,8 @@ class FastFlow(Detector):
 
     def _features(self, batch: Batch) -> list[Tensor]:
         def compute() -> list[Tensor]:
-            image = batch.image
-            moved = [i.to(self.device) for i in image] if isinstance(image, list) else image.to(self.device)
             with torch.autocast(self.device.type, enabled=False):  # the features that calibration and export see
-                return self.backbone(self.preprocess(moved))  # type: ignore[no-any-return]
+                return self.backbone(self.preprocessed(batch))  # type: ignore[no-any-return]
 
         return self._cache.lookup(batch.path, compute)
 
