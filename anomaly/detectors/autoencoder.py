@@ -109,7 +109,6 @@ class Autoencoder(Detector):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean residual of the reconstruction against the clean image."""
-
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
         seen = corrupt(x, generator=self._corruption)[0] if self.repair else x
         if self.preprocess.has_roi:

@@ -127,7 +127,6 @@ class Detector(pl.LightningModule):
         """
         self.eval()
         score, peak = [], []
-        self.calibration.load_state_dict(Calibration().state_dict())  # raw scores: zero 0, unit 1
         for batch in good:
             raw = self.anomaly(self.preprocessed(batch))
             score.append(raw.score.double().cpu().numpy())
