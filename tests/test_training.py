@@ -293,3 +293,9 @@ def test_damaged_run_folders_are_refused(run_folder: Path, tmp_path: Path) -> No
         (copy / name).write_bytes(content)
         with pytest.raises(ModelError, match="damaged or foreign detector"):
             load(copy)
+
+
+def test_mixed_precision_trains_to_finite_weights(category: Path, tmp_path: Path) -> None:
+    model = TINY | {"epochs": 3, "loss": "ssim+msgms", "score": "msgms"}
+    detector, _ = load(fit(category, out=tmp_path / "run", detector="autoencoder", model=model, precision="bf16"))
+    assert all(torch.isfinite(value).all() for value in detector.state_dict().values())

@@ -114,9 +114,10 @@ class Autoencoder(Detector):
         if self.preprocess.has_roi:
             seen = seen * self.preprocess.roi
         x_hat = self.network(seen).float()
-        r = self._residual(self.loss, x, x_hat)
-        if self.loss == "ssim+msgms":
-            r = r + ((x - x_hat) ** 2).mean(dim=1)
+        with torch.autocast(self.device.type, enabled=False):  # a variance as difference of squares needs all digits
+            r = self._residual(self.loss, x, x_hat)
+            if self.loss == "ssim+msgms":
+                r = r + ((x - x_hat) ** 2).mean(dim=1)
         if self.preprocess.has_roi:
             r = r[:, self.preprocess.roi]
         loss = r.mean()
