@@ -198,7 +198,7 @@ def test_failed_inference_becomes_error_rows_and_the_run_goes_on(paths: list[str
 def test_whatever_an_image_provokes_stays_with_its_row(
     paths: list[str], scorer: OnnxScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(data: bytes, *, name: str, white: int, max_pixels: int) -> NDArray[np.uint8]:
+    def decode(data: bytes, *, name: str, white: int, max_pixels: int, frame: str) -> NDArray[np.uint8]:
         if name == paths[0]:
             raise MemoryError("no room")
         return decode_image(data, name=name, white=white, max_pixels=max_pixels)
