@@ -47,7 +47,7 @@ def demo(
     out: Path = Path("demo-out"),
     detector: str = "best",
     model: dict[str, Any] | None = None,
-    part: str = "machined",
+    part: str = "assembly",
     alpha: float | Literal["default"] = "default",
     promise: Promise = "expected",
     seed: int = 0,
