@@ -32,7 +32,8 @@ from anomaly.scoring.pipeline import Settings
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.score import score_to_tables
 from anomaly.scoring.scorer import OnnxScorer
-from anomaly.training import Precision, fit
+from anomaly.training import fit
+from anomaly.training_loop import Precision
 
 NUM_SYNTHETIC = {"num_train": 200, "num_test_good": 40, "num_test_defect": 75, "size": 256}
 NUM_DRAWN_ON = 40

@@ -5,6 +5,7 @@
     ├── DataError                a folder, split or mask that cannot be used
     │   └── ImageError           one image that cannot be used; carries a `code` of the results table
     ├── CalibrationError         a promise that the good images at hand cannot support
+    ├── TrainingError            a loss that is no number, or memory that does not suffice; what was learned is kept
     ├── ModelError               an .onnx that is corrupt, foreign, of another contract or not itself any more
     ├── ParityError              an export that does not give what the trained model gives
     ├── WeightsError             backbone weights that are neither at hand nor to be had
@@ -55,6 +56,10 @@ class ImageError(DataError):
 
 class CalibrationError(AnomalyError):
     """A promise that the good images at hand cannot support."""
+
+
+class TrainingError(AnomalyError):
+    """A training that cannot go on; what was learned before stays in the run folder."""
 
 
 class ModelError(AnomalyError):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import pickle
-import signal
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,27 +10,21 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning.callbacks import Callback
 
 from anomaly.calibration import Promise, guarantee, resolve_alpha
 from anomaly.data.dataset import GoodData, GoodImages
 from anomaly.data.duplicates import duplicate_files
 from anomaly.data.folders import Sample, find_category
 from anomaly.data.splits import drop_excluded, find_groups, split
-from anomaly.detectors.base import Detector
-from anomaly.errors import DataError, ModelError, OutputError, UsageError
+from anomaly.errors import DataError, OutputError, UsageError
 from anomaly.image import read_file, read_image, read_mask, stored_maximum, white_level
 from anomaly.image_header import image_header
-from anomaly.progress import Report, progress_bar
+from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard, now
 from anomaly.run_folder import CARD_FILE, Description, build_detector, save
 from anomaly.scoring.artifact import CalibrationRecord, golden_png
 from anomaly.scoring.image_stats import image_statistics, summarise
-
-INTERRUPTED, ASKED = "interrupted.ckpt", "anomaly"
-"""The checkpoint of an interrupted fit, and the key in it under which stands what was asked for"""
-Precision = Literal["fastest", "fp32", "bf16"]
-TrainingDevice = Literal["auto", "cpu", "cuda"]
+from anomaly.training_loop import INTERRUPTED, Precision, TrainingDevice, train
 
 
 def fit(
@@ -82,6 +72,7 @@ def fit(
     Raises:
         DataError: photographs that cannot be used, or too few.
         CalibrationError: an alpha that the held-out photographs cannot support.
+        TrainingError: a loss that is no number, or too little memory; what was learned is kept for `resume`.
         OutputError: a run folder that cannot be written.
     """
     card = RunCard("fit", config=dict(locals()))
@@ -161,100 +152,6 @@ def fit(
     card.write(out / CARD_FILE)
     (out / INTERRUPTED).unlink(missing_ok=True)
     return out
-
-
-def train(
-    detector: Detector, loaders: GoodData, *, out: Path, precision: Precision, device: TrainingDevice, resume: bool
-) -> None:
-    """Run the epochs of a detector; an interruption leaves a checkpoint in `out` that `resume` goes on from.
-
-    Raises:
-        UsageError: `resume` without an interrupted fit, or with one of other photographs or options; no CUDA device.
-        ModelError: a damaged checkpoint.
-        KeyboardInterrupt: the fit was interrupted; the checkpoint is written.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda asked for, but torch sees no CUDA device: repair its driver or take --device cpu")
-    checkpoint = out / INTERRUPTED
-    asked = {"options": dict(detector.hparams), "train": [str(s.path) for s in loaders.train]}
-    if resume:
-        _check_resumable(checkpoint, asked)
-    with progress_bar("train") as report, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loaders and loggers
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-        trainer = pl.Trainer(
-            max_epochs=detector.epochs,
-            accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu", "cpu": "cpu", "cuda": "gpu"}[device],
-            devices=1,
-            precision="bf16-mixed"
-            if precision == "bf16" or (precision == "fastest" and has_fast_bf16())
-            else "32-true",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=out,
-            callbacks=[_Watch(report, checkpoint, asked)],
-        )
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(
-                detector,
-                train_dataloaders=loaders.train_dataloader(),
-                ckpt_path=checkpoint if resume else None,
-                weights_only=True,
-            )
-        except SystemExit as error:  # how the trainer ends an interrupted fit, with Ctrl-C switched off from then on
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from error
-    detector.to("cpu")
-
-
-def _check_resumable(checkpoint: Path, asked: dict[str, Any]) -> None:
-    """Refuse to go on from a fit whose photographs may now be held out, or whose network is another."""
-    if not checkpoint.is_file():
-        raise UsageError(f"nothing to resume: {checkpoint.parent} has no {INTERRUPTED}; start without --resume")
-    try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)[ASKED]
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-        raise ModelError(f"{checkpoint} is damaged ({error}): start without --resume") from error
-    for part, what in (("train", "learned from other photographs"), ("options", "had other options of the detector")):
-        if found[part] != asked[part]:
-            raise UsageError(
-                f"the fit that was interrupted in {checkpoint.parent} {what}:"
-                " ask for the same folder, seed, groups and options as then, or start without --resume"
-            )
-
-
-def has_fast_bf16() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
-        return False
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-class _Watch(Callback):
-    """Moves the progress bar, and writes a checkpoint, with what was asked for, when training is interrupted."""
-
-    def __init__(self, report: Report, checkpoint: Path, asked: dict[str, Any]) -> None:
-        self._report = report
-        self._checkpoint = checkpoint
-        self._asked = asked
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        self._report(trainer.global_step, int(trainer.estimated_stepping_batches))
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint[ASKED] = self._asked
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            trainer.save_checkpoint(self._checkpoint)
 
 
 def read_names(file: str) -> list[str]:

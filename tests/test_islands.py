@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "arguments": (("anomaly.arguments",), ("ground", "detectors")),
     "inspect": (("anomaly.inspect",), ("ground", "data")),
     "training": (
-        ("anomaly.training", "anomaly.run_folder"),
+        ("anomaly.training", "anomaly.training_loop", "anomaly.run_folder"),
         ("ground", "data", "nn", "detectors", "scoring"),
     ),
     "evaluation": (

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from anomaly.data.dataset import Batch
 from anomaly.detectors.autoencoder import Autoencoder
-from anomaly.errors import CalibrationError, DataError, ModelError, OutputError, UsageError
+from anomaly.errors import CalibrationError, DataError, ModelError, OutputError, TrainingError, UsageError
 from anomaly.image import write_png
 from anomaly.run_folder import Description, load
-from anomaly.training import INTERRUPTED, choose_white, fit, read_roi
+from anomaly.training import choose_white, fit, read_roi
+from anomaly.training_loop import INTERRUPTED
 
 ONE_EPOCH = TINY | {"epochs": 1}
 FLOW = {
@@ -299,3 +300,91 @@ def test_mixed_precision_trains_to_finite_weights(category: Path, tmp_path: Path
     model = TINY | {"epochs": 3, "loss": "ssim+msgms", "score": "msgms"}
     detector, _ = load(fit(category, out=tmp_path / "run", detector="autoencoder", model=model, precision="bf16"))
     assert all(torch.isfinite(value).all() for value in detector.state_dict().values())
+
+
+class Diverging(Autoencoder):
+    """Its loss is no number from the second epoch on."""
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = super().training_step(batch, index)
+        if self.current_epoch == 1:
+            self.log("sharpness", loss * float("nan"))
+        return loss
+
+
+def test_loss_that_is_no_number_names_its_term_and_keeps_the_weights_before(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"loss term 'sharpness' became nan in epoch 2; .*interrupted\.ckpt.*lower"):
+        quick(plain, out, detector=f"{__name__}:Diverging", model=TINY | {"epochs": 3})
+    kept = torch.load(out / INTERRUPTED, weights_only=True)
+    assert kept["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+
+
+class Hungry(Autoencoder):
+    """Has memory for two images a batch."""
+
+    error: type[Exception] = torch.OutOfMemoryError
+    most = 2
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        if len(batch.path) > self.most:
+            raise self.error("CPU allocator: you tried to allocate; can't allocate memory")
+        return super().training_step(batch, index)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_too_little_memory_names_the_batch_size_that_fits(
+    plain: Path, tmp_path: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hungry, "error", error)
+    asked = {"detector": f"{__name__}:Hungry", "model": ONE_EPOCH}
+    with pytest.raises(TrainingError, match="8 images a batch .* 2 fit: --model.batch-size 2"):
+        quick(plain, tmp_path / "run", **asked)
+    quick(plain, tmp_path / "run", detector=asked["detector"], model=ONE_EPOCH | {"batch_size": 2})
+    monkeypatch.setattr(Hungry, "most", 0)
+    with pytest.raises(TrainingError, match="not even 1 fits"):
+        quick(plain, tmp_path / "run", **asked)
+
+
+def test_other_errors_of_training_are_not_taken_for_memory(plain: Path, tmp_path: Path) -> None:
+    class Broken(Autoencoder):
+        def training_step(self, batch: Batch, index: int) -> Tensor:
+            raise RuntimeError("shapes differ")
+
+    globals()["Broken"] = Broken
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        quick(plain, tmp_path / "run", detector=f"{__name__}:Broken")
+
+
+def test_killed_fit_goes_on_from_its_last_kept_epoch(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anomaly.training_loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Interrupted, "seen", [])
+    monkeypatch.setattr(Interrupted, "armed", False)
+    asked = {"detector": f"{__name__}:Interrupted", "model": TINY | {"epochs": 3}}
+    whole, _ = quick(plain, tmp_path / "whole", **asked)
+
+    def killed(self: Interrupted, batch: Batch, index: int) -> Tensor:
+        if self.current_epoch == 2:
+            raise SystemError("as if the process had died: nothing is written after this")
+        return Autoencoder.training_step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupted, "training_step", killed)
+        with pytest.raises(SystemError):
+            quick(plain, tmp_path / "run", **asked)
+    monkeypatch.setattr(Interrupted, "seen", [])
+    resumed, _ = quick(plain, tmp_path / "run", resume=True, **asked)
+    assert set(Interrupted.seen) == {2}
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_identical_photographs_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "same"
+    folder.mkdir()
+    for n in range(24):
+        write_png(folder / f"{n:03d}.png", draw_part(0))
+    with pytest.raises(DataError, match="24 good photographs in 1 groups"):
+        quick(folder, tmp_path / "run")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomaly.data.folders import Sample
 from anomaly.image import read_image
@@ -72,6 +73,31 @@ def collate(items: Sequence[tuple[Tensor, str]]) -> Batch:
     return Batch(images, masks, label, path)
 
 
+class SeededOrder(Sampler[int]):
+    """An order of training drawn anew for each epoch from the seed and the epoch's number, so that it survives a resume.
+
+    Args:
+        num_images: to put into order.
+        seed: of all epochs.
+    """
+
+    def __init__(self, num_images: int, *, seed: int) -> None:
+        self._num_images = num_images
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is next; the trainer calls this."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def __iter__(self) -> Iterator[int]:
+        draw = np.random.default_rng((self._seed, self._epoch))
+        return iter(draw.permutation(self._num_images).tolist())
+
+
 class GoodData(pl.LightningDataModule):
     """Loaders of the good parts of a split: `train` shuffled by the seed, `held_out` and `stopping` in order.
 
@@ -100,13 +126,15 @@ class GoodData(pl.LightningDataModule):
         self._held_out = read(held_out)
         self._stopping = read(stopping)
         self._batch_size = batch_size
-        self._order = torch.Generator().manual_seed(seed)
+        self._order = SeededOrder(len(self._train), seed=seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
-        return DataLoader(
-            self._train, batch_size=self._batch_size, shuffle=True, collate_fn=collate, generator=self._order
-        )
+        return DataLoader(self._train, batch_size=self._batch_size, sampler=self._order, collate_fn=collate)
+
+    def probe_dataloader(self, batch_size: int) -> DataLoader[Any]:
+        """Training batches of another size, in order, to find one that fits into memory."""
+        return DataLoader(self._train, batch_size=batch_size, collate_fn=collate)
 
     def held_out_dataloader(self) -> DataLoader[Any]:
         """Held-out good batches, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from anomaly.calibration import Promise, fit_scale
 from anomaly.data.dataset import Batch
+from anomaly.errors import TrainingError
 from anomaly.nn.preprocess import Preprocess
 
 
@@ -97,6 +99,17 @@ class Detector(pl.LightningModule):
             [single.to(self.device) for single in image] if isinstance(image, list) else image.to(self.device)
         )
         return x
+
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Log a term of the loss; every term is logged before the step that it leads to.
+
+        Raises:
+            TrainingError: a value that is no finite number, before any weight is moved by it.
+        """
+        number = float(value.detach() if isinstance(value, Tensor) else value)
+        if not math.isfinite(number):
+            raise TrainingError(f"the loss term {name!r} became {number} in epoch {self.current_epoch + 1}")
+        super().log(name, value, *args, **options)
 
     def inside_roi(self, anomaly_map: Tensor) -> Tensor:
         """Give pixels outside the region of interest the map's own minimum, so that they neither score nor show.
