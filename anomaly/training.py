@@ -49,7 +49,7 @@ def fit(
     """Train a detector on good photographs and calibrate it on held-out ones; the test images are never touched.
 
     Args:
-        data: a category in MVTec layout, or a plain folder of good photographs.
+        data: a category in a known layout, or a plain folder of good photographs.
         out: the run folder to write.
         detector: a name of the registry, or package.module:Class.
         model: options of the detector's constructor.
@@ -81,15 +81,22 @@ def fit(
     except OSError as error:
         raise OutputError(f"run folder {out} cannot be made: {error.strerror}; choose another place") from error
     category = find_category(data)
-    samples, dropped = drop_excluded(category.train, read_names(exclude))
+    given = set(category.held_out)
+    kept, dropped = drop_excluded([*category.train, *category.held_out], read_names(exclude))
     with progress_bar("look at the photographs") as report:
-        duplicates = duplicate_files([s.path for s in samples], max_pixels=max_pixels, progress=report)
-    white = choose_white(white, samples, max_pixels=max_pixels)
+        duplicates = duplicate_files([s.path for s in kept], max_pixels=max_pixels, progress=report)
+    white = choose_white(white, kept, max_pixels=max_pixels)
     pl.seed_everything(seed, verbose=False)
     built = build_detector(detector, dict(model or {}))
     card.facts["config"]["model"] = dict(built.hparams)
-    groups = find_groups(samples, root=category.root, group=group, duplicates=duplicates)
-    parts = split(samples, groups, seed=seed, stopping=built.needs_stopping_images)
+    groups = find_groups(kept, root=category.root, group=group, duplicates=duplicates)
+    parts = split(
+        [s for s in kept if s not in given],
+        groups,
+        seed=seed,
+        stopping=built.needs_stopping_images,
+        given=[s for s in kept if s in given],
+    )
     alpha = resolve_alpha(alpha, num_images=len(parts.held_out), promise=promise)
     guarantee(len(parts.held_out), alpha=alpha, promise=promise)  # refuse before training, not after
 

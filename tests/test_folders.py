@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly.data.folders import find_category, image_files, list_images
+from anomaly.data.folders import find_categories, find_category, image_files, list_images
 from anomaly.errors import DataError
 
 
@@ -108,6 +108,44 @@ def test_folder_good_beside_others_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'good' beside photographs of its own, scratch"):
         find_category(tmp_path)
     assert len(find_category(tmp_path / "good").train) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["1.png", "1_GT.png"], r"holds masks beside the photographs, first .*1_GT\.png; give the good photographs"),
+        (["lot/1.JPG", "lot/1_mask.png"], r"holds masks beside the photographs, first .*lot/1_mask\.png"),
+        (["ok/1.bmp", "ko/1.bmp"], r"has a folder 'ok' beside ko; give the folder 'ok' alone"),
+        (["Normal/1.JPG", "Anomaly/1.JPG"], r"has a folder 'Normal' beside Anomaly"),
+        (
+            ["Images/Normal/1.JPG", "Images/Anomaly/1.JPG", "Masks/Anomaly/1.png"],
+            r"Images has a folder 'Normal' beside",
+        ),
+        (["good/1.png", "bad/1.png", "ground_truth/bad/1_mask.png"], r"folder 'ground_truth' but no train/good"),
+    ],
+)
+def test_part_of_a_data_set_is_no_plain_folder(tmp_path: Path, names: list[str], message: str) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(DataError, match=message):
+        find_category(tmp_path)
+
+
+def test_names_like_those_of_masks_are_no_masks(tmp_path: Path) -> None:
+    touch(tmp_path, "face_mask.png", "gas/face.png", "good/good/1.png")
+    (tmp_path / "good").rename(tmp_path / "lots")
+    assert len(find_category(tmp_path).train) == 3
+
+
+def test_data_set_without_category_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "deep/btad/01/train/ok/0.bmp", "photographs/0.png", ".hidden/train/good/0.png")
+    with pytest.raises(DataError, match="no category of a known layout but deep, photographs; give the folder"):
+        find_categories(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="but no folders"):
+        find_categories(tmp_path / "empty")
+    with pytest.raises(DataError, match="does not exist"):
+        find_categories(tmp_path / "gone")
+    assert find_categories(tmp_path / "deep" / "btad") == (tmp_path / "deep" / "btad" / "01",)
 
 
 def test_images_of_a_folder_a_pattern_and_a_file(tmp_path: Path) -> None:

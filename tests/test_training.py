@@ -378,7 +378,8 @@ def test_killed_fit_goes_on_from_its_last_kept_epoch(
     monkeypatch.setattr(Interrupted, "seen", [])
     resumed, _ = quick(plain, tmp_path / "run", resume=True, **asked)
     assert set(Interrupted.seen) == {2}
-    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    for key, value in whole.items():
+        torch.testing.assert_close(resumed[key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_identical_photographs_are_refused(tmp_path: Path) -> None:
@@ -388,3 +389,16 @@ def test_identical_photographs_are_refused(tmp_path: Path) -> None:
         write_png(folder / f"{n:03d}.png", draw_part(0))
     with pytest.raises(DataError, match="24 good photographs in 1 groups"):
         quick(folder, tmp_path / "run")
+
+
+def test_photographs_that_the_data_set_holds_out_calibrate(plain: Path, tmp_path: Path) -> None:
+    root = tmp_path / "scenario"
+    shutil.copytree(plain, root / "train" / "good")
+    for n in range(12):
+        (root / "validation" / "good").mkdir(parents=True, exist_ok=True)
+        write_png(root / "validation" / "good" / f"{n:03d}.png", draw_part(100 + n))
+    shutil.copy(root / "train/good/003.png", root / "validation/good/900.png")  # then it must not train
+    _, description = quick(root, tmp_path / "run")
+    assert [Path(p).parent.parent.name for p in description.held_out] == ["validation"] * 13
+    assert 18 <= len(description.train) <= 23  # less what looks like a held-out one
+    assert str(root / "train/good/003.png") not in description.train

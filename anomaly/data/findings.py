@@ -45,10 +45,11 @@ def _unusable(inspection: Inspection) -> list[Finding]:
 
 def _repeated(inspection: Inspection) -> list[Finding]:
     found = []
-    both = [_pair(same) for same in inspection.equal_files if any(n.startswith("train/") for n in same)]
-    kinds = [_pair(same) for same in inspection.equal_files if not any(n.startswith("train/") for n in same)]
+    both = [_pair(same) for same in inspection.shared_files]
+    kinds = [_pair(same) for same in inspection.equal_files if same not in inspection.shared_files]
     if both:
-        text = f"{len(both)} files stand in train and in test; take them out of one"
+        parts = "two of train, held out and test" if "held_out" in inspection.kinds else "train and in test"
+        text = f"{len(both)} files stand in {parts}; take them out of one"
         found.append(Finding("error", f"{text}: {listed(both)}"))
     if kinds:
         text = f"{len(kinds)} test files stand under two kinds; keep the right one"
@@ -97,7 +98,7 @@ def _masks(inspection: Inspection) -> list[Finding]:
 def _remarks(inspection: Inspection) -> list[Finding]:
     found = []
     if inspection.unused:
-        text = f"{len(inspection.unused)} images lie outside train/good and test/<kind> and are not used"
+        text = f"{len(inspection.unused)} images lie where the layout has no photographs and are not used"
         found.append(Finding("note", f"{text}; move them if they should be: {listed(inspection.unused)}"))
     if not inspection.kinds["test"]:
         text = "there are no test photographs; to measure accuracy add test/good and test/<kind of defect>"

@@ -1,129 +1,113 @@
-"""Photographs on disk as samples: a category in the layout of MVTec AD, a plain folder of good ones, a list to score.
-
-    <category>/train/good/…                    good photographs to learn from
-    <category>/test/good/…, test/<kind>/…      test photographs, good and with defects of a kind
-    <category>/ground_truth/<kind>/…           masks, `<stem>_mask.png` or `<stem>.png` beside the same sub-folders
-
-Source of the layout: Bergmann et al., "MVTec AD", CVPR 2019.
-"""
+"""Folders and lists of photographs: a category of any layout, the categories of a data set, a list to score."""
 
 from __future__ import annotations
 
 import glob
-import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from anomaly.data.layouts import find_layouts
+from anomaly.data.samples import ENDINGS, Category, Sample, good_samples, image_files
 from anomaly.errors import DataError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+__all__ = ["ENDINGS", "Category", "Sample", "find_categories", "find_category", "image_files", "list_images"]
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One photograph: where it lies, its kind ("good" or the name of a defect), and whether it shows a defect."""
-
-    path: Path
-    kind: str
-    label: bool
-    mask_path: Path | None
-    """None for a good photograph, and for a defect whose mask is not there"""
-
-
-@dataclass(frozen=True)
-class Category:
-    """The photographs of one product; `test` is empty for a plain folder."""
-
-    root: Path
-    name: str
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+_PARTS = ("train", "test", "test_public", "ground_truth")
+_GOOD = ("good", "ok", "normal")
+_MASK_ENDINGS = ("_mask", "_GT")
 
 
 def find_category(root: Path) -> Category:
-    """Find the photographs of one product, in the order of their paths.
+    """Find the photographs of one product.
 
-    A folder with `train/good` is read in the layout of MVTec AD; any other is a plain folder whose photographs, in it
-    and below it, are all good. Hidden files and folders are passed over, links are followed.
+    The layout is recognised by the folders that it has (`anomaly.data.layouts`); any other folder is a plain one, whose
+    photographs, in it and below it, are all good. Hidden files and folders are passed over, links are followed.
 
     Raises:
-        DataError: the folder is missing, holds no photograph to learn from, or holds something other than one product.
+        DataError: the folder is missing, holds no photograph to learn from, fits several layouts, or holds something
+            other than one product.
     """
+    _check_folder(root)
+    layouts = find_layouts(root)
+    if len(layouts) > 1:
+        fitting = ", ".join(layout.name for layout in layouts)
+        raise DataError(f"{root} fits the layouts of {fitting}; keep the folders of one of them")
+    if layouts:
+        category, place = layouts[0].read(root), root / layouts[0].train
+    else:
+        train = good_samples(root)
+        _check_plain(root, [sample.path for sample in train])
+        category = Category(
+            root=root,
+            name=root.resolve().name,
+            train=train,
+            held_out=(),
+            test=(),
+            stray_masks=(),
+            ignored=(),
+        )
+        place = root / "train" / "good" if (root / "train").is_dir() else root
+    if not category.train:
+        raise DataError(f"{place} holds no photograph; put files ending in {', '.join(ENDINGS)} there")
+    return category
+
+
+def find_categories(root: Path) -> tuple[Path, ...]:
+    """Find the categories of a data set, in the order of their names: the folders in `root` that have a known layout.
+
+    A folder that has one itself is the only category of its data set. Hidden folders are passed over, links followed.
+
+    Raises:
+        DataError: the folder is missing, cannot be listed, or holds no category.
+    """
+    _check_folder(root)
+    if find_layouts(root):
+        return (root,)
+    try:
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{root} cannot be listed ({error.strerror}); check its permissions") from error
+    found = tuple(folder for folder in folders if find_layouts(folder))
+    if not found:
+        inside = ", ".join(folder.name for folder in folders[:8]) or "no folders"
+        raise DataError(f"{root} holds no category of a known layout but {inside}; give the folder that holds them")
+    return found
+
+
+def _check_folder(root: Path) -> None:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}; give a folder of good photographs, or one with train/good")
-    name = root.resolve().name
-    if (root / "train" / "good").is_dir():
-        train = tuple(Sample(path, "good", False, None) for path in image_files(root / "train" / "good"))
-        test = tuple(_test_sample(root, path) for path in image_files(root / "test") if path.parent != root / "test")
-    else:
-        paths = image_files(root)
-        _check_plain(root, paths)
-        train, test = tuple(Sample(path, "good", False, None) for path in paths), ()
-    if not train:
-        place = root / "train" / "good" if (root / "train").is_dir() else root
-        raise DataError(f"{place} holds no photograph; put files ending in {', '.join(ENDINGS)} there")
-    return Category(root, name, train, test)
-
-
-def _test_sample(root: Path, path: Path) -> Sample:
-    inner = path.relative_to(root / "test")
-    if inner.parts[0] == "good":
-        return Sample(path, "good", False, None)
-    folder = (root / "ground_truth" / inner).parent
-    masks = (folder / f"{path.stem}_mask.png", folder / f"{path.stem}.png")
-    return Sample(path, inner.parts[0], True, next((mask for mask in masks if mask.is_file()), None))
 
 
 def _check_plain(root: Path, paths: list[Path]) -> None:
     """Refuse a plain folder in which something may not be good."""
-    folders = [path.relative_to(root).parent.parts for path in paths]
-    categories = sorted(
-        {"/".join(p[:i]) for p in folders for i in range(1, len(p)) if p[i : i + 2] == ("train", "good")}
-    )
+    folders = {path.relative_to(root).parent.parts for path in paths}
+    inner = {parts[:i] for parts in folders for i in range(1, len(parts) + 1)}
+    categories = sorted("/".join(parts) for parts in inner if find_layouts(root.joinpath(*parts)))
     if categories:
         more = f" and {len(categories) - 8} more" if len(categories) > 8 else ""
         raise DataError(f"{root} holds several products, give one of them: {', '.join(categories[:8])}{more}")
-    for word in ("train", "test", "ground_truth"):
+    for word in _PARTS:
         if any(word in parts for parts in folders):
             raise DataError(
                 f"{root} has a folder {word!r} but no train/good; put the good photographs into train/good, "
                 "or give their folder alone"
             )
-    kinds = {parts[0] if parts else "" for parts in folders}
-    if "good" in kinds and len(kinds) > 1:
-        others = ", ".join(sorted(kind or "photographs of its own" for kind in kinds - {"good"}))
-        raise DataError(f"{root} has a folder 'good' beside {others}; give the folder 'good' alone")
-
-
-def image_files(root: Path) -> list[Path]:
-    """Return the image files in a folder and below it, by ending, in the order of their paths as POSIX strings.
-
-    Hidden files and folders are passed over, links are followed, each folder once. A missing folder holds none.
-
-    Raises:
-        DataError: a folder cannot be listed.
-    """
-    found: list[tuple[str, Path]] = []
-    seen: set[str] = set()
-    for folder, inner, names in os.walk(root, followlinks=True, onerror=_cannot_list):
-        if (real := os.path.realpath(folder)) in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in names:
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                path = Path(folder, name)
-                found.append((path.relative_to(root).as_posix(), path))
-    return [path for _, path in sorted(found)]
-
-
-def _cannot_list(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise DataError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions") from error
+    for parts in sorted(folders):
+        for i, word in enumerate(parts):
+            beside = (
+                {p[i] if len(p) > i else "" for p in folders if p[:i] == parts[:i]} if word.lower() in _GOOD else set()
+            )
+            if len(beside) > 1:
+                others = ", ".join(sorted(kind or "photographs of its own" for kind in beside - {word}))
+                place = root.joinpath(*parts[:i])
+                raise DataError(f"{place} has a folder {word!r} beside {others}; give the folder {word!r} alone")
+    stems = {path.with_suffix("") for path in paths}
+    for path in paths:
+        if any(path.stem.endswith(e) and path.with_name(path.stem.removesuffix(e)) in stems for e in _MASK_ENDINGS):
+            raise DataError(f"{root} holds masks beside the photographs, first {path}; give the good photographs alone")
 
 
 def list_images(source: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anomaly.data.duplicates import Fingerprint, find_duplicates, fingerprint
 from anomaly.data.findings import findings, listed
@@ -57,7 +58,10 @@ class SplitPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """All that `inspect` found; paths are relative to `root`, counts are by "train" and "test"."""
+    """All that `inspect` found; paths are relative to `root`.
+
+    Counts are by "train" and "test", and by "held_out" where the data set keeps photographs for calibration.
+    """
 
     root: str
     name: str
@@ -79,7 +83,9 @@ class Inspection:
     masks_of_other_size: tuple[str, ...]
     empty_masks: tuple[str, ...]
     equal_files: tuple[tuple[str, ...], ...]
-    """files of equal bytes that stand in train and in test, or under two kinds"""
+    """files of equal bytes that stand in two parts, or under two kinds"""
+    shared_files: tuple[tuple[str, ...], ...]
+    """those of them that stand in two parts"""
     duplicates: tuple[DuplicatePair, ...]
     split: SplitPlan
     white: int
@@ -111,10 +117,13 @@ class _Survey:
         self.headers[path] = header
         return data
 
+    def read_held_out(self, path: Path) -> NDArray[Any]:
+        """Note the same, of a photograph whose pixels must be readable."""
+        return decode_stored(self.read_test(path), name=str(path), max_pixels=self._max_pixels)
+
     def read_train(self, path: Path) -> None:
         """Note the pixels of a photograph too."""
-        data = self.read_test(path)
-        stored = decode_stored(data, name=str(path), max_pixels=self._max_pixels)
+        stored = self.read_held_out(path)
         self.fingerprints[path] = fingerprint(stored)
         if stored.dtype == np.uint16:
             self.maximum = max(self.maximum, int(stored.max()))
@@ -140,27 +149,30 @@ def inspect(data: Path, *, group: str, seed: int, max_pixels: int, progress: Cal
         UsageError: `group` is no regular expression.
     """
     category = find_category(data)
-    photographs = category.train + category.test
+    photographs = category.train + category.held_out + category.test
     masks = {s.mask_path: s.path for s in category.test if s.mask_path is not None}
     survey = _Survey(max_pixels)
     steps: list[tuple[Path, Callable[[], object]]] = [
         *((s.path, partial(survey.read_train, s.path)) for s in category.train),
+        *((s.path, partial(survey.read_held_out, s.path)) for s in category.held_out),
         *((s.path, partial(survey.read_test, s.path)) for s in category.test),
         *((mask, partial(survey.read_mask, mask, path)) for mask, path in masks.items()),
     ]
     bad_files = []
+    unusable: set[Path] = set()
     for num_done, (path, read) in enumerate(steps, start=1):
         try:
             read()
         except ImageError as error:
             bad_files.append(BadFile(_name(path, data), error.code, str(error)))
+            unusable.add(path)
         progress(num_done, len(steps))
 
     paths = list(survey.fingerprints)
     duplicates = find_duplicates(list(survey.fingerprints.values()))
     pairs = [(paths[pair.first], paths[pair.second]) for pair in duplicates]
-    ground_truth = set(image_files(data / "ground_truth"))
-    unused = set(image_files(data)) - {s.path for s in photographs} - ground_truth
+    known = {*(s.path for s in photographs), *masks, *category.stray_masks, *category.ignored}
+    equal_files = _equal_files(category, survey.digests)
     return Inspection(
         root=str(data),
         name=category.name,
@@ -171,17 +183,18 @@ def inspect(data: Path, *, group: str, seed: int, max_pixels: int, progress: Cal
         pixels=_counts(category, {path: _pixels(h) for path, h in survey.headers.items()}),
         formats=_counts(category, {path: h.format for path, h in survey.headers.items()}),
         bad_files=tuple(bad_files),
-        unused=_names(unused, data),
+        unused=_names(set(image_files(data)) - known, data),
         defects_without_mask=_names((s.path for s in category.test if s.label and s.mask_path is None), data),
-        masks_without_image=_names((m for m in ground_truth - set(masks) if not _has_image(m, category)), data),
+        masks_without_image=_names(category.stray_masks, data),
         masks_of_other_size=_names(survey.masks_of_other_size, data),
         empty_masks=_names(survey.empty_masks, data),
-        equal_files=_equal_files(category, survey.digests),
+        equal_files=tuple(equal_files),
+        shared_files=tuple(names for names, num_parts in equal_files.items() if num_parts > 1),
         duplicates=tuple(
             DuplicatePair(_name(one, data), _name(other, data), pair.similarity, pair.exact)
             for (one, other), pair in zip(pairs, duplicates, strict=True)
         ),
-        split=_plan(category, paths, group=group, seed=seed, duplicates=pairs),
+        split=_plan(category, unusable, group=group, seed=seed, duplicates=pairs),
         white=white_level(survey.maximum),
     )
 
@@ -195,10 +208,15 @@ def _names(paths: Iterable[Path], root: Path) -> tuple[str, ...]:
 
 
 def _counts(category: Category, values: Mapping[Path, str]) -> Counts:
-    def count(samples: Sequence[Sample]) -> dict[str, int]:
-        return dict(Counter(values[s.path] for s in samples if s.path in values).most_common())
+    return {
+        part: dict(Counter(values[s.path] for s in samples if s.path in values).most_common())
+        for part, samples in _parts(category).items()
+    }
 
-    return {"train": count(category.train), "test": count(category.test)}
+
+def _parts(category: Category) -> dict[str, tuple[Sample, ...]]:
+    held_out = {"held_out": category.held_out} if category.held_out else {}
+    return {"train": category.train, **held_out, "test": category.test}
 
 
 def _pixels(header: Header) -> str:
@@ -206,37 +224,33 @@ def _pixels(header: Header) -> str:
     return f"{header.bits}-bit {channels[header.channels]}"
 
 
-def _has_image(mask: Path, category: Category) -> bool:
-    """Whether a mask that no defect uses belongs to a good test photograph."""
-    folder = category.root / "test" / mask.parent.relative_to(category.root / "ground_truth")
-    stems = (mask.stem, mask.stem.removesuffix("_mask"))
-    return any(sample.path.parent == folder and sample.path.stem in stems for sample in category.test)
-
-
-def _equal_files(category: Category, digests: Mapping[Path, str]) -> tuple[tuple[str, ...], ...]:
+def _equal_files(category: Category, digests: Mapping[Path, str]) -> dict[tuple[str, ...], int]:
+    """Return the names of equal files that stand in two parts or under two kinds, and the number of parts of each."""
     by_digest: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for part, samples in (("train", category.train), ("test", category.test)):
+    for part, samples in _parts(category).items():
         for sample in samples:
             if sample.path in digests:
                 place = (part, sample.kind, _name(sample.path, category.root))
                 by_digest[digests[sample.path]].append(place)
     across = [places for places in by_digest.values() if len({place[:2] for place in places}) > 1]
-    return tuple(sorted(tuple(name for _, _, name in places) for places in across))
+    found = {tuple(name for _, _, name in places): len({part for part, _, _ in places}) for places in across}
+    return dict(sorted(found.items()))
 
 
 def _plan(
-    category: Category, usable: Sequence[Path], *, group: str, seed: int, duplicates: Sequence[tuple[Path, Path]]
+    category: Category, unusable: set[Path], *, group: str, seed: int, duplicates: Sequence[tuple[Path, Path]]
 ) -> SplitPlan:
-    fit = set(usable)
-    samples = [sample for sample in category.train if sample.path in fit]
+    samples, held_out = (
+        [sample for sample in part if sample.path not in unusable] for part in (category.train, category.held_out)
+    )
     try:
-        groups = find_groups(samples, root=category.root, group=group, duplicates=duplicates)
+        groups = find_groups([*samples, *held_out], root=category.root, group=group, duplicates=duplicates)
     except DataError as error:
         return SplitPlan(num_groups=0, largest_group=0, error=str(error))
     sizes = Counter(groups.values())
     num_groups, largest_group = len(sizes), max(sizes.values(), default=0)
     try:
-        parts = split(samples, groups, seed=seed, stopping=False)
+        parts = split(samples, groups, seed=seed, stopping=False, given=held_out)
     except DataError as error:
         return SplitPlan(num_groups=num_groups, largest_group=largest_group, error=str(error))
     return SplitPlan(
@@ -251,10 +265,11 @@ def _plan(
 def format_inspection(inspection: Inspection) -> str:
     """Return an inspection as text for the terminal: a table of counts, the split, and the findings."""
     plan = inspection.split
+    parts = list(inspection.kinds)
     rows = [
-        ("", "train", "test"),
+        ["", *(part.replace("_", " ") for part in parts)],
         *(
-            (name, _counted(counts, "train"), _counted(counts, "test"))
+            [name, *(_counted(counts, part) for part in parts)]
             for name, counts in (
                 ("photographs", inspection.kinds),
                 ("size", inspection.sizes),
@@ -263,8 +278,9 @@ def format_inspection(inspection: Inspection) -> str:
             )
         ),
     ]
-    width = max(len(row[1]) for row in rows)
-    lines = [f"{inspection.name}  ({inspection.root})", *(f"{a:<12}  {b:<{width}}  {c}".rstrip() for a, b, c in rows)]
+    widths = [12, *(max(len(row[i]) for row in rows) for i in range(1, len(parts) + 1))]
+    lines = [f"{inspection.name}  ({inspection.root})"]
+    lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.append(f"{'groups':<12}  {plan.num_groups}, the largest of {plan.largest_group}")
     if not plan.error:
         held_out = f"{plan.num_held_out} held out to calibrate, in {plan.num_held_out_groups} groups"

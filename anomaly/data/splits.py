@@ -108,8 +108,18 @@ def _joined(groups: Mapping[Path, str], pairs: Iterable[tuple[Path, Path]]) -> d
     return {path: first(group) for path, group in groups.items()}
 
 
-def split(samples: Sequence[Sample], groups: Mapping[Path, str], *, seed: int, stopping: bool) -> Split:
+def split(
+    samples: Sequence[Sample],
+    groups: Mapping[Path, str],
+    *,
+    seed: int,
+    stopping: bool,
+    given: Sequence[Sample] = (),
+) -> Split:
     """Split good photographs into those to learn from, those held out to calibrate on, and those to stop by.
+
+    Where the data set itself holds photographs out (`given`), these are the held-out part, and a photograph of one of
+    their groups does not train.
 
     20 %, at least 10, are held out; if `stopping`, 10 % of the rest are to stop by.
     Whole groups go to one part, in an order drawn from the seed and the groups' names, not from the order of `samples`;
@@ -125,7 +135,7 @@ def split(samples: Sequence[Sample], groups: Mapping[Path, str], *, seed: int, s
     sizes = Counter(groups[sample.path] for sample in samples)
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode(errors="surrogateescape")).digest())
     target = max(MIN_HELD_OUT, math.ceil(HELD_OUT_SHARE * len(samples)))
-    held_out = _take(order, sizes, target=target, least=MIN_HELD_OUT)
+    held_out = {groups[s.path] for s in given} or _take(order, sizes, target=target, least=MIN_HELD_OUT)
     rest = [group for group in order if group not in held_out]
     target = max(1, round(STOPPING_SHARE * sum(sizes[group] for group in rest)))
     stop = _take(rest, sizes, target=target, least=1) if stopping else set()
@@ -133,8 +143,15 @@ def split(samples: Sequence[Sample], groups: Mapping[Path, str], *, seed: int, s
 
     in_order = sorted(samples, key=lambda sample: sample.path.as_posix())
     parts = [tuple(s for s in in_order if groups[s.path] in part) for part in (train, held_out, stop)]
+    if given:
+        parts[1] = tuple(sorted(given, key=lambda sample: sample.path.as_posix()))
     if len(parts[0]) < MIN_TRAIN or len(parts[1]) < MIN_HELD_OUT:
         needed = MIN_TRAIN + MIN_HELD_OUT + stopping
+        if given:
+            raise DataError(
+                f"{len(parts[0])} good photographs to train and {len(given)} that the data set holds out; "
+                f"at least {MIN_TRAIN + stopping} and {MIN_HELD_OUT} are needed"
+            )
         raise DataError(
             f"{len(samples)} good photographs in {len(order)} groups, the largest of {max(sizes.values(), default=0)}, "
             f"cannot be split into {MIN_TRAIN} or more to train{', 1 or more to stop by' if stopping else ''} and "
