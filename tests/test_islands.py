@@ -52,6 +52,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("anomaly.report", "anomaly.report_charts", "anomaly.report_pictures", "anomaly.report_contents"),
         ("ground", "data", "metrics", "scoring", "training", "evaluation"),
     ),
+    "benchmark": (
+        ("anomaly.benchmark",),
+        ("ground", "data", "metrics", "detectors", "scoring", "training", "evaluation", "export"),
+    ),
     "demo": (
         ("anomaly.demo",),
         ("ground", "data", "nn", "scoring", "inspect", "training", "evaluation", "export", "report"),

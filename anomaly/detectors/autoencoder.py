@@ -2,9 +2,9 @@
 
 P. Bergmann et al., "Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders", 2018,
 arXiv 1807.02011 (network of table 1; L2 and SSIM losses, eq. 1 to 3).
-The repair variant: the network sees structured corruption and must give the clean image back, the denoising autoencoder of
-P. Vincent et al., 2008, with the patterns of V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610, scored by the multi-scale
-gradient similarity of their RIAD, 2021.
+The denoising variant: the network sees a corrupted image and must give the clean one back (P. Vincent et al., 2008), with
+coarse noise (A. Kascenas et al., 2022) or structured patterns, as in V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610,
+scored by the multi-scale gradient similarity of their RIAD, 2021.
 
 Notation: x -> image in [0, 1]; x_hat -> its reconstruction; r -> residual map.
 What differs, and why: the map is averaged over a window before its maximum is taken, as RIAD does, because a single
@@ -24,7 +24,7 @@ from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
 from anomaly.nn.convolutional import StridedAutoencoder, UNet
-from anomaly.nn.corruption import corrupt
+from anomaly.nn.corruption import add_noise, corrupt
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.similarity import GradientSimilarity, Ssim
@@ -42,7 +42,7 @@ class Autoencoder(Detector):
         latent: channels of the code of `strided`; the paper's is 100 for textures, 500 for objects.
         width: channels of the finest level of `unet`.
         skips: how many inner levels of `unet` pass their maps across.
-        repair: whether the network learns to repair structured corruption.
+        corruption: what the network learns to repair: `none`, coarse `noise` or `structured` patterns.
         loss: what training minimises; `l2`, `ssim`, or both with gradients (`ssim+msgms` adds L2).
         score: what the map measures.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
@@ -63,7 +63,7 @@ class Autoencoder(Detector):
         latent: int = 100,
         width: int = 32,
         skips: int = 0,
-        repair: bool = True,
+        corruption: Literal["none", "noise", "structured"] = "structured",
         loss: Measure = "ssim+msgms",
         score: Measure = "msgms",
         smooth: int = 21,
@@ -89,11 +89,11 @@ class Autoencoder(Detector):
             self.network = StridedAutoencoder(size=size, latent=latent)
         else:
             self.network = UNet(widths=(width, 2 * width, 4 * width, 6 * width, 8 * width), skips=skips)
-        self.repair = repair
+        self.corruption = corruption
         self.loss, self.score, self.smooth = loss, score, smooth
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
-        self._corruption = torch.Generator().manual_seed(seed)
+        self._random = torch.Generator().manual_seed(seed)
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
 
     def _residual(self, measure: Measure, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -110,7 +110,11 @@ class Autoencoder(Detector):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean residual of the reconstruction against the clean image."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
-        seen = corrupt(x, generator=self._corruption)[0] if self.repair else x
+        seen = x
+        if self.corruption == "noise":
+            seen = add_noise(x, generator=self._random)
+        elif self.corruption == "structured":
+            seen = corrupt(x, generator=self._random)[0]
         if self.preprocess.has_roi:
             seen = seen * self.preprocess.roi
         x_hat = self.network(seen).float()
@@ -137,11 +141,11 @@ class Autoencoder(Detector):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the corruption's random choices."""
-        checkpoint["corruption"] = self._corruption.get_state()
+        checkpoint["random"] = self._random.get_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the random choices that were kept."""
-        self._corruption.set_state(checkpoint["corruption"])
+        self._random.set_state(checkpoint["random"])
 
     def on_fit_end(self) -> None:
         """Drop the cached images."""

@@ -1,5 +1,6 @@
-"""Structured corruption of good images, for models that learn to repair.
+"""Corruption of good images, for models that learn to repair: coarse noise, and structured patterns.
 
+Coarse noise: A. Kascenas et al., "Denoising autoencoders for unsupervised anomaly detection in brain MRI", 2022.
 After V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610 (§3.3: noise masks times a source texture, blended) with
 textures that need no outside data: noise at several scales, stripes, flat colours, and other parts of the batch's own
 images. Evidence that such patterns suffice: arXiv 2511.07233.
@@ -27,6 +28,24 @@ def corrupt(x: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     opacity = torch.stack([_opacity(x.shape[2], x.shape[3], generator) for _ in range(len(x))]).to(x.device)
     pattern = torch.stack([_pattern(x, index, generator) for index in range(len(x))])
     return torch.lerp(x, pattern, opacity).clamp(0, 1), opacity
+
+
+def add_noise(x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise that is as coarse as a defect may be: a grid of a random cell size per image, enlarged.
+
+    Args:
+        x: (N, 3, H, W) float in [0, 1].
+        generator: of all random choices, on the CPU.
+
+    Returns:
+        (N, 3, H, W) in [0, 1].
+    """
+    height, width = x.shape[2:]
+    noise = [
+        _noise(3, height, width, 2 ** _uniform(0.0, 5.0, generator), generator) * _uniform(0.05, 0.3, generator)
+        for _ in range(len(x))
+    ]
+    return (x + torch.stack(noise).to(x.device)).clamp(0, 1)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

@@ -1,0 +1,1 @@
+"""Benchmarks: cells measured one by one, leaks looked for in their images, and one table beside published figures."""
