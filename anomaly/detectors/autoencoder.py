@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional
 
 from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
@@ -27,6 +26,7 @@ from anomaly.nn.convolutional import StridedAutoencoder, UNet
 from anomaly.nn.corruption import add_noise, corrupt
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.residual_map import PixelScale, smoothed
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 Measure = Literal["l2", "ssim", "msgms", "ssim+msgms"]
@@ -46,6 +46,7 @@ class Autoencoder(Detector):
         loss: what training minimises; `l2`, `ssim`, or both with gradients (`ssim+msgms` adds L2).
         score: what the map measures.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
+        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
         learning_rate: of Adam, at the start of the cosine.
         weight_decay: of Adam.
         epochs: passes over the training images.
@@ -67,6 +68,7 @@ class Autoencoder(Detector):
         loss: Measure = "ssim+msgms",
         score: Measure = "msgms",
         smooth: int = 21,
+        standardise: bool = False,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-5,
         epochs: int = 40,
@@ -90,7 +92,8 @@ class Autoencoder(Detector):
         else:
             self.network = UNet(widths=(width, 2 * width, 4 * width, 6 * width, 8 * width), skips=skips)
         self.corruption = corruption
-        self.loss, self.score, self.smooth = loss, score, smooth
+        self.loss, self.score, self.smooth, self.standardise = loss, score, smooth, standardise
+        self.scale = PixelScale((size, size))
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
         self._random = torch.Generator().manual_seed(seed)
@@ -151,11 +154,17 @@ class Autoencoder(Detector):
         """Drop the cached images."""
         self._cache.clear()
 
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Measure the residual at each pixel over the training images, with the final weights."""
+        if self.standardise:
+            self.eval()
+            self.scale.measure((self._map(x) for x in self.training_inputs()), roi=self.preprocess.roi)
+
+    def _map(self, x: Tensor) -> Tensor:
+        return smoothed(self._residual(self.score, x, self.network(x)), window=self.smooth)
+
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by the residual of the reconstruction, smoothed: score is the map's maximum."""
-        r = self._residual(self.score, x, self.network(x))[:, None]
-        if self.smooth > 1:
-            reach = self.smooth // 2
-            r = functional.avg_pool2d(functional.pad(r, (reach,) * 4, mode="replicate"), self.smooth, stride=1)
-        anomaly_map = self.inside_roi(r[:, 0])
+        """Score by the residual of the reconstruction, smoothed, in its scale: score is the map's maximum."""
+        anomaly_map = self.inside_roi(self.scale(self._map(x)))
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,12 +94,19 @@ class Detector(pl.LightningModule):
         return self.calibration(self.anomaly(self.preprocess(image)))  # type: ignore[no-any-return]
 
     def preprocessed(self, batch: Batch) -> Tensor:
-        """Move a batch's images to this device and turn them into the network's input (N, 3, h, w)."""
+        """Move a batch's images to this device and turn them into the network's input (N, 3, h, w) in full precision."""
         image = batch.image
-        x: Tensor = self.preprocess(
-            [single.to(self.device) for single in image] if isinstance(image, list) else image.to(self.device)
-        )
+        with torch.autocast(self.device.type, enabled=False):  # what calibration and export see
+            x: Tensor = self.preprocess(
+                [single.to(self.device) for single in image] if isinstance(image, list) else image.to(self.device)
+            )
         return x
+
+    def training_inputs(self) -> Iterator[Tensor]:
+        """Give the network's input (N, 3, h, w) of the training images once more, for what is measured after training."""
+        loader: Any = self.trainer.train_dataloader
+        for batch in itertools.islice(loader, int(self.trainer.num_training_batches)):
+            yield self.preprocessed(batch)
 
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         """Log a term of the loss; every term is logged before the step that it leads to.

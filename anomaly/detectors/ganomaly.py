@@ -1,0 +1,202 @@
+"""GANomaly: an adversarial autoencoder whose code, encoded again from the reconstruction, should come back.
+
+S. Akcay et al., "GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training", 2018, arXiv 1805.06725.
+
+Notation: x -> image in [-1, 1]; z = G_E(x) -> its code; x_hat = G_D(z) -> its reconstruction; z_hat = E(x_hat) -> the code
+of that; D -> discriminator, f -> its features before the last layer; r -> residual map.
+
+What is the paper's: the three networks after DCGAN, the losses of eq. 1 to 4 with their weights, one step of the generator
+and then one of the discriminator on the same reconstruction, the score `latent` (eq. 5).
+What differs, and why: the weights of the last epoch are kept, where the public code keeps the epoch with the best test
+figure. The paper has no map; here it is the residual |x - x_hat|, or how unlike its gradients are, averaged over a window and
+standardised by what good training images show at each pixel: edges that no code holds are high everywhere on a good part
+too. A discriminator that is drawn anew forgets its optimiser's moments as well. The binary cross entropy is computed from
+logits, the same function without its overflow.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from anomaly.data.dataset import Batch
+from anomaly.detectors.base import Anomaly, Detector
+from anomaly.errors import UsageError
+from anomaly.nn.dcgan import DcganDecoder, DcganEncoder, init_dcgan
+from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.residual_map import PixelScale, smoothed
+from anomaly.nn.similarity import GradientSimilarity
+
+ADVERSARIAL, RECONSTRUCTION, LATENT = 1.0, 50.0, 1.0
+"""Weights of the generator's three losses (eq. 4)"""
+COLLAPSED = 1e-5
+"""Below this loss the discriminator teaches nothing any more and is drawn anew"""
+
+
+class Generator(nn.Module):
+    """Encoder, decoder, and the second encoder that reads the reconstruction.
+
+    Args:
+        size: side of the square images.
+        width: channels of the finest level.
+        latent: channels of the code.
+    """
+
+    def __init__(self, *, size: int, width: int, latent: int) -> None:
+        super().__init__()
+        self.encoder = DcganEncoder(size=size, width=width, outputs=latent)
+        self.decoder = DcganDecoder(size=size, width=width, inputs=latent)
+        self.second_encoder = DcganEncoder(size=size, width=width, outputs=latent)
+
+    def forward(self, x: Tensor, *, roi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruct images (N, 3, size, size), zero outside `roi` (size, size) bool.
+
+        Returns:
+            x_hat (N, 3, size, size), z and z_hat (N, latent, 1, 1), float32.
+        """
+        z = self.encoder(x)
+        x_hat = self.decoder(z) * roi
+        return x_hat.float(), z.float(), self.second_encoder(x_hat).float()
+
+
+class Ganomaly(Detector):
+    """GANomaly.
+
+    Args:
+        size: side of the network's square input in pixels, a power of two from 16 on; the paper's is 32.
+        resize: `squash` or `letterbox`.
+        width: channels of the finest level of all networks; the paper's are 64.
+        latent: channels of the code.
+        score: `latent` is the paper's, the mean squared distance of the two codes; `map` is the maximum of the map.
+        measure: what the map measures, `l1` the residual of colours, `msgms` that of gradients.
+        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
+        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
+        learning_rate: of both Adams, at the start; the paper's is 2e-4.
+        schedule: of the rate: `constant` is the paper's, `cosine` falls to zero over the whole training.
+        epochs: passes over the training images; the paper's 15 are some 10,000 steps on its tens of thousands of images,
+            the 30 here are 330 steps on 170 images.
+        batch_size: images per step, 2 or more.
+        cache_gib: memory in GiB for preprocessed images kept between epochs.
+
+    Raises:
+        UsageError: a size, window or batch that it cannot have.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 128,
+        resize: Resize = "squash",
+        width: int = 16,
+        latent: int = 100,
+        score: Literal["latent", "map"] = "map",
+        measure: Literal["l1", "msgms"] = "msgms",
+        smooth: int = 7,
+        standardise: bool = True,
+        learning_rate: float = 1e-3,
+        schedule: Literal["constant", "cosine"] = "cosine",
+        epochs: int = 30,
+        batch_size: int = 16,
+        cache_gib: float = 2.0,
+    ) -> None:
+        if smooth % 2 == 0:
+            raise UsageError(f"smooth {smooth}: the averaging window has an odd side, e.g. {smooth + 1}")
+        if batch_size < 2:
+            raise UsageError(f"batch_size {batch_size}: batch norm needs two images or more, e.g. 2")
+        # images in [-1, 1]: what the decoder's tanh speaks
+        preprocess = Preprocess(size=(size, size), resize=resize, mean=(0.5,) * 3, std=(0.5,) * 3)
+        super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.generator = Generator(size=size, width=width, latent=latent)
+        self.discriminator = DcganEncoder(size=size, width=width, outputs=1)
+        self.msgms = GradientSimilarity()
+        self.scale = PixelScale((size, size))
+        self.score, self.measure, self.smooth, self.standardise = score, measure, smooth, standardise
+        self.learning_rate, self.schedule = learning_rate, schedule
+        self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        """One step of the generator, then one of the discriminator on the same reconstruction.
+
+        A batch of one image, the rest of a set, is left out: batch norm would see that image alone.
+        """
+        if len(batch.path) < 2:
+            return
+        optimizers: Any = self.optimizers()
+        generator_optimizer, discriminator_optimizer = optimizers
+        (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
+        x_hat, z, z_hat = self.generator(x, roi=self.preprocess.roi)
+        f, f_hat = self.discriminator.features(x), self.discriminator.features(x_hat)
+
+        inside = self.preprocess.roi
+        adversarial = functional.mse_loss(f_hat.float(), f.detach().float())  # eq. 1
+        reconstruction = (x - x_hat).abs()[:, :, inside].mean()  # eq. 2
+        latent = functional.mse_loss(z_hat, z)  # eq. 3
+        self.log("adversarial", adversarial)
+        self.log("reconstruction", reconstruction, prog_bar=True)
+        self.log("latent", latent)
+        loss = ADVERSARIAL * adversarial + RECONSTRUCTION * reconstruction + LATENT * latent  # eq. 4
+        generator_optimizer.zero_grad()
+        # each network's gradients only, so that one pass through the discriminator serves both steps
+        self.manual_backward(loss, inputs=list(self.generator.parameters()), retain_graph=True)
+        generator_optimizer.step()
+
+        real, fake = self.discriminator.head(f).float(), self.discriminator.head(f_hat).float()
+        loss = 0.5 * (
+            functional.binary_cross_entropy_with_logits(real, torch.ones_like(real))
+            + functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
+        )
+        self.log("discriminator", loss)
+        discriminator_optimizer.zero_grad()
+        self.manual_backward(loss, inputs=list(self.discriminator.parameters()))
+        discriminator_optimizer.step()
+        if loss.item() < COLLAPSED:
+            self.discriminator.apply(init_dcgan)
+            discriminator_optimizer.optimizer.state.clear()
+        schedules: Any = self.lr_schedulers() or []
+        for schedule in schedules:
+            schedule.step()
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
+        """One Adam for the generator's three networks, one for the discriminator."""
+        optimizers: list[Optimizer] = [
+            torch.optim.Adam(network.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
+            for network in (self.generator, self.discriminator)
+        ]
+        if self.schedule == "constant":
+            return optimizers, []
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        return optimizers, [CosineAnnealingLR(optimizer, T_max=total) for optimizer in optimizers]
+
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Measure the residual at each pixel over the training images, with the final weights."""
+        if self.standardise:
+            self.eval()
+            roi = self.preprocess.roi
+            residuals = (self._residual(x, self.generator(x, roi=roi)[0]) for x in self.training_inputs())
+            self.scale.measure(residuals, roi=roi)
+
+    def on_fit_end(self) -> None:
+        """Drop the cached images."""
+        self._cache.clear()
+
+    def _residual(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Smoothed residual map (N, size, size), 0 where x_hat equals x."""
+        r = (x - x_hat).abs().mean(dim=1) if self.measure == "l1" else 1 - self.msgms((x + 1) / 2, (x_hat + 1) / 2)
+        return smoothed(r, window=self.smooth)
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        """Map the standardised residual; score by the distance of the codes (eq. 5) or by the map's maximum."""
+        x_hat, z, z_hat = self.generator(x, roi=self.preprocess.roi)
+        anomaly_map = self.inside_roi(self.scale(self._residual(x, x_hat)))
+        if self.score == "latent":
+            return Anomaly(((z - z_hat) ** 2).mean(dim=(1, 2, 3)), anomaly_map)
+        return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
