@@ -67,7 +67,7 @@ class Cell:
 
 _PLAN = {"benchmark", "precision", "threads", "data", "detectors"}
 _DATA = {"categories", "seeds", "group"}
-_DETECTOR = {"role", "config", "model", "schedule", "note", "seeds", "sets", "chosen_on"}
+_DETECTOR = {"role", "config", "model", "schedule", "note", "precision", "seeds", "sets", "chosen_on"}
 
 
 def read_plan(file: Path, *, data: Path, own: str, own_model: dict[str, Any]) -> list[Cell]:
@@ -102,7 +102,7 @@ def read_plan(file: Path, *, data: Path, own: str, own_model: dict[str, Any]) ->
                         category=category,
                         group=str(part.get("group", "")),
                         name=name,
-                        precision=plan.get("precision", "fp32"),
+                        precision=row.get("precision", plan.get("precision", "fp32")),
                         threads=int(plan.get("threads", 1)),
                         seed=int(seed),
                         **asked,

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+from pathlib import Path
 
 from anomaly.errors import UsageError
 
 DETECTORS: dict[str, str] = {
     "autoencoder": "anomaly.detectors.autoencoder:Autoencoder",
+    "riad": "anomaly.detectors.riad:Riad",
+    "ganomaly": "anomaly.detectors.ganomaly:Ganomaly",
+    "fanogan": "anomaly.detectors.fanogan:FAnoGan",
     "fastflow": "anomaly.detectors.fastflow:FastFlow",
+    "frozen_features": "anomaly.detectors.frozen_features:FrozenFeatures",
 }
 """Name -> `module:Class`, imported only when asked for"""
 
@@ -21,6 +27,8 @@ def detector_class(name: str) -> type:
         UsageError: no such name, module or class, or a class that is no `Detector`.
     """
     target = DETECTORS.get(name, name)
+    if ":" in name and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a class of one's own may lie where one stands, as for `python -m`
     if ":" not in target:
         near = difflib.get_close_matches(name, DETECTORS, n=1, cutoff=0.0)
         raise UsageError(

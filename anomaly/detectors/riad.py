@@ -1,0 +1,248 @@
+"""RIAD: what a network cannot inpaint from its surroundings is anomalous.
+
+V. Zavrtanik et al., "Reconstruction by inpainting for visual anomaly detection", Pattern Recognition 112, 2021.
+
+Notation: x -> image in [-1, 1]; k -> side of a region in pixels; S_i -> the i-th of n disjoint sets of regions (cells of the
+k×k grid) that together cover the image; M_i -> 0 on S_i, 1 elsewhere; x_hat = sum_i net(x · M_i) · (1 - M_i), so no pixel of
+x_hat has seen the region it lies in.
+
+What is the paper's: the U-Net with concatenated skips, the loss (§3.2: gradient similarity at four scales, SSIM and squared
+error, one to one to one), one region size drawn per step, and the map: 1 - MSGMS of x and x_hat, averaged over the region
+sizes, then over a window; the score is its maximum.
+What differs, and why: the sets of regions are drawn once for scoring and are part of the state, so that an image has one
+score and not a random one; each region size weighs the same in the map, where a public implementation weighs the largest 64
+times the smallest; the n passes of a step share one batch norm statistic; convolutions before a batch norm have no bias,
+which that would take out again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomaly.data.dataset import Batch
+from anomaly.detectors.base import Anomaly, Detector
+from anomaly.errors import UsageError
+from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.similarity import GradientSimilarity, Ssim
+
+_NUM_HALVINGS = 4
+
+
+class InpaintingUNet(nn.Module):
+    """The paper's U-Net: four halvings, concatenated skips, tanh output.
+
+    Args:
+        width: channels at full resolution; the levels below have 2, 4, 8 and 8 times as many. The paper's is 64.
+    """
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        widths = [width * factor for factor in (1, 2, 4, 8, 8)]
+        pairs = list(itertools.pairwise(widths))
+        self.stem = nn.Sequential(*_conv(3, width), *_conv(width, width))
+        self.down = nn.ModuleList(
+            nn.Sequential(*_conv(fine, coarse, kernel=4, stride=2), *_conv(coarse, coarse)) for fine, coarse in pairs
+        )
+        self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1) for fine, coarse in pairs)
+        self.mix = nn.ModuleList(nn.Sequential(*_conv(2 * fine, fine), *_conv(fine, fine)) for fine, _ in pairs)
+        self.head = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to images (N, 3, H, W) in [-1, 1]; H and W are multiples of 16."""
+        x = self.stem(x)
+        passed = []
+        for down in self.down:
+            passed.append(x)
+            x = down(x)
+        for level in reversed(range(len(self.up))):
+            x = self.mix[level](torch.cat((self.up[level](x), passed[level]), dim=1))
+        return torch.tanh(self.head(x))
+
+
+def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
+def draw_sets(*, size: int, region: int, num_sets: int, generator: torch.Generator) -> Tensor:
+    """Share the cells of a grid out to disjoint sets of equal size, at random.
+
+    Args:
+        size: side of the square image in pixels.
+        region: side of a cell in pixels; divides `size`.
+        num_sets: sets that together cover the image.
+        generator: of the permutation, on the CPU.
+
+    Returns:
+        (size, size) uint8, the number of the set that each pixel is in, 0 to num_sets - 1.
+    """
+    grid = size // region
+    sets = (torch.randperm(grid * grid, generator=generator) % num_sets).to(torch.uint8).view(grid, grid)
+    return sets.repeat_interleave(region, dim=0).repeat_interleave(region, dim=1)
+
+
+class Riad(Detector):
+    """Reconstruction by inpainting.
+
+    Args:
+        size: side of the network's square input in pixels, a multiple of 16 that every region divides.
+        resize: `squash` or `letterbox`.
+        width: channels of the U-Net at full resolution; the paper's is 64.
+        regions: sides k in pixels of the regions that are inpainted; the paper's are 2, 4, 8 and 16 at size 256.
+        num_sets: n, sets of regions that are inpainted one after the other.
+        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
+        learning_rate: of Adam, a tenth of it from 5/6 of the training on.
+        weight_decay: of Adam.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        patience: epochs without a lower loss on the stopping images after which training ends; 0 trains all epochs.
+        seed: of the sets of regions, in training and for scoring.
+        cache_gib: memory in GiB for preprocessed images kept between epochs.
+    """
+
+    sets: Tensor
+    """(len(regions), size, size) uint8, the set that each pixel is in when an image is scored"""
+
+    def __init__(
+        self,
+        *,
+        size: int = 256,
+        resize: Resize = "squash",
+        width: int = 64,
+        regions: Sequence[int] = (2, 4, 8, 16),
+        num_sets: int = 3,
+        smooth: int = 21,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 1e-5,
+        epochs: int = 300,
+        batch_size: int = 4,
+        patience: int = 0,
+        seed: int = 0,
+        cache_gib: float = 2.0,
+    ) -> None:
+        step = 2**_NUM_HALVINGS
+        if size % step or size < 2 * step:
+            raise UsageError(
+                f"size {size}: RIAD's input is a multiple of {step} from {2 * step} on,"
+                f" e.g. {max(2 * step, size // step * step)}"
+            )
+        if smooth % 2 == 0:
+            raise UsageError(f"smooth {smooth}: the averaging window has an odd side, e.g. {smooth + 1}")
+        if num_sets < 2:
+            raise UsageError(f"num_sets {num_sets}: a single set would hide the whole image; take 2 or more, e.g. 3")
+        if not regions:
+            raise UsageError("regions (): nothing to inpaint; give sides of regions in pixels, e.g. (2, 4, 8, 16)")
+        for region in regions:
+            if region < 1 or size % region or (size // region) ** 2 < num_sets:
+                fitting = [k for k in (1, 2, 4, 8, 16) if (size // k) ** 2 >= num_sets]
+                raise UsageError(
+                    f"region {region}: its side has to divide size {size} and leave at least {num_sets} regions,"
+                    f" e.g. {', '.join(map(str, fitting))}"
+                )
+        preprocess = Preprocess(size=(size, size), resize=resize, mean=(0.5,) * 3, std=(0.5,) * 3)
+        super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
+        self.save_hyperparameters()
+        self.network = InpaintingUNet(width=width).to(memory_format=torch.channels_last)  # a quarter faster on CPUs
+        self.size, self.regions, self.num_sets, self.smooth = size, tuple(regions), num_sets, smooth
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.patience = patience
+        self.needs_stopping_images = patience > 0
+        self.ssim, self.msgms = Ssim(), GradientSimilarity()
+        fixed = torch.Generator().manual_seed(seed)
+        self.register_buffer("sets", torch.stack([self._draw(region, fixed) for region in self.regions]))
+        self._generator = torch.Generator().manual_seed(seed + 1)
+        self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
+
+    def _draw(self, region: int, generator: torch.Generator) -> Tensor:
+        return draw_sets(size=self.size, region=region, num_sets=self.num_sets, generator=generator)
+
+    def reconstruct(self, x: Tensor, sets: Tensor) -> Tensor:
+        """Inpaint every set of regions from the rest of the image and put the pieces together.
+
+        Args:
+            x: (N, 3, size, size) in [-1, 1].
+            sets: (size, size), the number of the set that each pixel is in.
+
+        Returns:
+            x_hat, of x's shape, float32 in [-1, 1].
+        """
+        # the sets lie on the batch axis, the region sizes do not: few copies of the network in the graph, bounded memory
+        hidden = sets == torch.arange(self.num_sets, device=x.device, dtype=torch.uint8)[:, None, None, None]  # 1 - M_i
+        seen = x[:, None].masked_fill(hidden, 0.0)  # (N, n, 3, size, size)
+        inpainted = self.network(seen.flatten(0, 1)).float().unflatten(0, (-1, self.num_sets))
+        return torch.where(hidden, inpainted, 0.0).sum(dim=1)
+
+    def _loss(self, x: Tensor, sets: Tensor) -> dict[str, Tensor]:
+        """The three terms of the loss, each a mean over the region of interest."""
+        x_hat = self.reconstruct(x, sets)
+        with torch.autocast(self.device.type, enabled=False):  # a variance as difference of squares needs all digits
+            image, rebuilt = (x + 1) / 2, (x_hat + 1) / 2
+            maps = {
+                "msgms": 1 - self.msgms(image, rebuilt),
+                "ssim": 1 - self.ssim(image, rebuilt),
+                "l2": ((x - x_hat) ** 2).mean(dim=1),
+            }
+            inside = self.preprocess.roi
+            return {name: part[:, inside].mean() for name, part in maps.items()}
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Loss of the reconstruction under one region size and one partition, both drawn anew for the batch."""
+        (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
+        region = self.regions[int(torch.randint(len(self.regions), (), generator=self._generator))]
+        terms = self._loss(x, self._draw(region, self._generator).to(x.device))
+        for name, term in terms.items():
+            self.log(name, term)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Log the loss of stopping images, mean over the region sizes, under the fixed sets, as `stopping`."""
+        x = self.preprocessed(batch)
+        losses = [torch.stack(list(self._loss(x, sets).values())).sum() for sets in self.sets]
+        self.log("stopping", torch.stack(losses).mean(), batch_size=len(x))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Early stopping on the stopping images where `patience` asks for it."""
+        return [EarlyStopping(monitor="stopping", patience=self.patience)] if self.patience else []
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam at one rate, a tenth of it over the last sixth of the steps."""
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        milestone = max(1, int(self.trainer.estimated_stepping_batches) * 5 // 6)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [milestone], gamma=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep where the drawing of sets stands, so that a resumed fit draws on."""
+        checkpoint["generator"] = self._generator.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Draw on from where the checkpoint stood."""
+        self._generator.set_state(checkpoint["generator"])
+
+    def on_fit_end(self) -> None:
+        """Drop the cached images."""
+        self._cache.clear()
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        """Score by 1 - MSGMS of x and x_hat: its mean over region sizes, smoothed, is the map; the score is its maximum."""
+        image = (x + 1) / 2
+        r = torch.zeros((), device=x.device)
+        for number in range(len(self.regions)):
+            r = r + 1 - self.msgms(image, (self.reconstruct(x, self.sets[number]) + 1) / 2)
+        r = (r / len(self.regions))[:, None]
+        if self.smooth > 1:
+            reach = self.smooth // 2
+            r = functional.avg_pool2d(functional.pad(r, (reach,) * 4, mode="replicate"), self.smooth, stride=1)
+        anomaly_map = self.inside_roi(r[:, 0])
+        return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
