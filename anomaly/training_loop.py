@@ -49,7 +49,7 @@ def train(
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         trainer = pl.Trainer(
             max_epochs=detector.epochs,
-            callbacks=[_Watch(report, checkpoint, asked)],
+            callbacks=[_Watch(report, checkpoint, asked, loaders)],
             **_options(precision=precision, device=device, out=out),
         )
         handler = signal.getsignal(signal.SIGINT)
@@ -156,19 +156,18 @@ def has_fast_bf16() -> bool:
 class _Watch(Callback):
     """Moves the progress bar, and keeps a checkpoint, with what was asked for, now and then and when training stops."""
 
-    def __init__(self, report: Report, checkpoint: Path, asked: dict[str, Any]) -> None:
+    def __init__(self, report: Report, checkpoint: Path, asked: dict[str, Any], loaders: GoodData) -> None:
         self._report = report
+        self._loaders = loaders
         self._checkpoint = checkpoint
         self._asked = asked
         self._kept_at = time.monotonic()
-        self._num_steps = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._num_steps = trainer.current_epoch * int(trainer.num_training_batches)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        self._num_steps += 1
-        self._report(self._num_steps, int(trainer.num_training_batches) * (trainer.max_epochs or 1))
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        num = int(trainer.num_training_batches)
+        self._report(trainer.current_epoch * num + batch_idx + 1, num * (trainer.max_epochs or 1))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if time.monotonic() - self._kept_at >= CHECKPOINT_SECONDS:
@@ -178,6 +177,15 @@ class _Watch(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[ASKED] = self._asked
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs = loop["epoch_progress"]["current"]
+        if epochs["processed"] < epochs["ready"]:  # within a pass: the trainer asks for its remaining batches
+            num_done = loop["epoch_loop.batch_progress"]["current"]["completed"]
+            self._loaders.skip_batches(num_done, epoch=checkpoint["epoch"])
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, (KeyboardInterrupt, TrainingError)):

@@ -28,6 +28,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "autoencoder": {
         "size": 64, "width": 8, "smooth": 3, "loss": "l2", "score": "l2", "epochs": 10, "batch_size": 8, "learning_rate": 3e-3
     },
+    "riad": {
+        "size": 64, "width": 8, "regions": (4, 8), "smooth": 3, "epochs": 10, "batch_size": 8, "learning_rate": 3e-3
+    },
+    "ganomaly": {
+        "size": 64, "width": 4, "latent": 16, "measure": "l1", "smooth": 3, "epochs": 10, "batch_size": 8, "learning_rate": 3e-3
+    },
+    "fanogan": {
+        "size": 16, "width": 8, "latent": 8, "measure": "l1", "smooth": 3, "epochs": 60, "batch_size": 8, "critic_steps": 1,
+        "learning_rate": 3e-3, "encoder_learning_rate": 3e-3
+    },
     "fastflow": {**FEATURES, "num_steps": 2, "epochs": 10},
     "frozen_features": {**FEATURES, "num_patches": 400, "smooth": 3},
 }  # fmt: skip

@@ -52,6 +52,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("anomaly.report", "anomaly.report_charts", "anomaly.report_pictures", "anomaly.report_contents"),
         ("ground", "data", "metrics", "scoring", "training", "evaluation"),
     ),
+    "testing": (
+        ("anomaly.testing", "anomaly.trial"),
+        ("ground", "data", "detectors", "scoring", "training", "export"),
+    ),
     "benchmark": (
         ("anomaly.benchmark",),
         ("ground", "data", "metrics", "detectors", "scoring", "training", "evaluation", "export"),

@@ -382,6 +382,29 @@ def test_killed_fit_goes_on_from_its_last_kept_epoch(
         torch.testing.assert_close(resumed[key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_fit_interrupted_within_a_pass_sees_each_photograph_once(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def step(self: Interrupted, batch: Batch, index: int) -> Tensor:
+        if self.armed and self.current_epoch == 1 and index == 2:
+            raise KeyboardInterrupt
+        seen.extend((self.current_epoch, path) for path in batch.path)
+        return Autoencoder.training_step(self, batch, index)
+
+    monkeypatch.setattr(Interrupted, "training_step", step)
+    asked = {"detector": f"{__name__}:Interrupted", "model": TINY | {"epochs": 2, "batch_size": 4}}
+    with pytest.raises(KeyboardInterrupt):
+        quick(plain, tmp_path / "run", **asked)
+    monkeypatch.setattr(Interrupted, "armed", False)
+    resumed, description = quick(plain, tmp_path / "run", resume=True, **asked)
+    assert sorted(seen) == sorted((epoch, path) for epoch in (0, 1) for path in description.train)
+    whole, _ = quick(plain, tmp_path / "whole", **asked)
+    for key, value in whole.items():
+        torch.testing.assert_close(resumed[key], value, rtol=1e-5, atol=1e-6)
+
+
 def test_identical_photographs_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "same"
     folder.mkdir()

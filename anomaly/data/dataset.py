@@ -85,6 +85,11 @@ class SeededOrder(Sampler[int]):
         self._num_images = num_images
         self._seed = seed
         self._epoch = 0
+        self._seen: dict[int, int] = {}
+
+    def skip(self, num_images: int, *, epoch: int) -> None:
+        """Leave out the first images of an epoch, which was interrupted after them."""
+        self._seen[epoch] = num_images
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch is next; the trainer calls this."""
@@ -95,7 +100,7 @@ class SeededOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         draw = np.random.default_rng((self._seed, self._epoch))
-        return iter(draw.permutation(self._num_images).tolist())
+        return iter(draw.permutation(self._num_images)[self._seen.get(self._epoch, 0) :].tolist())
 
 
 class GoodData(pl.LightningDataModule):
@@ -131,6 +136,10 @@ class GoodData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
         return DataLoader(self._train, batch_size=self._batch_size, sampler=self._order, collate_fn=collate)
+
+    def skip_batches(self, num: int, *, epoch: int) -> None:
+        """Leave out the first batches of an epoch, which was interrupted after them."""
+        self._order.skip(num * self._batch_size, epoch=epoch)
 
     def probe_dataloader(self, batch_size: int) -> DataLoader[Any]:
         """Training batches of another size, in order, to find one that fits into memory."""

@@ -178,7 +178,7 @@ class Critic(nn.Module):
     def __init__(self, *, size: int, width: int) -> None:
         super().__init__()
         self.trunk = Trunk(size=size, width=width, norm=SampleNorm)
-        self.leave = nn.Linear(self.trunk.num_features, 1)
+        self.leave = nn.Linear(self.trunk.num_features, 1, bias=False)  # it would cancel in every difference
         _initialise(self.leave, gain=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
