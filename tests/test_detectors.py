@@ -32,11 +32,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "size": 64, "width": 8, "regions": (4, 8), "smooth": 3, "epochs": 10, "batch_size": 8, "learning_rate": 3e-3
     },
     "ganomaly": {
-        "size": 64, "width": 4, "latent": 16, "measure": "l1", "smooth": 3, "epochs": 10, "batch_size": 8, "learning_rate": 3e-3
+        "size": 64, "width": 4, "latent": 16, "measure": "l1", "smooth": 3, "epochs": 10, "batch_size": 8,
+        "learning_rate": 3e-3
     },
     "fanogan": {
         "size": 16, "width": 8, "latent": 8, "measure": "l1", "smooth": 3, "epochs": 60, "batch_size": 8, "critic_steps": 1,
         "learning_rate": 3e-3, "encoder_learning_rate": 3e-3
+    },
+    "differnet": {
+        **FEATURES, "layers": (1,), "hidden": 32, "num_steps": 2, "num_rotations": 1, "train_rotations": 2,
+        "learning_rate": 3e-3, "epochs": 10, "batch_size": 8
     },
     "fastflow": {**FEATURES, "num_steps": 2, "epochs": 10},
     "frozen_features": {**FEATURES, "num_patches": 400, "smooth": 3},

@@ -339,7 +339,7 @@ def test_too_little_memory_names_the_batch_size_that_fits(
 ) -> None:
     monkeypatch.setattr(Hungry, "error", error)
     asked = {"detector": f"{__name__}:Hungry", "model": ONE_EPOCH}
-    with pytest.raises(TrainingError, match="8 images a batch .* 2 fit: --model.batch-size 2"):
+    with pytest.raises(TrainingError, match=r"8 images a batch .* 2 fit: --model\.batch-size 2"):
         quick(plain, tmp_path / "run", **asked)
     quick(plain, tmp_path / "run", detector=asked["detector"], model=ONE_EPOCH | {"batch_size": 2})
     monkeypatch.setattr(Hungry, "most", 0)

@@ -84,7 +84,7 @@ def _set_section(name: str, by_category: Mapping[str, list[Row]], hardware: Mapp
         for category, rows in by_category.items()
         for row in rows
         for one in published
-        if one.detector == row["detector"] and row.cells
+        if one.detector in (row["detector"], row["name"]) and row.cells
     ]
     for schedule, title in (
         ("full", "full schedules against published figures"),

@@ -14,8 +14,10 @@ DETECTORS: dict[str, str] = {
     "riad": "anomaly.detectors.riad:Riad",
     "ganomaly": "anomaly.detectors.ganomaly:Ganomaly",
     "fanogan": "anomaly.detectors.fanogan:FAnoGan",
+    "differnet": "anomaly.detectors.differnet:DifferNet",
     "fastflow": "anomaly.detectors.fastflow:FastFlow",
     "frozen_features": "anomaly.detectors.frozen_features:FrozenFeatures",
+    "anomalib": "anomaly.detectors.anomalib_model:AnomalibModel",
 }
 """Name -> `module:Class`, imported only when asked for"""
 

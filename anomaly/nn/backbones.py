@@ -1,4 +1,4 @@
-"""Frozen pretrained feature networks from timm, with weights that may lie in a local folder."""
+"""Frozen pretrained feature networks from timm, and two of torchvision, with weights that may lie in a local folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+import torchvision
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from anomaly.errors import UsageError, WeightsError
 
 WEIGHTS_FOLDER_VARIABLE = "ANOMALY_WEIGHTS"
+FROM_TORCHVISION = ("alexnet", "squeezenet1_1")
+"""Networks that timm does not have: their convolutional part, as one feature level"""
 
 
 class _NormedMaps(FeatureGetterNet):  # type: ignore[misc]
@@ -31,12 +34,24 @@ class _NormedMaps(FeatureGetterNet):  # type: ignore[misc]
         super().__init__(model, norm=True, **options)
 
 
+class _TorchvisionFeatures(nn.Module):
+    """The convolutional part of a torchvision network, under torchvision's own keys."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.features = torchvision.models.get_model(name, weights=None).features
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.features(x)]
+
+
 class Backbone(nn.Module):
-    """A timm network cut into feature maps, frozen: never trained, always in eval mode.
+    """A network cut into feature maps, frozen: never trained, always in eval mode.
 
     Args:
-        name: a timm model name, e.g. `resnet18` or `cait_m48_448`.
-        layers: which feature levels (`out_indices` of timm: for CNNs one per stride, for ViTs block numbers).
+        name: a timm model name, e.g. `resnet18` or `cait_m48_448`, or torchvision's `alexnet` or `squeezenet1_1`.
+        layers: which feature levels (`out_indices` of timm: for CNNs one per stride, for ViTs block numbers; torchvision's
+            networks have the level 0).
         size: height and width of the input, which fixes those of the maps.
         weights: `pretrained` (the folder of `ANOMALY_WEIGHTS`, then timm's cache, then a download), `none` (random;
             only for tests and for loading a state afterwards), or the path of a `.safetensors` file or of a folder of
@@ -49,18 +64,9 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, *, layers: Sequence[int], size: tuple[int, int], weights: str) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            near = ", ".join(timm.list_models(f"{name.split('.')[0][:6]}*")[:5])
-            raise UsageError(f"backbone {name!r} is not a timm model; near names: {near or 'see timm.list_models()'}")
-        options: dict[str, object] = {"features_only": True, "out_indices": tuple(layers)}
         self.is_transformer = name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
         """Whether the maps come from transformer blocks, with the network's last norm, as in the FastFlow paper"""
-        if self.is_transformer:
-            options |= {"img_size": size, "feature_cls": _NormedMaps}
-        try:
-            network = timm.create_model(name, pretrained=False, **options)
-        except (IndexError, AssertionError, ValueError, TypeError) as error:
-            raise UsageError(f"backbone {name!r} has no feature levels {tuple(layers)}: {error}") from error
+        network = _build(name, layers=tuple(layers), size=size, transformer=self.is_transformer)
         self.provenance = _load_weights(network, name, weights)
         config = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, ...] = tuple(config.mean) if config else (0.485, 0.456, 0.406)
@@ -89,6 +95,24 @@ class Backbone(nn.Module):
         return maps
 
 
+def _build(name: str, *, layers: tuple[int, ...], size: tuple[int, int], transformer: bool) -> nn.Module:
+    if name in FROM_TORCHVISION:
+        if layers != (0,):
+            raise UsageError(f"backbone {name!r} has no feature levels {layers}: its one level is 0, take layers [0]")
+        return _TorchvisionFeatures(name)
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"{name.split('.')[0][:6]}*")[:5])
+        raise UsageError(f"backbone {name!r} is not a timm model; near names: {near or 'see timm.list_models()'}")
+    options: dict[str, object] = {"features_only": True, "out_indices": layers}
+    if transformer:
+        options |= {"img_size": size, "feature_cls": _NormedMaps}
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except (IndexError, AssertionError, ValueError, TypeError) as error:
+        raise UsageError(f"backbone {name!r} has no feature levels {layers}: {error}") from error
+    return network
+
+
 def weights_at_hand(name: str) -> str:
     """Say where pretrained weights of a backbone lie on this machine, empty where they would have to be downloaded."""
     local = _local_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE, ""))
@@ -96,6 +120,9 @@ def weights_at_hand(name: str) -> str:
 
 
 def _cached_file(name: str) -> str:
+    if name in FROM_TORCHVISION:
+        kept = Path(torch.hub.get_dir(), "checkpoints", Path(_torchvision_weights(name).url).name)
+        return str(kept) if kept.is_file() else ""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         return ""
@@ -104,6 +131,10 @@ def _cached_file(name: str) -> str:
         if isinstance(cached, str):
             return cached
     return ""
+
+
+def _torchvision_weights(name: str) -> Any:
+    return torchvision.models.get_model_weights(name).DEFAULT
 
 
 def _local_file(name: str, place: str) -> Path | None:
@@ -132,13 +163,21 @@ def _load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]
             f"no weights for backbone {name!r} at {weights}: give a .safetensors file,"
             f" or a folder with {name}.<tag>.safetensors"
         )
-    if not _cached_file(name) and not _hub_answers():
+    library = "torchvision" if name in FROM_TORCHVISION else "timm"
+    host = urllib.parse.urlparse(
+        _torchvision_weights(name).url if name in FROM_TORCHVISION else constants.ENDPOINT
+    ).hostname
+    if not _cached_file(name) and not _answers(host or ""):
         looked = f"folder {place}" if place else f"{WEIGHTS_FOLDER_VARIABLE} is not set"
         raise WeightsError(
-            f"no weights for backbone {name!r} ({looked}; not in timm's cache; the model hub does not answer)."
+            f"no weights for backbone {name!r} ({looked}; not in {library}'s cache; the model hub does not answer)."
             f" Either put {name}.<tag>.safetensors into a folder and name it by {WEIGHTS_FOLDER_VARIABLE}, or run once"
-            " with a network so that timm can fetch it. A detector that needs no backbone: --detector autoencoder"
+            f" with a network so that {library} can fetch it. A detector that needs no backbone: --detector autoencoder"
         )
+    if name in FROM_TORCHVISION:
+        chosen = _torchvision_weights(name)
+        _copy_state(network, chosen.get_state_dict(progress=False, check_hash=True), name, "torchvision")
+        return {"weights": f"torchvision {chosen}"}
     pretrained = timm.create_model(name, pretrained=True)
     _copy_state(network, pretrained.state_dict(), name, "timm")
     return {"weights": f"timm {timm.get_pretrained_cfg(name).hf_hub_id}"}
@@ -171,13 +210,12 @@ def _copy_state(network: nn.Module, state: dict[str, Tensor], name: str, source:
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()}, strict=False)
 
 
-def _hub_answers() -> bool:
-    """Whether the model hub can be reached: one try of three seconds instead of the client's minute of retries."""
+def _answers(host: str) -> bool:
+    """Whether the host of the weights can be reached: one try of three seconds instead of the client's minute of retries."""
     if constants.HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies():
         return True  # behind a proxy only the client itself can tell
-    host = urllib.parse.urlparse(constants.ENDPOINT).hostname or ""
     try:
         socket.create_connection((host, 443), timeout=3).close()
     except OSError:
