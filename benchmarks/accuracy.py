@@ -8,6 +8,7 @@ Figures are those of the last epoch; nothing is chosen on test images.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ def measure(data: Path, config: dict[str, Any], *, seed: int, precision: str, fo
     cell = RunCard("accuracy", config={"data": data.name, **config, "seed": seed, "precision": precision})
     with cell.timed("fit and calibrate"):
         run = fit(data, out=folder, seed=seed, precision=precision, **config)  # type: ignore[arg-type]
+    cell.facts["seconds"] |= {"fit": json.loads((run / "run.json").read_text(encoding="utf-8"))["seconds"]["fit"]}
     with cell.timed("export"):
         model = export(run)
     certificate = verify(run)
