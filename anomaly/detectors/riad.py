@@ -25,13 +25,13 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional
 
 from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.residual_map import smoothed
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 _NUM_HALVINGS = 4
@@ -240,9 +240,5 @@ class Riad(Detector):
         r = torch.zeros((), device=x.device)
         for number in range(len(self.regions)):
             r = r + 1 - self.msgms(image, (self.reconstruct(x, self.sets[number]) + 1) / 2)
-        r = (r / len(self.regions))[:, None]
-        if self.smooth > 1:
-            reach = self.smooth // 2
-            r = functional.avg_pool2d(functional.pad(r, (reach,) * 4, mode="replicate"), self.smooth, stride=1)
-        anomaly_map = self.inside_roi(r[:, 0])
+        anomaly_map = self.inside_roi(smoothed(r / len(self.regions), window=self.smooth))
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
