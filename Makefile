@@ -24,7 +24,7 @@ types: $(VENV)/dev.stamp
 unit: $(VENV)/dev.stamp .venv-serve/serve.stamp
 	ANOMALY_SERVING_PYTHON=$(CURDIR)/.venv-serve/bin/python \
 	ANOMALY_OLDEST_ORT_PYTHON=$(CURDIR)/.venv-oldest/bin/python \
-	$(BIN)/python -m pytest --cov --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=85
 
 bench-setup: $(VENV)/bench.stamp
 

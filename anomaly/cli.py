@@ -18,7 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("anomaly.parity:verify", "prove that the .onnx file gives what the trained model gives"),
     "calibrate": ("anomaly.scoring.recalibrate:calibrate", "a new promise for an .onnx file from new good photographs"),
     "test": ("anomaly.evaluation:test", "figures of a model on labelled images"),
-    "benchmark": ("anomaly.benchmark.run:benchmark", "detectors × categories × seeds from a YAML file, and their table"),
+    "benchmark": (
+        "anomaly.benchmark.run:benchmark",
+        "detectors × categories × seeds from a YAML file, and their table",
+    ),
     "score": ("anomaly.scoring.score:score", "verdicts for a folder, a glob, a list or standard input of images"),
 }
 """Verb -> where its function lives, and one line of help; literal, so that help imports nothing"""

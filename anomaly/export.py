@@ -9,6 +9,7 @@ import logging
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -97,6 +98,12 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
                 dynamic_shapes=(dynamic,),
                 verbose=False,
             )
+        except torch.onnx.OnnxExporterError as error:
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ModelError(
+                f"{type(detector).__name__} cannot be exported: {detector.export_obstacle or first};"
+                " it can be tested and compared as a run folder"
+            ) from error
         finally:
             logging.disable(logging.NOTSET)
     if program is None:
@@ -140,7 +147,7 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         category=description.category,
         config={
             # the names of files travel, not where they lay
-            **{key: _name(value) if key == "weights" else value for key, value in description.config.items()},
+            **{key: _without_folders(value) for key, value in description.config.items()},
             **{f"backbone_{key}": value for key, value in description.provenance.items()},
         },
         resize=detector.preprocess.resize,
@@ -157,6 +164,13 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         sha256=sha256,
         golden=golden,
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """An option's value with every absolute path in it cut down to its name."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _name(value: str) -> str:

@@ -79,9 +79,7 @@ def test_cells_are_measured_once_and_a_crash_costs_one(
         benchmark(plan, data=data, out=out, only="nothing")
 
 
-def test_detector_of_ones_own_stands_in_the_table(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_detector_of_ones_own_stands_in_the_table(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "from anomaly.detectors.autoencoder import Autoencoder\n\n\nclass Mine(Autoencoder):\n    pass\n"
     )

@@ -25,7 +25,7 @@ from torchvision.models._api import WeightsEnum
 from torchvision.transforms import v2
 
 from anomaly.errors import UsageError, WeightsError
-from anomaly.nn.backbones import WEIGHTS_FOLDER_VARIABLE, _load_weights, _local_file
+from anomaly.nn.backbones import WEIGHTS_FOLDER_VARIABLE, load_weights, local_weights_file
 from anomaly.options import nearest
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -85,7 +85,7 @@ def build_module(found: Any, options: Mapping[str, Any], *, size: int, weights: 
     provenance: dict[str, str] = {}
     for backbone, network in asked:
         if network is not None:
-            provenance |= _load_weights(network, backbone, weights)
+            provenance |= load_weights(network, backbone, weights)
         else:
             provenance |= _load_torchvision(module.model, backbone, weights)
     return module, provenance
@@ -131,7 +131,7 @@ def _load_torchvision(model: nn.Module, backbone: str, weights: str) -> dict[str
     """Fill every part of a model that a file of a torchvision network names; none may be lacking in the file."""
     if weights == "none":
         return {"weights": "none (random)"}
-    file = _local_file(backbone, os.environ.get(WEIGHTS_FOLDER_VARIABLE, "") if weights == "pretrained" else weights)
+    file = local_weights_file(backbone, os.environ.get(WEIGHTS_FOLDER_VARIABLE, "") if weights == "pretrained" else weights)
     if file is None:
         raise WeightsError(
             f"no weights for torchvision's {backbone!r}: put {backbone}.<tag>.safetensors with its keys into a folder and"

@@ -31,7 +31,7 @@ from anomaly.detectors.anomalib_build import (
     model_class,
     quiet,
 )
-from anomaly.detectors.anomalib_inference import INFERENCE, own_forward
+from anomaly.detectors.anomalib_inference import INFERENCE, NOT_EXPORTED, own_forward
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import TrainingError, UsageError, WeightsError
 from anomaly.nn.preprocess import Preprocess, Resize
@@ -92,6 +92,7 @@ class AnomalibModel(Detector):
         module, self.provenance = build_module(found, options, size=size, weights=weights)
         self.network: nn.Module = module.model
         self.model, self.inner_epochs = model, inner_epochs
+        self.export_obstacle = NOT_EXPORTED.get(model, "")
         trainable = [p for p in self.network.parameters() if p.requires_grad]
         self._inner: tuple[_Inner, ...] = (
             _Inner(module, trainable, [part for part in self.network.modules() if part.training]),

@@ -69,6 +69,9 @@ class Detector(pl.LightningModule):
     needs_stopping_images = False
     """Whether a third part of the good images, cut out of `train`, is wanted as a stopping signal"""
 
+    export_obstacle = ""
+    """Why the graph cannot be exported, in words, where that is known"""
+
     def __init__(self, *, preprocess: Preprocess, epochs: int, batch_size: int) -> None:
         super().__init__()
         self.preprocess = preprocess

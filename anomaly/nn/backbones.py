@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         self.is_transformer = name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
         """Whether the maps come from transformer blocks, with the network's last norm, as in the FastFlow paper"""
         network = _build(name, layers=tuple(layers), size=size, transformer=self.is_transformer)
-        self.provenance = _load_weights(network, name, weights)
+        self.provenance = load_weights(network, name, weights)
         config = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, ...] = tuple(config.mean) if config else (0.485, 0.456, 0.406)
         self.std: tuple[float, ...] = tuple(config.std) if config else (0.229, 0.224, 0.225)
@@ -115,7 +115,7 @@ def _build(name: str, *, layers: tuple[int, ...], size: tuple[int, int], transfo
 
 def weights_at_hand(name: str) -> str:
     """Say where pretrained weights of a backbone lie on this machine, empty where they would have to be downloaded."""
-    local = _local_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE, ""))
+    local = local_weights_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE, ""))
     return str(local) if local else _cached_file(name)
 
 
@@ -137,7 +137,7 @@ def _torchvision_weights(name: str) -> Any:
     return torchvision.models.get_model_weights(name).DEFAULT
 
 
-def _local_file(name: str, place: str) -> Path | None:
+def local_weights_file(name: str, place: str) -> Path | None:
     """The one .safetensors file for `name` in a folder, or the file itself."""
     if not place:
         return None
@@ -151,11 +151,11 @@ def _local_file(name: str, place: str) -> Path | None:
     return found[0] if found else None
 
 
-def _load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
+def load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
     if weights == "none":
         return {"weights": "none (random)"}
     place = os.environ.get(WEIGHTS_FOLDER_VARIABLE, "") if weights == "pretrained" else weights
-    local = _local_file(name, place)
+    local = local_weights_file(name, place)
     if local is not None:
         return _load_local(network, name, local)
     if weights != "pretrained":
