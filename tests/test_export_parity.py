@@ -17,9 +17,12 @@ import torch
 from conftest import TINY, draw_part
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from torch import Tensor
 
 import anomaly
 from anomaly.data.dataset import collate
+from anomaly.detectors.autoencoder import Autoencoder
+from anomaly.detectors.base import Anomaly
 from anomaly.errors import ModelError, OutputError, ParityError
 from anomaly.export import export, export_graph
 from anomaly.image import write_png
@@ -212,3 +215,19 @@ def test_file_names_no_folder_of_the_machine_that_made_it(category: Path, tmp_pa
         assert str(place).encode() not in data
     weights.unlink()
     load(run)  # its state holds the weights
+
+
+class Undecided(Autoencoder):
+    """Asks its input what to do next, which no graph can."""
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        return super().anomaly(x if bool(x.sum() > 0) else -x)
+
+
+def test_graph_that_cannot_be_exported_is_told_in_words() -> None:
+    detector = Undecided(size=64, width=8)
+    with pytest.raises(ModelError, match=r"Undecided cannot be exported: .+; it can be tested"):
+        export_graph(detector)
+    detector.export_obstacle = "it asks its input what to do next"
+    with pytest.raises(ModelError, match="Undecided cannot be exported: it asks its input what to do next;"):
+        export_graph(detector)

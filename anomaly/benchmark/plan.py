@@ -93,7 +93,7 @@ def read_plan(file: Path, *, data: Path, own: str, own_model: dict[str, Any]) ->
         for category in _categories(part["categories"], data=data):
             for name, row in rows.items():
                 asked = _detector(name, row, file=file)
-                if row.get("sets") and category.partition("/")[0] not in row["sets"]:
+                if row.get("sets") and not {category, category.partition("/")[0]} & set(row["sets"]):
                     continue
                 cells += [
                     Cell(
