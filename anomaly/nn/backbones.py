@@ -152,6 +152,7 @@ def local_weights_file(name: str, place: str) -> Path | None:
 
 
 def load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
+    """Fill a network with a backbone's weights, by the rules of `Backbone`; gives where they came from, with their hash."""
     if weights == "none":
         return {"weights": "none (random)"}
     place = os.environ.get(WEIGHTS_FOLDER_VARIABLE, "") if weights == "pretrained" else weights
