@@ -13,9 +13,10 @@ What differs, and why: training sees a fixed set of rotations, so that features 
 (`augment: random` is the paper's way); the learning rate rises shortly and follows one cosine to zero, so that the last epoch
 is a settled one; the flow begins with a linear step that whitens, without which a short training does not get far, and its
 subnets are smooth and see bounded values (see `vector_coupling`); the smaller scales are means of 2×2 pixels; the map takes
-absolute values before the blur, not after it, and is not squared at the end, which changes no rank. The derivative is
-written by hand, so that the exported graph has it; corners of the backbone are rounded in it, so that every runtime gives
-the same (see `input_gradient`).
+absolute values before the blur, not after it, and is not squared at the end, which changes no rank; it is divided by what it
+typically is at that pixel on good training images, because some places (dark flat ones) move the loss on every part. The
+derivative is written by hand, so that the exported graph has it; corners of the backbone are rounded in it, so that every
+runtime gives the same (see `input_gradient`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ Augment = Literal["fixed", "random"]
 NUM_SCALES = 3
 SIGMA = 3.0
 """Deviation in pixels of the blur of the derivative"""
+NUM_TYPICAL = 48
+"""Good training images, about, that say what the map usually is"""
+FLOOR = 0.1
+"""Share of the mean over the image that is added to it: a pixel that never mattered must not outweigh all others"""
 
 
 class DifferNet(Detector):
@@ -62,11 +67,13 @@ class DifferNet(Detector):
         weight_decay: of Adam.
         epochs: passes over the training images.
         batch_size: images per step.
+        standardise: whether the map is divided, pixel by pixel, by its mean over good training images.
         cache_gib: memory in GiB for features kept between epochs; 0 computes them anew each time.
         seed: of the random rotations.
     """
 
     kernel: Tensor
+    typical: Tensor
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class DifferNet(Detector):
         weight_decay: float = 1e-5,
         epochs: int = 12,
         batch_size: int = 24,
+        standardise: bool = True,
         cache_gib: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -115,6 +123,8 @@ class DifferNet(Detector):
         self.augment = augment
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.standardise = standardise
+        self.register_buffer("typical", torch.ones(size, size))
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
         self._drawn = torch.Generator().manual_seed(seed)
         reach = int(4 * SIGMA)
@@ -209,12 +219,27 @@ class DifferNet(Detector):
         """Go on with the random rotations from there."""
         self._drawn.set_state(checkpoint["drawn"])
 
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Take the mean map of some good training images, with the final weights."""
+        if not self.standardise:
+            return
+        self.eval()
+        total, num = torch.zeros_like(self.typical), 0
+        for x in self.training_inputs():
+            total += torch.cat([self._sensitivity(one[None])[1] for one in x]).sum(dim=0)
+            num += len(x)
+            if num >= NUM_TYPICAL:
+                break
+        mean = total / num
+        self.typical.copy_(mean + FLOOR * mean[self.preprocess.roi].mean())
+
     def on_fit_end(self) -> None:
         """Drop the cached features."""
         self._cache.clear()
 
-    def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by the mean of z² over rotations; the map is the derivative of the loss by the pixels."""
+    def _sensitivity(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score (N,), and how much the loss moves with each pixel, (N, h, w)."""
         num = len(self.angles)
         y, to_pixels = self._features(torch.cat([self._turned(x, angle) for angle in self.angles]))  # (K·N, D)
         z, _, to_features = self.flow.with_pullback(y)
@@ -225,5 +250,9 @@ class DifferNet(Detector):
         back = torch.stack([rotate(g[k], -angle) for k, angle in enumerate(self.angles)]).mean(dim=0)  # (N, 1, h, w)
         reach = len(self.kernel) // 2
         across = functional.conv2d(functional.pad(back, (reach,) * 4, mode="reflect"), self.kernel.view(1, 1, 1, -1))
-        anomaly_map = functional.conv2d(across, self.kernel.view(1, 1, -1, 1))[:, 0]
-        return Anomaly(score, self.inside_roi(anomaly_map))
+        return score, functional.conv2d(across, self.kernel.view(1, 1, -1, 1))[:, 0]
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        """Score by the mean of z² over rotations; the map is the derivative of the loss by the pixels, over its usual one."""
+        score, sensitivity = self._sensitivity(x)
+        return Anomaly(score, self.inside_roi(sensitivity / self.typical))
