@@ -131,7 +131,9 @@ def _load_torchvision(model: nn.Module, backbone: str, weights: str) -> dict[str
     """Fill every part of a model that a file of a torchvision network names; none may be lacking in the file."""
     if weights == "none":
         return {"weights": "none (random)"}
-    file = local_weights_file(backbone, os.environ.get(WEIGHTS_FOLDER_VARIABLE, "") if weights == "pretrained" else weights)
+    file = local_weights_file(
+        backbone, os.environ.get(WEIGHTS_FOLDER_VARIABLE, "") if weights == "pretrained" else weights
+    )
     if file is None:
         raise WeightsError(
             f"no weights for torchvision's {backbone!r}: put {backbone}.<tag>.safetensors with its keys into a folder and"

@@ -177,7 +177,9 @@ def load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
         )
     if name in FROM_TORCHVISION:
         chosen = _torchvision_weights(name)
-        _copy_state(network, chosen.get_state_dict(progress=False, check_hash=True, weights_only=True), name, "torchvision")
+        _copy_state(
+            network, chosen.get_state_dict(progress=False, check_hash=True, weights_only=True), name, "torchvision"
+        )
         return {"weights": f"torchvision {chosen}"}
     pretrained = timm.create_model(name, pretrained=True)
     _copy_state(network, pretrained.state_dict(), name, "timm")
