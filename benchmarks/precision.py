@@ -1,0 +1,77 @@
+"""What bf16 is worth in training: seconds of a pass in fp32 and in bf16 for every shipped detector, in turn, in one run.
+
+    ANOMALY_WEIGHTS=FOLDER python -m benchmarks.precision --out benchmarks/results/precision.json
+
+Each detector trains on made-up photographs with its shipped options for `--passes` passes in either precision; frozen features are kept as in a real fit, so that what is timed is what repeats. Set OMP_NUM_THREADS to fix
+the number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from anomaly.data.dataset import GoodData, GoodImages
+from anomaly.data.folders import Sample
+from anomaly.image import write_png
+from anomaly.run_card import RunCard
+from anomaly.run_folder import build_detector
+from anomaly.training_loop import train
+from anomaly.trial import draw_parts
+from benchmarks.latency import CONFIGS, SHIPPED
+
+NUM_IMAGES = 24
+
+
+def seconds_of_a_pass(name: str, *, precision: str, passes: int, folder: Path) -> float:
+    """Mean seconds of a pass: a fit of `passes` more than one, less a fit of one, which warms up too."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    samples = [Sample(path, "good", False, None) for path in sorted(folder.glob("*.png"))]
+
+    def read(some: Any) -> GoodImages:
+        return GoodImages(some, white=255, max_pixels=100_000_000, cache_gib=1.0)
+
+    seconds = []
+    for epochs in (1, 1, 1 + passes):  # the first is for the allocator and the kernels that are chosen once
+        torch.manual_seed(0)
+        detector = build_detector(config["detector"], config.get("model", {}) | {"epochs": epochs})
+        loaders = GoodData(train=samples, held_out=(), stopping=(), batch_size=detector.batch_size, read=read, seed=0)
+        begin = time.perf_counter()
+        train(detector, loaders, out=folder, precision=precision, device="auto", resume=False)  # type: ignore[arg-type]
+        seconds.append(time.perf_counter() - begin)
+    return (seconds[2] - seconds[1]) / passes
+
+
+def main() -> None:
+    """Time every detector and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--passes", type=int, default=3)
+    asked = parser.parse_args()
+    config = {"passes": asked.passes, "images": NUM_IMAGES, "threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    card = RunCard("benchmarks/precision.py", config=config)
+    result: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for number, image in enumerate(draw_parts(NUM_IMAGES, seed=0).numpy()):
+            write_png(Path(place) / f"{number:03d}.png", image)
+        for name in SHIPPED:
+            seconds = {
+                precision: seconds_of_a_pass(name, precision=precision, passes=asked.passes, folder=Path(place))
+                for precision in ("fp32", "bf16")
+            }
+            result[name] = {key: round(value, 3) for key, value in seconds.items()}
+            result[name]["times_faster"] = round(seconds["fp32"] / seconds["bf16"], 2)
+            print(name, result[name], flush=True)
+            card.facts["result"] = result
+            card.write(asked.out)
+
+
+if __name__ == "__main__":
+    main()
