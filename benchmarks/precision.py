@@ -2,8 +2,8 @@
 
     ANOMALY_WEIGHTS=FOLDER python -m benchmarks.precision --out benchmarks/results/precision.json
 
-Each detector trains on made-up photographs with its shipped options for `--passes` passes in either precision; frozen features are kept as in a real fit, so that what is timed is what repeats. Set OMP_NUM_THREADS to fix
-the number of threads.
+Each detector trains on made-up photographs with its shipped options for `--passes` passes in either precision; frozen
+features are kept as in a real fit, so that what is timed is what repeats. Set OMP_NUM_THREADS to fix the number of threads.
 """
 
 from __future__ import annotations
