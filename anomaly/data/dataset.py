@@ -88,7 +88,7 @@ class SeededOrder(Sampler[int]):
         self._seen: dict[int, int] = {}
 
     def skip(self, num_images: int, *, epoch: int) -> None:
-        """Leave out the first images of an epoch, which was interrupted after them."""
+        """Leave out the first images of an epoch, which was interrupted after them, the next time that it is gone through."""
         self._seen[epoch] = num_images
 
     def set_epoch(self, epoch: int) -> None:
@@ -100,7 +100,7 @@ class SeededOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         draw = np.random.default_rng((self._seed, self._epoch))
-        return iter(draw.permutation(self._num_images)[self._seen.get(self._epoch, 0) :].tolist())
+        return iter(draw.permutation(self._num_images)[self._seen.pop(self._epoch, 0) :].tolist())
 
 
 class GoodData(pl.LightningDataModule):
