@@ -45,7 +45,7 @@ SIGMA = 3.0
 """Deviation in pixels of the blur of the derivative"""
 NUM_TYPICAL = 48
 """Good training images, about, that say what the map usually is"""
-FLOOR = 0.1
+FLOOR = 0.3
 """Share of the mean over the image that is added to it: a pixel that never mattered must not outweigh all others"""
 
 
