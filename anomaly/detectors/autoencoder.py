@@ -13,7 +13,7 @@ ill-fitting pixel is no defect; the rate follows one cosine to zero, so that the
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -141,14 +141,6 @@ class Autoencoder(Detector):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         """Bound the gradient's norm at 1: a batch of heavy corruption must not throw the network back."""
         self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the corruption's random choices."""
-        checkpoint["random"] = self._random.get_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the random choices that were kept."""
-        self._random.set_state(checkpoint["random"])
 
     def on_fit_end(self) -> None:
         """Drop the cached images."""

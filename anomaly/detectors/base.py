@@ -105,6 +105,18 @@ class Detector(pl.LightningModule):
             )
         return x
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep where every random generator of the detector stands."""
+        checkpoint["random"] = {name: drawn.get_state() for name, drawn in self._generators().items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Draw on from where the checkpoint stood."""
+        for name, drawn in self._generators().items():
+            drawn.set_state(checkpoint["random"][name])
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Generator)}
+
     def training_inputs(self) -> Iterator[Tensor]:
         """Give the network's input (N, 3, h, w) of the training images once more, for what is measured after training."""
         loader: Any = self.trainer.train_dataloader

@@ -211,14 +211,6 @@ class DifferNet(Detector):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep where the random rotations stand."""
-        checkpoint["drawn"] = self._drawn.get_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the random rotations from there."""
-        self._drawn.set_state(checkpoint["drawn"])
-
     @torch.no_grad()
     def on_train_end(self) -> None:
         """Take the mean map of some good training images, with the final weights."""

@@ -19,7 +19,7 @@ drowns; the paper's map and score remain options.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
@@ -212,14 +212,6 @@ class FAnoGan(Detector):
             residual = residual / self.preprocess.roi.float().mean()
         distance = (self.critic.trunk(x) - self.critic.trunk(x_hat)) ** 2
         return residual, distance.mean(dim=(2, 3)).mean(dim=1)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random choices."""
-        checkpoint["random"] = self._random.get_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the random choices that were kept."""
-        self._random.set_state(checkpoint["random"])
 
     def on_fit_end(self) -> None:
         """Drop the cached images."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ MAX_ROWS = 2048
 """Rows that patches are compared with at once: 16 images of 1024 patches take 128 MiB then"""
 
 
-class PatchModel(nn.Module):
+class PatchModel(nn.Module, ABC):
     """What a model of patches learned, as buffers whose sizes the data decide; empty before it is fitted."""
 
     def __init__(self, *names: str, min_patches: int) -> None:
@@ -55,13 +56,13 @@ class PatchModel(nn.Module):
         for name in names:
             self.register_buffer(name, torch.zeros(0))
 
+    @abstractmethod
     def fit(self, y: Matrix, *, seed: int) -> None:
         """Learn from patches (P, d)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, y: Tensor) -> Tensor:
         """Score patches (P, d), giving (P,)."""
-        raise NotImplementedError
 
     @property
     def is_fitted(self) -> bool:

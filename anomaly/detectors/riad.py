@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
@@ -221,14 +220,6 @@ class Riad(Detector):
         milestone = max(1, int(self.trainer.estimated_stepping_batches) * 5 // 6)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [milestone], gamma=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep where the drawing of sets stands, so that a resumed fit draws on."""
-        checkpoint["generator"] = self._generator.get_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Draw on from where the checkpoint stood."""
-        self._generator.set_state(checkpoint["generator"])
 
     def on_fit_end(self) -> None:
         """Drop the cached images."""
