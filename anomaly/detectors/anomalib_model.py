@@ -234,7 +234,7 @@ def _train(module: Any, x: Tensor, *, epochs: int, batch_size: int, accelerator:
         good = torch.zeros(len(image), dtype=torch.bool)
         return ImageBatch(image=image, gt_label=good, gt_mask=good[:, None, None].expand(-1, *image.shape[2:]))
 
-    class Images(lightning.pytorch.LightningDataModule):
+    class Images(lightning.pytorch.LightningDataModule):  # type: ignore[misc]
         """What was gathered; some models ask their trainer's datamodule for it."""
 
         train_batch_size = batch_size
