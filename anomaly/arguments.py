@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from anomaly.detectors import DETECTORS, detector_class
 from anomaly.errors import UsageError
 from anomaly.options import nearest
+from anomaly.registry import MODELS, detector_class
 
 
 def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
                 f"detector {named!r} in a YAML file: a class to import is named on the command line only, by --detector"
             )
         name = _value_of("detector", arguments) or named
-        if name in DETECTORS or name != default:  # the demo's `best` chooses later and takes no options of its own
+        if name in MODELS or name != default:  # the demo's `best` chooses later and takes no options of its own
             parser.add_class_arguments(detector_class(name), "model", as_group=False)
     if "--help" in arguments or "-h" in arguments:
         print(re.sub(r"--[a-z0-9_.]+", lambda found: found[0].replace("_", "-"), parser.format_help()))

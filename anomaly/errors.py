@@ -2,6 +2,7 @@
 
     AnomalyError                 a message that names the thing, the value met and the way out
     ├── UsageError               a wrong option, key or argument (exit code 2)
+    │   └── Unsupported          what a model does not have by its nature, with the reason
     ├── DataError                a folder, split or mask that cannot be used
     │   └── ImageError           one image that cannot be used; carries a `code` of the results table
     ├── CalibrationError         a promise that the good images at hand cannot support
@@ -37,6 +38,10 @@ class AnomalyError(Exception):
 
 class UsageError(AnomalyError, ValueError):
     """A wrong option, key or argument."""
+
+
+class Unsupported(UsageError):  # noqa: N818 - the field says so
+    """What a model does not have by its nature, such as the likelihood of a GAN; the text says why."""
 
 
 class DataError(AnomalyError):

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from anomaly.calibration import Promise
-from anomaly.detectors import detector_class
 from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError, OutputError, UsageError
 from anomaly.options import nearest
+from anomaly.registry import detector_class
 from anomaly.run_card import write_json
 from anomaly.scoring.artifact import CalibrationRecord
 

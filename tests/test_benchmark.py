@@ -131,7 +131,7 @@ def test_plans_that_cannot_be_meant_are_refused(
 def test_plans_of_the_project_can_be_read_and_their_detectors_have_their_options(plan: Path, tmp_path: Path) -> None:
     import inspect
 
-    from anomaly.detectors import detector_class
+    from anomaly.registry import detector_class
 
     asked = yaml.safe_load(plan.read_text())
     for part in asked["data"]:

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomaly.data.dataset import Batch
-from anomaly.detectors import DETECTORS, detector_class
+from anomaly.detectors import DETECTORS
 from anomaly.detectors.autoencoder import Autoencoder, Measure
 from anomaly.detectors.base import Detector
 from anomaly.detectors.fastflow import FastFlow
 from anomaly.errors import UsageError
+from anomaly.registry import detector_class
 from anomaly.run_folder import build_detector
 from anomaly.testing import CHECKS
 from anomaly.trial import Builder
