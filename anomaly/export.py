@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
-import logging
-import warnings
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
 
 from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError
+from anomaly.onnx_graph import to_onnx
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard, commit, versions
-from anomaly.run_folder import Description, load
+from anomaly.run_folder import Description, config_to_travel, load
+from anomaly.sampler_export import SAMPLER_FILE, export_sampler
+from anomaly.samplers.base import Sampler
 from anomaly.scoring.artifact import (
     CONTRACT,
     INPUT,
-    IR_VERSION,
-    OPSET,
     OUTPUTS,
     Golden,
     Metadata,
@@ -39,14 +35,16 @@ MODEL_FILE = "model.onnx"
 
 
 def export(run: Path, *, out: str = "") -> Path:
-    """Export the detector of a run folder as one `.onnx` file and check that the file loads and scores its golden image.
+    """Export what a run folder holds as one `.onnx` file, and check that the file loads and scores its golden image.
+
+    A sampler gives two files: `sampler.onnx`, which draws, and, where it has a form as a detector, the file that scores.
 
     Args:
         run: a run folder of `anomaly fit`.
-        out: where to write; by default `model.onnx` in the run folder.
+        out: where to write the file that scores; by default `model.onnx` in the run folder. `sampler.onnx` goes beside it.
 
     Returns:
-        The file.
+        The file that scores, or that of a sampler that only draws.
 
     Raises:
         ModelError: a run folder that is damaged, or a graph that does not keep the contract.
@@ -55,6 +53,12 @@ def export(run: Path, *, out: str = "") -> Path:
     card = RunCard("export", config=dict(locals()))
     detector, description = load(run)
     path = Path(out) if out else run / MODEL_FILE
+    if isinstance(detector, Sampler):
+        drawing = path.with_name(SAMPLER_FILE)
+        card.facts["sampler"] = export_sampler(detector, description, drawing)
+        if not detector.scores:
+            card.write(drawing.with_suffix(".export.run.json"))
+            return drawing
     with progress_bar("export"):
         model = export_graph(detector)
     golden = Golden(png=description.golden, score=0.0, map_maximum=0.0)
@@ -82,33 +86,14 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
     # sizes of 0 and 1 would be taken for constants, equal ones for the same symbol
     example = torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8)
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
-    chatter = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(chatter), redirect_stderr(chatter), torch.no_grad():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            program = torch.onnx.export(
-                detector,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                external_data=False,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes=(dynamic,),
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ModelError(
-                f"{type(detector).__name__} cannot be exported: {detector.export_obstacle or first};"
-                " it can be tested and compared as a run folder"
-            ) from error
-        finally:
-            logging.disable(logging.NOTSET)
-    if program is None:
-        raise ModelError(f"{type(detector).__name__} could not be exported:\n{chatter.getvalue()}")
-    model = _bare(program.model_proto)
+    model = to_onnx(
+        detector,
+        (example,),
+        shapes=(dynamic,),
+        inputs=[INPUT],
+        outputs=list(OUTPUTS),
+        obstacle=detector.export_obstacle,
+    )
     found = ([i.name for i in model.graph.input], tuple(o.name for o in model.graph.output))
     if found != ([INPUT], OUTPUTS):
         raise ModelError(
@@ -120,36 +105,13 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
     return model
 
 
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Take out what the exporter adds for debugging (source lines, paths) and what the contract's IR does not know."""
-    model.ir_version = IR_VERSION
-    del model.metadata_props[:]
-    model.doc_string = ""
-    model.graph.doc_string = ""
-    model.producer_name, model.producer_version = "anomaly", ""
-    for holder in (model.graph, *model.functions):
-        for node in holder.node:
-            node.doc_string = ""
-            del node.metadata_props[:]
-        del holder.value_info[:]
-        del holder.metadata_props[:]
-    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    return model
-
-
 def _metadata(detector: Detector, description: Description, golden: Golden, sha256: str) -> Metadata:
     return Metadata(
         contract=CONTRACT,
         kind="detector",
         detector=description.detector,
         category=description.category,
-        config={
-            # the names of files travel, not where they lay
-            **{key: _without_folders(value) for key, value in description.config.items()},
-            **{f"backbone_{key}": value for key, value in description.provenance.items()},
-        },
+        config=config_to_travel(description),
         resize=detector.preprocess.resize,
         white=description.white,
         size=list(detector.preprocess.size),
@@ -164,13 +126,6 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         sha256=sha256,
         golden=golden,
     )
-
-
-def _without_folders(value: Any) -> Any:
-    """An option's value with every absolute path in it cut down to its name."""
-    if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _name(value: str) -> str:

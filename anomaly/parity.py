@@ -17,6 +17,8 @@ from anomaly.export import MODEL_FILE
 from anomaly.image import read_image
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard, hardware, now, versions, write_json
+from anomaly.sampler_export import SAMPLER_FILE, verify_sampler
+from anomaly.samplers.base import Sampler
 from anomaly.scoring.pipeline import batches_by_size
 from anomaly.scoring.scorer import Device, OnnxScorer, Scorer, Scores, relative_difference
 from anomaly.torch_scorer import TorchScorer
@@ -39,7 +41,7 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
         seed: of the random inputs.
 
     Returns:
-        The certificate, also written as `<model>.certificate.json`.
+        The certificate, also written as `<model>.certificate.json`; a sampler's file has its own beside it.
 
     Raises:
         ParityError: a difference above the tolerance; the certificate says where, and is written all the same.
@@ -47,9 +49,13 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
     card = RunCard("verify", config=dict(locals()))
     path = Path(model) if model else run / MODEL_FILE
     trained = TorchScorer(run)
-    exported = OnnxScorer(path, device=device, num_threads=0)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    if isinstance(trained.detector, Sampler):
+        drawing = verify_sampler(trained.detector, path.with_name(SAMPLER_FILE), device=device, seed=seed)
+        if not trained.detector.scores:
+            return drawing
+    exported = OnnxScorer(path, device=device, num_threads=0)
     description = trained.description
     chosen = description.held_out[:MAX_CALIBRATION_IMAGES]
     images = [read_image(p, white=description.white, max_pixels=description.max_pixels) for p in chosen]

@@ -107,3 +107,18 @@ def load(run: Path) -> tuple[Detector, Description]:
     except (json.JSONDecodeError, TypeError, KeyError, SafetensorError, RuntimeError) as error:
         raise ModelError(f"{run} holds a damaged or foreign detector ({error}): fit it again") from error
     return detector.eval(), description
+
+
+def config_to_travel(description: Description) -> dict[str, Any]:
+    """Give the configuration as an exported file carries it: names of files, not where they lay, and the backbone's origin."""
+    return {
+        **{key: _without_folders(value) for key, value in description.config.items()},
+        **{f"backbone_{key}": value for key, value in description.provenance.items()},
+    }
+
+
+def _without_folders(value: Any) -> Any:
+    """An option's value with every absolute path in it cut down to its name."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

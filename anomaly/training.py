@@ -46,12 +46,12 @@ def fit(
     cache_gib: float = 2.0,
     resume: bool = False,
 ) -> Path:
-    """Train a detector on good photographs and calibrate it on held-out ones; the test images are never touched.
+    """Train a detector or a sampler on good photographs, calibrate what scores on held-out ones; no test image is touched.
 
     Args:
         data: a category in a known layout, or a plain folder of good photographs.
         out: the run folder to write.
-        detector: a name of the registry, or package.module:Class.
+        detector: a name of the registry, of a detector or a sampler, or package.module:Class.
         model: options of the detector's constructor.
         alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the images support.
         promise: whether alpha bounds the expected rate or its 95 % upper bound.
@@ -120,8 +120,10 @@ def fit(
             raise UsageError(f"region {roi!r} holds no whole pixel of the network's {width}×{height}: make it larger")
     with card.timed("fit"):
         train(built, loaders, out=out, precision=precision, device=device, resume=resume)
-    with card.timed("calibrate"):
-        scores = built.calibrate(loaders.held_out_dataloader(), alpha=alpha, promise=promise)
+    scores = np.zeros(0)
+    if built.scores:
+        with card.timed("calibrate"):
+            scores = built.calibrate(loaders.held_out_dataloader(), alpha=alpha, promise=promise)
     description = Description(
         detector=detector,
         config=dict(built.hparams),
@@ -142,7 +144,7 @@ def fit(
             excluded=sorted(s.path.name for s in dropped),
         ),
         image_stats=summarise([image_statistics(image) for image in held_out]),
-        golden=golden_png(held_out[int(np.argsort(scores)[len(scores) // 2])]),
+        golden=golden_png(held_out[int(np.argsort(scores)[len(scores) // 2]) if built.scores else 0]),
         train=[str(s.path) for s in parts.train],
         held_out=[str(s.path) for s in parts.held_out],
         stopping=[str(s.path) for s in parts.stopping],

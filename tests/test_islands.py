@@ -34,19 +34,22 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nn": (("anomaly.nn",), ("ground",)),
     "detectors": (("anomaly.detectors",), ("ground", "data", "nn")),
     "scoring": (("anomaly.scoring",), ("ground", "data")),
-    "arguments": (("anomaly.arguments",), ("ground", "detectors")),
+    "sampling": (("anomaly.sampling",), ("ground", "data", "scoring")),
+    "samplers": (("anomaly.samplers",), ("ground", "data", "nn", "detectors", "sampling")),
+    "registry": (("anomaly.registry",), ("ground", "detectors", "samplers")),
+    "arguments": (("anomaly.arguments",), ("ground", "registry")),
     "inspect": (("anomaly.inspect",), ("ground", "data")),
     "training": (
         ("anomaly.training", "anomaly.training_loop", "anomaly.run_folder"),
-        ("ground", "data", "nn", "detectors", "scoring"),
+        ("ground", "data", "nn", "detectors", "registry", "scoring"),
     ),
     "evaluation": (
         ("anomaly.evaluation", "anomaly.detectability"),
         ("ground", "data", "metrics", "scoring"),
     ),
     "export": (
-        ("anomaly.export", "anomaly.parity", "anomaly.torch_scorer"),
-        ("ground", "detectors", "scoring", "training"),
+        ("anomaly.export", "anomaly.onnx_graph", "anomaly.parity", "anomaly.sampler_export", "anomaly.torch_scorer"),
+        ("ground", "detectors", "samplers", "sampling", "scoring", "training"),
     ),
     "report": (
         ("anomaly.report", "anomaly.report_charts", "anomaly.report_pictures", "anomaly.report_contents"),

@@ -80,6 +80,11 @@ class Detector(pl.LightningModule):
         self.epochs = epochs
         self.batch_size = batch_size
 
+    @property
+    def scores(self) -> bool:
+        """Whether it can score at all; a sampler without likelihood and reconstruction cannot."""
+        return True
+
     def anomaly(self, x: Tensor) -> Anomaly:
         """Score the network's input, raw.
 

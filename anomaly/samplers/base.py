@@ -129,7 +129,7 @@ class Sampler(Detector):
 
     def drawing(self) -> Process:
         """Give the process over this network: `sample`, `reconstruct`, `interpolate`, `inpaint` on numpy arrays."""
-        return process_class(self.process)(self._call, self.process_facts())
+        return process_class(self.process)(self.call, self.process_facts())
 
     def process_facts(self) -> Facts:
         """All that a process knows of its sampler; it travels in the exported file."""
@@ -142,7 +142,8 @@ class Sampler(Detector):
         )
 
     @torch.no_grad()
-    def _call(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
+    def call(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
+        """Run a function on arrays whose first axis counts images."""
         self.eval()
         method: Callable[..., Tensor] = getattr(self, function)
         given = (torch.from_numpy(np.ascontiguousarray(value)).to(self.device) for value in inputs)
@@ -154,12 +155,17 @@ class Sampler(Detector):
 
     # its form as a detector
 
+    @property
+    def scores(self) -> bool:
+        """Whether it has a form as a detector."""
+        return self.can("surprise")
+
     def _map(self, x: Tensor) -> Tensor:
         return smoothed(self.surprise(x), window=self.smooth)
 
     def measure_scale(self) -> None:
         """Measure the surprise at each pixel over the training images; to be called at the end of training."""
-        if self.standardise and self.can("surprise"):
+        if self.standardise and self.scores:
             self.eval()
             with torch.no_grad():
                 self.scale.measure((self._map(x) for x in self.training_inputs()), roi=self.preprocess.roi)

@@ -148,6 +148,28 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
     Raises:
         ModelError: a foreign file, another contract, or a graph that is not the one hashed at export.
     """
+    values = stored_values(model, name=name)
+    try:
+        if values["kind"] != "detector":
+            raise ModelError(
+                f"{name} is a {values['kind']}: `anomaly sample` draws from it;"
+                " what scores is the model.onnx that `anomaly export` writes beside it"
+            )
+        values["calibration"] = CalibrationRecord(**values["calibration"])
+        values["golden"] = Golden(**values["golden"])
+        metadata = Metadata(**{field.name: values[field.name] for field in fields(Metadata)})
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
+    check_graph(model, metadata.sha256, name=name)
+    return metadata
+
+
+def stored_values(model: onnx.ModelProto, *, name: str) -> dict[str, Any]:
+    """Read what a parsed file of this contract carries beside its graph.
+
+    Raises:
+        ModelError: a foreign file, another contract, or values that are no JSON.
+    """
     found = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
     if "contract" not in found:
         raise ModelError(
@@ -155,27 +177,37 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
         )
     try:
         values = {key: json.loads(value) for key, value in found.items()}
-        if values["contract"] != CONTRACT:
-            raise ModelError(
-                f"{name} follows contract {values['contract']}, this version reads {CONTRACT}:"
-                " score it with the version that made it, or export it again"
-            )
-        values["calibration"] = CalibrationRecord(**values["calibration"])
-        values["golden"] = Golden(**values["golden"])
-        metadata = Metadata(**{field.name: values[field.name] for field in fields(Metadata)})
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
+    if values["contract"] != CONTRACT:
+        raise ModelError(
+            f"{name} follows contract {values['contract']}, this version reads {CONTRACT}:"
+            " score it with the version that made it, or export it again"
+        )
+    return values
+
+
+def check_graph(model: onnx.ModelProto, sha256: str, *, name: str) -> None:
+    """Refuse a graph that is not the one hashed at export.
+
+    Raises:
+        ModelError: its hash is another.
+    """
     actual = graph_sha256(model)
-    if actual != metadata.sha256:
+    if actual != sha256:
         raise ModelError(
             f"{name} is not the graph that was exported: its hash is {actual[:16]}…,"
-            f" recorded is {metadata.sha256[:16]}…; copy it again from its source"
+            f" recorded is {sha256[:16]}…; copy it again from its source"
         )
-    return metadata
 
 
-def write_model(path: Path, model: onnx.ModelProto, metadata: Metadata) -> None:
+def write_model(path: Path, model: onnx.ModelProto, metadata: Any) -> None:
     """Write graph and metadata as one file, whole or not at all.
+
+    Args:
+        path: of the file.
+        model: the graph; what metadata it carries is replaced.
+        metadata: a dataclass of JSON values, such as `Metadata`.
 
     Raises:
         OutputError: the place cannot be written.

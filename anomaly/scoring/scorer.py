@@ -85,7 +85,7 @@ class OnnxScorer:
         self.path = path
         data = path.read_bytes()
         self.sha256 = hashlib.sha256(data).hexdigest()
-        self.session, self.device = _open_session(data, name=str(path), device=device, num_threads=num_threads)
+        self.session, self.device = open_session(data, name=str(path), device=device, num_threads=num_threads)
         self._check_golden(self.metadata.golden)
 
     @property
@@ -115,11 +115,26 @@ class OnnxScorer:
 
 def score_bytes(model: bytes, image: NDArray[np.uint8]) -> Scores:
     """Score images (n, H, W, 3) on the CPU through the bytes of a graph that is not yet a certified file."""
-    session, _ = _open_session(model, name="the exported graph", device="cpu", num_threads=0)
+    session, _ = open_session(model, name="the exported graph", device="cpu", num_threads=0)
     return Scores(*session.run(list(OUTPUTS), {INPUT: image}))
 
 
-def _open_session(model: bytes, *, name: str, device: Device, num_threads: int) -> tuple[ort.InferenceSession, str]:
+def open_session(model: bytes, *, name: str, device: Device, num_threads: int) -> tuple[ort.InferenceSession, str]:
+    """Open a session on a graph's bytes, on the device asked for or not at all.
+
+    Args:
+        model: the serialised graph.
+        name: of its file, for messages.
+        device: as `OnnxScorer` has it.
+        num_threads: of one inference on the CPU; 0 takes all this process may use.
+
+    Returns:
+        The session, and the device that it runs on.
+
+    Raises:
+        ModelError: a graph that this runtime cannot load.
+        ProviderError: the device is not to be had.
+    """
     if device not in ("auto", *PROVIDERS):
         raise ProviderError(f"no device {device!r}: choose auto, cpu, cuda or tensorrt")
     options = ort.SessionOptions()

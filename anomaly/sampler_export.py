@@ -1,0 +1,148 @@
+"""From a trained sampler to the one file that draws, and the proof that it draws what the trained one does."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from anomaly.errors import ParityError
+from anomaly.onnx_graph import to_onnx
+from anomaly.progress import progress_bar
+from anomaly.run_card import commit, hardware, now, versions, write_json
+from anomaly.run_folder import Description, config_to_travel
+from anomaly.samplers.base import Sampler
+from anomaly.sampling.file import SamplerMetadata, function_graph, merge
+from anomaly.sampling.onnx_sampler import PREPARE, OnnxSampler, golden_of
+from anomaly.scoring.artifact import CONTRACT, graph_sha256, write_model
+from anomaly.scoring.scorer import Device, open_session, relative_difference
+
+SAMPLER_FILE = "sampler.onnx"
+TARGET, REFUSE = 1e-4, 1e-3
+"""Difference of a function's output, `|a - b| / max(1, |a|)`: what fp32 reaches, and above which the file is refused"""
+NUM_DRAWN = 4
+"""Inputs of each function that the proof compares"""
+
+
+class _Function(nn.Module):
+    """One method of a sampler as a module."""
+
+    def __init__(self, sampler: Sampler, name: str) -> None:
+        super().__init__()
+        self.sampler, self.name = sampler, name
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        said: Tensor = getattr(self.sampler, self.name)(*inputs)
+        return said
+
+
+def export_sampler(sampler: Sampler, description: Description, path: Path) -> dict[str, Any]:
+    """Write the file of a sampler, see `anomaly.sampling.file`.
+
+    Returns:
+        Its hash and the names of its functions.
+
+    Raises:
+        ModelError: a function that cannot be exported.
+        OutputError: a file that cannot be written.
+    """
+    sampler = copy.deepcopy(sampler).eval().cpu()
+    height, width = sampler.preprocess.size
+    free = torch.export.Dim.DYNAMIC
+    raw = torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8)
+    examples = sampler.functions()
+    with progress_bar("export the functions") as report:
+        graphs = {
+            PREPARE: to_onnx(
+                sampler.preprocess,
+                (raw,),
+                shapes=({0: free, 1: free, 2: free},),
+                inputs=[f"{PREPARE}.image"],
+                outputs=[PREPARE],
+            )
+        }
+        for name, example in examples.items():
+            report(len(graphs), len(examples) + 1)
+            graphs[name] = to_onnx(
+                _Function(sampler, name),
+                example,
+                shapes=(tuple({0: free} for _ in example),),
+                inputs=[f"{name}.{part}" for part in sampler.input_names(name)],
+                outputs=[name],
+            )
+        report(len(graphs), len(graphs))
+    model = merge(graphs)
+    metadata = SamplerMetadata(
+        contract=CONTRACT,
+        kind="sampler",
+        sampler=description.detector,
+        process=sampler.process,
+        density=sampler.density,
+        facts=sampler.process_facts(),
+        functions={name: [given.name for given in graph.graph.input] for name, graph in graphs.items()},
+        category=description.category,
+        config=config_to_travel(description),
+        white=description.white,
+        versions=versions(),
+        commit=commit(),
+        seed=description.seed,
+        sha256=graph_sha256(model),
+        golden={},
+    )
+    for name in examples:
+        data = function_graph(model, metadata, name)
+        session, _ = open_session(data, name=f"the exported {name}", device="cpu", num_threads=0)
+        metadata.golden[name] = golden_of(session, name)
+    write_model(path, model, metadata)
+    return {"file": path.name, "graph": metadata.sha256, "functions": list(metadata.functions)}
+
+
+def verify_sampler(sampler: Sampler, path: Path, *, device: Device, seed: int) -> dict[str, Any]:
+    """Compare the functions of a trained sampler and of its file on drawn inputs.
+
+    Returns:
+        The certificate, also written as `<sampler>.certificate.json`.
+
+    Raises:
+        ParityError: a difference above the tolerance; the certificate is written all the same.
+    """
+    exported = OnnxSampler(path, device=device, num_threads=0)
+    rng = np.random.default_rng(seed)
+    worst = {}
+    for name, example in sampler.functions().items():
+        inputs = [_drawn(part, rng) for part in example]
+        a, b = sampler.call(name, *inputs), exported.call(name, *inputs)
+        worst[name] = float(np.nan_to_num(relative_difference(a, b), nan=np.inf).max())
+    certificate = {
+        "kind": "parity of a sampler",
+        "sampler": exported.metadata.sampler,
+        "graph": exported.metadata.sha256,
+        "functions": worst,
+        "target": TARGET,
+        "refused_above": REFUSE,
+        "versions": versions(),
+        "hardware": hardware(),
+        "date": now(),
+    }
+    write_json(path.with_suffix(".certificate.json"), certificate)
+    name = max(worst, key=lambda key: worst[key])
+    if not worst[name] <= REFUSE:
+        raise ParityError(
+            f"{path}: its {name} differs from the trained one by {worst[name]:.3g}, above {REFUSE:g}: do not ship it;"
+            " export it again, and see the certificate beside it"
+        )
+    print(f"{path}: parity {worst[name]:.2g} (target {TARGET:g}, refused above {REFUSE:g})")
+    return certificate
+
+
+def _drawn(example: Tensor, rng: np.random.Generator) -> NDArray[Any]:
+    """Inputs of the kind of an example: normal numbers, or integers up to the example's largest."""
+    shape = (NUM_DRAWN, *example.shape[1:])
+    if example.is_floating_point():
+        return rng.standard_normal(shape, dtype=np.float32)
+    return rng.integers(0, int(example.max()) + 1, shape, dtype=np.int64)
