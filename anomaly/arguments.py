@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -67,17 +68,28 @@ def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
 
 
 def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Options as the parser spells them: `--max-pixels` as `--max_pixels`, a bare `--resume` as `--resume=true`."""
-    booleans = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
-    switches = {name for action in booleans for name in action.option_strings}
-    spelled = []
-    for position, argument in enumerate(arguments):
+    """Options as the parser spells them.
+
+    `--max-pixels` becomes `--max_pixels`, a bare `--resume` becomes `--resume=true`, and `--interpolate A B`, an option of
+    two values, becomes `--interpolate=["A", "B"]`.
+    """
+    hints = {name: getattr(action, "_typehint", None) for action in parser._actions for name in action.option_strings}
+    spelled: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = name.replace("-", "_").replace("__", "--", 1) + equals + value
-            following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-            if argument in switches and following not in ("true", "false"):
+            hint = hints.get(argument)
+            if hint is bool and (not rest or rest[0] not in ("true", "false")):
                 argument += "=true"
+            elif get_origin(hint) is tuple:
+                num = len(get_args(hint))
+                values, rest = rest[:num], rest[num:]
+                if len(values) < num or any(value.startswith("--") for value in values):
+                    raise UsageError(f"{name} takes {num} values, as {name} A B")
+                argument += "=" + json.dumps(values)
         spelled.append(argument)
     return spelled
 

@@ -13,10 +13,14 @@ Files are refused by their header before they are decoded (`anomaly.image_header
 from __future__ import annotations
 
 import stat
+import struct
 import uuid
+import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -166,10 +170,13 @@ def read_mask(path: str | PathLike[str], *, max_pixels: int) -> NDArray[np.bool_
     return defect
 
 
-def write_png(path: str | PathLike[str], array: NDArray[Any]) -> None:
+def write_png(
+    path: str | PathLike[str], array: NDArray[Any], *, text: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write (H, W) uint8 or uint16 grey or (H, W, 3) uint8 RGB as a PNG file, in one step.
 
-    The file appears under its name complete or not at all; a file of that name is replaced.
+    The file appears under its name complete or not at all; a file of that name is replaced. `text` becomes `tEXt` chunks,
+    keyword and Latin-1 text (PNG 1.2, §4.2.3.1).
 
     Raises:
         OutputError: the folder is missing, full or not writable.
@@ -184,10 +191,15 @@ def write_png(path: str | PathLike[str], array: NDArray[Any]) -> None:
     encoded, data = cv2.imencode(".png", array if grey else cv2.cvtColor(array, cv2.COLOR_RGB2BGR))
     if not encoded:
         raise OutputError(f"{path}: an image of {array.shape} cannot be written as PNG; make it smaller")
+    stored = bytearray(data.tobytes())
+    for keyword, value in text.items():
+        chunk = b"tEXt" + keyword.encode("latin-1") + b"\0" + value.encode("latin-1")
+        header_end = 33  # signature and IHDR, which comes first
+        stored[header_end:header_end] = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     file = Path(path)
     part = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        part.write_bytes(data.tobytes())
+        part.write_bytes(stored)
         part.replace(file)
     except OSError as error:
         raise OutputError(
