@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "detectors × categories × seeds from a YAML file, and their table",
     ),
     "sample": ("anomaly.sampling.sample:sample", "draw images from a sampler, or repair, morph and inpaint given ones"),
+    "synthesize": ("anomaly.synthesis:synthesize", "defects with exact masks drawn onto good photographs"),
     "score": ("anomaly.scoring.score:score", "verdicts for a folder, a glob, a list or standard input of images"),
 }
 """Verb -> where its function lives, and one line of help; literal, so that help imports nothing"""

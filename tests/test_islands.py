@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "detectors": (("anomaly.detectors",), ("ground", "data", "nn")),
     "scoring": (("anomaly.scoring",), ("ground", "data")),
     "sampling": (("anomaly.sampling",), ("ground", "data", "scoring")),
+    "synthesis": (("anomaly.synthesis",), ("ground", "data", "sampling", "scoring")),
     "samplers": (("anomaly.samplers",), ("ground", "data", "nn", "detectors", "sampling")),
     "registry": (("anomaly.registry",), ("ground", "detectors", "samplers")),
     "arguments": (("anomaly.arguments",), ("ground", "registry")),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.drawn_corruption import draw_defects
 from anomaly.errors import UsageError
 from anomaly.nn.convolutional import StridedAutoencoder, UNet
 from anomaly.nn.corruption import add_noise, corrupt
@@ -42,7 +43,8 @@ class Autoencoder(Detector):
         latent: channels of the code of `strided`; the paper's is 100 for textures, 500 for objects.
         width: channels of the finest level of `unet`.
         skips: how many inner levels of `unet` pass their maps across.
-        corruption: what the network learns to repair: `none`, coarse `noise` or `structured` patterns.
+        corruption: what the network learns to repair: `none`, coarse `noise`, `structured` patterns, or defects `drawn` as
+            `anomaly synthesize` draws them.
         loss: what training minimises; `l2`, `ssim`, or both with gradients (`ssim+msgms` adds L2).
         score: what the map measures.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
@@ -64,7 +66,7 @@ class Autoencoder(Detector):
         latent: int = 100,
         width: int = 32,
         skips: int = 0,
-        corruption: Literal["none", "noise", "structured"] = "structured",
+        corruption: Literal["none", "noise", "structured", "drawn"] = "structured",
         loss: Measure = "ssim+msgms",
         score: Measure = "msgms",
         smooth: int = 5,
@@ -118,6 +120,8 @@ class Autoencoder(Detector):
             seen = add_noise(x, generator=self._random)
         elif self.corruption == "structured":
             seen = corrupt(x, generator=self._random)[0]
+        elif self.corruption == "drawn":
+            seen = draw_defects(x, generator=self._random)
         if self.preprocess.has_roi:
             seen = seen * self.preprocess.roi
         x_hat = self.network(seen).float()

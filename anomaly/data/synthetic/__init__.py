@@ -5,12 +5,15 @@ from anomaly.data.synthetic.defects import DEFECTS, draw_defect
 from anomaly.data.synthetic.factory import PARTS, make_dataset, make_part
 from anomaly.data.synthetic.foreground import estimate_foreground
 from anomaly.data.synthetic.part import Component, Part
+from anomaly.data.synthetic.pasted_defects import PASTED, draw_any_defect
 
 __all__ = [
     "DEFECTS",
     "PARTS",
+    "PASTED",
     "Component",
     "Part",
+    "draw_any_defect",
     "draw_component_defect",
     "draw_defect",
     "estimate_foreground",

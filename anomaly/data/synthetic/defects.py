@@ -52,15 +52,7 @@ def draw_defect(
     """
     if kind not in DEFECTS:
         raise UsageError(f"no defect {kind!r}: choose one of {', '.join(DEFECTS)}")
-    for name, value, (low, high) in (("size", size, SIZES), ("contrast", contrast, CONTRASTS)):
-        if not low <= value <= high:
-            raise UsageError(f"{name} of a defect is {value}: give a number from {low} to {high}")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UsageError(f"image is {image.dtype} of shape {image.shape}: give uint8 RGB (H, W, 3)")
-    if foreground.dtype != np.bool_ or foreground.shape != image.shape[:2]:
-        raise UsageError(f"foreground is {foreground.dtype} {foreground.shape}: give bool {image.shape[:2]}")
-    if not foreground.any():
-        raise UsageError("foreground is empty: a defect needs a part to sit on")
+    check_request(image, size=size, contrast=contrast, foreground=foreground)
     aspect, draw = DEFECTS[kind]
     extent, peak = size * min(image.shape[:2]), contrast * PEAK
     for _ in range(NUM_TRIES):
@@ -79,3 +71,20 @@ def draw_defect(
     result[window][touched] = drawn[touched]
     mask[window] = touched
     return result, mask
+
+
+def check_request(image: Image, *, size: float, contrast: float, foreground: Mask) -> None:
+    """Refuse what no defect can be drawn from.
+
+    Raises:
+        UsageError: a size, contrast, image or foreground that is none.
+    """
+    for name, value, (low, high) in (("size", size, SIZES), ("contrast", contrast, CONTRASTS)):
+        if not low <= value <= high:
+            raise UsageError(f"{name} of a defect is {value}: give a number from {low} to {high}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(f"image is {image.dtype} of shape {image.shape}: give uint8 RGB (H, W, 3)")
+    if foreground.dtype != np.bool_ or foreground.shape != image.shape[:2]:
+        raise UsageError(f"foreground is {foreground.dtype} {foreground.shape}: give bool {image.shape[:2]}")
+    if not foreground.any():
+        raise UsageError("foreground is empty: a defect needs a part to sit on")
