@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -47,6 +48,8 @@ class Sampler(Detector):
     """What `log_prob` gives"""
     process: ClassVar[str] = "decoder"
     """The loop that draws, a key of `anomaly.sampling.PROCESSES`"""
+    level_bits: float = 8.0
+    """What turns a density on [0, 1] into one per grey level, for bits per dimension; 0 where `log_prob` is of grey levels"""
     lacks: ClassVar[dict[str, str]] = {}
     """Ability -> why the family has it not: `encode`, `log_prob`, `surprise`, `interpolate`, `inpaint` …"""
 
@@ -117,6 +120,14 @@ class Sampler(Detector):
         return found
 
     # what follows
+
+    def bits_per_dim(self, x: Tensor) -> Tensor:
+        """Bits that each value of images (N, 3, h, w) costs as a grey level, (N,): -log_prob / (D ln 2) + `level_bits`.
+
+        Raises:
+            Unsupported: the family has no likelihood.
+        """
+        return -self.log_prob(x) / (x[0].numel() * math.log(2)) + self.level_bits
 
     @classmethod
     def can(cls, ability: str) -> bool:
