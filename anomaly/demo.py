@@ -28,10 +28,11 @@ from anomaly.report import Parity, Report, Speed, Training, write_report
 from anomaly.report_contents import detectability, influential, labelled
 from anomaly.run_card import RunCard, hardware, now
 from anomaly.run_folder import CARD_FILE, load
-from anomaly.scoring.pipeline import Settings
+from anomaly.scoring.pipeline import ONLY, Settings
 from anomaly.scoring.processors import num_cpus
-from anomaly.scoring.score import score_to_tables
 from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.sources import Item, source_of
+from anomaly.scoring.tables import score_to_tables
 from anomaly.training import fit
 from anomaly.training_loop import Precision
 
@@ -196,8 +197,9 @@ def _score(samples: Sequence[Sample], scorer: OnnxScorer, *, out: Path, batch_si
     settings = Settings(limit=1.0, batch_size=batch_size, max_pixels=max_pixels, num_threads=num_cpus())
     begin = time.perf_counter()
     summed = score_to_tables(
-        [str(s.path) for s in samples],
-        scorer=scorer,
+        source_of(Item(str(s.path)) for s in samples),
+        scorers={ONLY: scorer},
+        by_product=False,
         settings=settings,
         out=[out / "scores.csv", out / "scores.parquet"],
         overlays=str(out / "overlays"),

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from anomaly.errors import UsageError
 from anomaly.image import decode_image, write_png
 from anomaly.scoring import pipeline
-from anomaly.scoring.pipeline import Scored, Settings, batches_by_size, score_images
+from anomaly.scoring.pipeline import ONLY, Scored, Settings, batches_by_size, score_images
 from anomaly.scoring.regions import Region, find_regions
 from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
+from anomaly.scoring.sources import Item
 
 SIZES = [(72, 88), (40, 60), (72, 88), (88, 72), (40, 60), (72, 88), (1, 1), (72, 88), (40, 60)]
 BAD = {
@@ -66,7 +67,7 @@ def scorer(model: Path) -> OnnxScorer:
 
 
 def run(paths: Sequence[str], scorer: OnnxScorer, settings: Settings = SETTINGS) -> list[Scored]:
-    return list(score_images(paths, scorer=scorer, settings=settings, seconds={}))
+    return list(score_images(map(Item, paths), scorers={ONLY: scorer}, settings=settings, seconds={}))
 
 
 def test_rows_come_in_the_order_of_the_list_and_bad_files_are_rows(paths: list[str], scorer: OnnxScorer) -> None:
@@ -285,6 +286,6 @@ def test_several_pages_are_refused_unless_the_first_is_asked_for(model: Path, tm
     scorer = OnnxScorer(model, device="cpu", num_threads=1)
     for frame, status in (("only", "unsupported_pixels"), ("first", "ok")):
         settings = replace(SETTINGS, frame=frame)
-        (scored,) = score_images([str(path)], scorer=scorer, settings=settings, seconds={})
+        (scored,) = score_images([Item(str(path))], scorers={ONLY: scorer}, settings=settings, seconds={})
         assert scored.row.status == status
     assert (scored.image == 90).all()

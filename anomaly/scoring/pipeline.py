@@ -1,18 +1,19 @@
 """Score many images: read and decode in threads, infer in batches, give rows in the order of the input.
 
 Which images share a batch follows from the list and the images' sizes alone, never from timing: the list is cut into
-windows, and in each window images of one size go together, first come first served.
+windows, and in each window images of one model and size go together, first come first served. At most two windows are in
+memory: while one is inferred the next is decoded, and nothing further is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,15 +21,18 @@ from numpy.typing import NDArray
 
 from anomaly.calibration import p_values
 from anomaly.errors import ImageError, UsageError
-from anomaly.image import decode_image, read_file
+from anomaly.image import decode_image
 from anomaly.image_header import Frame
 from anomaly.overlay import enlarge_map
 from anomaly.scoring.regions import find_regions
 from anomaly.scoring.rows import Row
 from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
+from anomaly.scoring.sources import Item, read_item
 
 WINDOW_BATCHES = 4
 """Batches in a window: within it images may wait for others of their size"""
+ONLY = ""
+"""The product of images that name none"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Scored:
     """A row, and what an overlay needs: image and map are empty arrays where the image could not be scored."""
 
     row: Row
+    item: Item
     image: NDArray[np.uint8]
     anomaly_map: NDArray[np.float32]
     """(h, w) at the network's resolution"""
@@ -51,9 +56,10 @@ class Settings:
         max_pixels: largest width × height that is decoded.
         num_threads: of reading and decoding.
         frame: of files with several frames or pages: `only` refuses them, `first` takes the first.
+        review_limit: above it, up to the limit, the verdict is `review`; by default there is no such verdict.
 
     Raises:
-        UsageError: a limit that is no number, or a batch without images.
+        UsageError: a limit that is no number, a review limit that is not below it, or a batch without images.
     """
 
     limit: float
@@ -61,8 +67,24 @@ class Settings:
     max_pixels: int
     num_threads: int
     frame: Frame = "only"
+    review_limit: float = math.inf
+
+    @property
+    def window(self) -> int:
+        """Images in a window."""
+        return self.batch_size * WINDOW_BATCHES
+
+    def verdict(self, score: float) -> str:
+        """Judge a calibrated score: `good`, `defect`, or `review` between the two limits where there are two."""
+        if score > self.limit:
+            return "defect"
+        return "review" if score > self.review_limit else "good"
 
     def __post_init__(self) -> None:
+        if self.review_limit != math.inf and not self.review_limit < self.limit:
+            raise UsageError(
+                f"review limit {self.review_limit} is not below the limit {self.limit}: between them lies what is reviewed"
+            )
         if not math.isfinite(self.limit):
             raise UsageError(f"limit {self.limit} is no number to compare scores with: 1 is the model's own")
         if self.batch_size < 1:
@@ -71,7 +93,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Loaded:
-    path: str
+    item: Item
     sha256: str
     image: NDArray[np.uint8]
     error: ImageError | None
@@ -82,115 +104,122 @@ _NO_MAP: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
 
 
 def score_images(
-    paths: Sequence[str], *, scorer: OnnxScorer, settings: Settings, seconds: dict[str, float]
+    items: Iterable[Item], *, scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
 ) -> Iterator[Scored]:
     """Score images one after the other, each giving a row: a bad file becomes an error row and the run goes on.
 
     Args:
-        paths: of the images.
-        scorer: the model.
+        items: the images.
+        scorers: product -> its model; images that name no product have the product `ONLY`.
         settings: of the run.
         seconds: filled with the time spent waiting for images (`decode`) and in inference (`infer`).
 
     Yields:
-        One `Scored` per path, in their order.
+        One `Scored` per item, in their order.
     """
-    size = settings.batch_size * WINDOW_BATCHES
-    windows = [paths[at : at + size] for at in range(0, len(paths), size)]
+    coming = iter(items)
     cv2.setNumThreads(0)  # one image per thread; OpenCV's own threads would fight them
     seconds.setdefault("decode", 0.0)
     seconds.setdefault("infer", 0.0)
-    white = scorer.metadata.white
     with ThreadPoolExecutor(settings.num_threads) as pool:
 
-        def begin(window: Sequence[str]) -> list[Future[_Loaded]]:
-            return [pool.submit(_load, path, white=white, settings=settings) for path in window]
+        def begin() -> list[Future[_Loaded]]:
+            window = itertools.islice(coming, settings.window)
+            return [pool.submit(_load, item, scorers=scorers, settings=settings) for item in window]
 
-        coming = begin(windows[0]) if windows else []
-        for number in range(len(windows)):
-            waiting, coming = coming, begin(windows[number + 1]) if number + 1 < len(windows) else []
+        waiting = begin()
+        while waiting:
+            following = begin()
             try:
                 start = time.perf_counter()
                 loaded = [future.result() for future in waiting]
                 seconds["decode"] += time.perf_counter() - start
-                yield from _score_window(loaded, scorer, settings, seconds)
+                yield from _score_window(loaded, scorers, settings, seconds)
             except BaseException:
-                for future in coming:
+                for future in following:
                     future.cancel()
                 raise
+            waiting = following
 
 
-def batches_by_size(shapes: Sequence[tuple[int, ...]], *, batch_size: int) -> list[list[int]]:
+def batches_by_size(shapes: Sequence[Hashable], *, batch_size: int) -> list[list[int]]:
     """Group positions by shape, in order of first appearance, in batches of at most `batch_size`."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
+    by_shape: dict[Hashable, list[int]] = {}
     for position, shape in enumerate(shapes):
         by_shape.setdefault(shape, []).append(position)
     return [group[at : at + batch_size] for group in by_shape.values() for at in range(0, len(group), batch_size)]
 
 
-def _load(path: str, *, white: int, settings: Settings) -> _Loaded:
+def _load(item: Item, *, scorers: Mapping[str, OnnxScorer], settings: Settings) -> _Loaded:
     """Read, hash and decode one image; a failure is a value, for the row."""
-    sha256 = ""
+    sha256, path = "", item.path
     try:
-        data = read_file(path, max_pixels=settings.max_pixels)
+        data = read_item(item, max_pixels=settings.max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
+        if item.product not in scorers:
+            known = ", ".join(sorted(scorers)) or "none"
+            raise ImageError("no_model", f"{path}: no model for the product {item.product!r}; --models has {known}")
+        white = scorers[item.product].metadata.white
         image = decode_image(data, name=path, white=white, max_pixels=settings.max_pixels, frame=settings.frame)
-        return _Loaded(path, sha256, image, None)
+        return _Loaded(item, sha256, image, None)
     except ImageError as error:
-        return _Loaded(path, sha256, _NOTHING, error)
+        return _Loaded(item, sha256, _NOTHING, error)
     except Exception as error:  # the quarantine of one image: whatever its bytes provoke, the others go on
-        return _Loaded(path, sha256, _NOTHING, ImageError("internal", f"{path}: {type(error).__name__}: {error}"))
+        return _Loaded(item, sha256, _NOTHING, ImageError("internal", f"{path}: {type(error).__name__}: {error}"))
 
 
 def _score_window(
-    loaded: Sequence[_Loaded], scorer: OnnxScorer, settings: Settings, seconds: dict[str, float]
+    loaded: Sequence[_Loaded], scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
 ) -> Iterator[Scored]:
-    usable = [n for n, item in enumerate(loaded) if item.error is None]
+    usable = [n for n, one in enumerate(loaded) if one.error is None]
     results: dict[int, Scores | ImageError] = {}
-    for batch in batches_by_size([loaded[n].image.shape for n in usable], batch_size=settings.batch_size):
+    kinds = [(loaded[n].item.product, loaded[n].image.shape) for n in usable]
+    for batch in batches_by_size(kinds, batch_size=settings.batch_size):
         members = [usable[position] for position in batch]
+        scorer = scorers[loaded[members[0]].item.product]
         start = time.perf_counter()
         try:
             scores = scorer.score(np.stack([loaded[n].image for n in members]))
         except SESSION_ERRORS as error:
             for n in members:
-                message = f"{loaded[n].path}: inference failed ({error}); take a smaller batch or another device"
+                message = f"{loaded[n].item.path}: inference failed ({error}); take a smaller batch or another device"
                 results[n] = ImageError("internal", message)
         else:
             for n, score, anomaly_map in zip(members, scores.score, scores.anomaly_map, strict=True):
                 results[n] = Scores(score, anomaly_map)
                 if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):  # a nan would pass for good
-                    message = f"{loaded[n].path}: its score ({score}) or map is not finite; take another device"
+                    message = f"{loaded[n].item.path}: its score ({score}) or map is not finite; take another device"
                     results[n] = ImageError("internal", message)
         seconds["infer"] += time.perf_counter() - start
-    held_out = np.asarray(scorer.metadata.calibration.scores)
-    for n, item in enumerate(loaded):
-        outcome = item.error or results[n]
-        if isinstance(outcome, ImageError):
-            yield _failed(item, outcome, scorer, settings)
+    for n, one in enumerate(loaded):
+        outcome = one.error or results[n]
+        scorer_of = scorers.get(one.item.product)
+        if isinstance(outcome, ImageError) or scorer_of is None:
+            assert isinstance(outcome, ImageError)
+            yield _failed(one, outcome, scorer_of.sha256[:16] if scorer_of else "", settings)
         else:
-            yield _scored(item, outcome, held_out, scorer, settings)
+            yield _scored(one, outcome, scorer_of, settings)
 
 
-def _failed(item: _Loaded, error: ImageError, scorer: OnnxScorer, settings: Settings) -> Scored:
+def _failed(one: _Loaded, error: ImageError, model: str, settings: Settings) -> Scored:
     row = Row(
-        path=item.path, sha256=item.sha256, status=error.code, verdict="", score=None, limit=settings.limit,
-        p_value=None, width=None, height=None, regions=[], model=scorer.sha256[:16], message=str(error),
+        path=one.item.path, sha256=one.sha256, status=error.code, verdict="", score=None, limit=settings.limit,
+        p_value=None, width=None, height=None, regions=[], model=model, message=str(error), extra=one.item.extra,
     )  # fmt: skip
-    return Scored(row, _NOTHING, _NO_MAP)
+    return Scored(row, one.item, _NOTHING, _NO_MAP)
 
 
-def _scored(item: _Loaded, scores: Scores, held_out: NDArray[Any], scorer: OnnxScorer, settings: Settings) -> Scored:
+def _scored(one: _Loaded, scores: Scores, scorer: OnnxScorer, settings: Settings) -> Scored:
     score, anomaly_map = float(scores.score), scores.anomaly_map
-    height, width = item.image.shape[:2]
+    height, width = one.image.shape[:2]
     rejected = score > settings.limit
     regions = []
     if rejected or float(anomaly_map.max()) > settings.limit:
         enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=scorer.metadata.resize)
         regions = find_regions(enlarged, limit=settings.limit, rejected=rejected)
     row = Row(
-        path=item.path, sha256=item.sha256, status="ok", verdict="defect" if rejected else "good", score=score,
-        limit=settings.limit, p_value=float(p_values(np.array([score]), held_out=held_out)[0]),
-        width=width, height=height, regions=regions, model=scorer.sha256[:16], message="",
+        path=one.item.path, sha256=one.sha256, status="ok", verdict=settings.verdict(score), score=score,
+        limit=settings.limit, p_value=float(p_values(np.array([score]), held_out=scorer.held_out)[0]),
+        width=width, height=height, regions=regions, model=scorer.sha256[:16], message="", extra=one.item.extra,
     )  # fmt: skip
-    return Scored(row, item.image, anomaly_map)
+    return Scored(row, one.item, one.image, anomaly_map)

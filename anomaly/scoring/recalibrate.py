@@ -28,9 +28,10 @@ from anomaly.scoring.artifact import (
     write_model,
 )
 from anomaly.scoring.image_stats import image_statistics, summarise
-from anomaly.scoring.pipeline import Settings, score_images
+from anomaly.scoring.pipeline import ONLY, Settings, score_images
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.scorer import Device, OnnxScorer, relative_difference, score_bytes
+from anomaly.scoring.sources import Item
 
 REFUSE = 1e-3
 """Difference in calibrated units above which the rewritten file is refused"""
@@ -152,7 +153,8 @@ def _score_good(
     settings = Settings(limit=1.0, batch_size=8, max_pixels=max_pixels, num_threads=num_cpus())
     scores, peaks, statistics, bad = [], [], [], []
     with progress_bar("score the good images") as report:
-        for done, scored in enumerate(score_images(paths, scorer=scorer, settings=settings, seconds={})):
+        scoring = score_images(map(Item, paths), scorers={ONLY: scorer}, settings=settings, seconds={})
+        for done, scored in enumerate(scoring):
             if scored.row.score is None:
                 bad.append(scored.row.message)
             else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -46,6 +47,19 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS: list[str] = SCHEMA.names
+NO_COLUMNS: pa.Schema = pa.schema([])
+
+
+def row_schema(extra: pa.Schema) -> pa.Schema:
+    """Columns of a row and those that pass through.
+
+    Raises:
+        UsageError: a column that a row has itself.
+    """
+    for name in extra.names:
+        if name in COLUMNS:
+            raise UsageError(f"the table of images has a column {name!r}, which results have too: rename it")
+    return pa.schema([*SCHEMA, *extra])
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,8 @@ class Row:
     regions: list[Region]
     model: str
     message: str
+    extra: dict[str, Any] = field(default_factory=dict)
+    """other columns of the table that the images came from; they follow"""
 
 
 class Table(Protocol):
@@ -83,31 +99,47 @@ def _single(value: float | None) -> float | None:
     return None if value is None else float(str(np.float32(value)))
 
 
-def _values(row: Row) -> dict[str, Any]:
-    values = asdict(row)
+def row_values(row: Row) -> dict[str, Any]:
+    """Give a row as plain values, in the order of its columns, those passed through last."""
+    values: dict[str, Any] = asdict(row)
+    extra: dict[str, Any] = values.pop("extra")
     for name in ("path", "message"):  # names of files need not be text
         values[name] = values[name].encode("utf-8", "backslashreplace").decode("utf-8")
     for name in ("score", "limit", "p_value"):
         values[name] = _single(values[name])
     for region in values["regions"]:
         region["peak"] = _single(region["peak"])
-    return values
+    return values | extra
+
+
+def csv_line(values: Iterable[Any]) -> str:
+    """Write values as one line of CSV: lists as JSON, nothing for None."""
+    buffer = io.StringIO()
+    plain = ("" if v is None else json.dumps(v) if isinstance(v, (list, dict)) else v for v in values)
+    csv.writer(buffer).writerow(plain)
+    return buffer.getvalue()
+
+
+def csv_row(values: dict[str, Any]) -> str:
+    """Write a row's values as one line of CSV."""
+    return csv_line(values.values())
+
+
+def json_row(values: dict[str, Any]) -> str:
+    """Write a row's values as one JSON object on a line."""
+    return json.dumps(values, ensure_ascii=False, default=str) + "\n"
 
 
 class CsvTable:
     """Rows as CSV, regions as JSON strings, nothing for what an error row lacks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._file = path.open("w", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file)
-        self._writer.writerow(COLUMNS)
+        self._file.write(csv_line(schema.names))
 
     def write(self, rows: Sequence[Row]) -> None:
         """Append rows."""
-        for row in rows:
-            values = _values(row)
-            values["regions"] = json.dumps(values["regions"])
-            self._writer.writerow(["" if values[name] is None else values[name] for name in COLUMNS])
+        self._file.writelines(csv_row(row_values(row)) for row in rows)
         self._file.flush()
 
     def close(self) -> None:
@@ -118,13 +150,12 @@ class CsvTable:
 class JsonLinesTable:
     """Rows as one JSON object a line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._file = path.open("w", encoding="utf-8", newline="\n")
 
     def write(self, rows: Sequence[Row]) -> None:
         """Append rows."""
-        for row in rows:
-            self._file.write(json.dumps(_values(row), ensure_ascii=False) + "\n")
+        self._file.writelines(json_row(row_values(row)) for row in rows)
         self._file.flush()
 
     def close(self) -> None:
@@ -137,21 +168,22 @@ class ParquetTable:
 
     GROUP = 4096
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._file = path.open("wb")
-        self._writer = pq.ParquetWriter(self._file, SCHEMA)
+        self._schema = schema
+        self._writer = pq.ParquetWriter(self._file, schema)
         self._waiting: list[dict[str, Any]] = []
 
     def write(self, rows: Sequence[Row]) -> None:
         """Append rows."""
-        self._waiting += [_values(row) for row in rows]
+        self._waiting += [row_values(row) for row in rows]
         if len(self._waiting) >= self.GROUP:
             self._flush()
 
     def _flush(self) -> None:
         if self._waiting:
             rows, self._waiting = self._waiting, []
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
 
     def close(self) -> None:
         """Write the last row group and the file's footer."""
@@ -174,13 +206,14 @@ class Tables:
 
     Args:
         paths: of the files, whose endings choose the format.
+        extra: columns that follow those of a row.
 
     Raises:
         UsageError: an ending that is none of `TABLES`.
         OutputError: a file that cannot be opened or written.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, extra: pa.Schema = NO_COLUMNS) -> None:
         self._tables: list[Table] = []
         self._names = ", ".join(str(path) for path in paths)
         for path in paths:
@@ -190,7 +223,7 @@ class Tables:
             with ExitStack() as opened:
                 for path in paths:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    table = TABLES[path.suffix.lower()](path)
+                    table = TABLES[path.suffix.lower()](path, row_schema(extra))
                     opened.callback(table.close)
                     self._tables.append(table)
                 self._opened = opened.pop_all()

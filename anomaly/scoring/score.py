@@ -1,51 +1,47 @@
-"""The verb `score`: a folder, a glob, a list or standard input of images in, a table of verdicts out."""
+"""The verb `score`: images in, verdicts out, into one table or into a run directory that survives whatever happens."""
 
 from __future__ import annotations
 
+import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import yaml
 
 from anomaly.calibration import Promise, limit_for
-from anomaly.data.folders import list_images
-from anomaly.errors import OutputError, UsageError
-from anomaly.image import write_png
+from anomaly.errors import UsageError
 from anomaly.image_header import Frame
-from anomaly.overlay import enlarge_map, overlay
-from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard
-from anomaly.scoring.pipeline import Scored, Settings, score_images
+from anomaly.scoring.pipeline import ONLY, Settings
 from anomaly.scoring.processors import num_cpus
-from anomaly.scoring.rows import Tables
+from anomaly.scoring.run import Wanted, score_run
 from anomaly.scoring.scorer import Device, OnnxScorer
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run scored."""
-
-    num_images: int
-    num_defect: int
-    num_errors: int
-    seconds: dict[str, float]
+from anomaly.scoring.sinks import Format
+from anomaly.scoring.sources import open_source
+from anomaly.scoring.tables import OverlaysOf, score_to_tables
 
 
 def score(
     model: Path,
     images: str,
     *,
-    out: Path,
+    out: str = "",
+    run: str = "",
+    format: Format = "csv",
+    resume: bool = False,
+    models: str = "",
     limit: float | Literal["model"] = "model",
     alpha: float | Literal["model"] = "model",
     promise: Promise = "expected",
+    review_limit: float | Literal["none"] = "none",
     device: Device = "auto",
     batch_size: int = 8,
     overlays: str = "",
-    overlays_of: Literal["defect", "all"] = "defect",
+    overlays_of: OverlaysOf = "defect",
+    maps: bool = False,
+    shard: str = "",
     max_pixels: int = 100_000_000,
     frame: Frame = "only",
     fail_on_defect: bool = False,
@@ -54,15 +50,23 @@ def score(
 
     Args:
         model: the .onnx file.
-        images: a folder, a glob, a .txt list of paths, or - for paths on standard input.
-        out: result file; .csv, .jsonl or .parquet chooses the format.
+        images: a folder, a glob, a .txt list of paths, - for paths on standard input, a .csv or .parquet table with the
+            column `path`, .tar archives, or a place that pyarrow or fsspec reaches, as s3://bucket/folder.
+        out: one result file; .csv, .jsonl or .parquet chooses the format.
+        run: in place of `out`, a run directory: it can be killed at any moment and goes on, and ends with a manifest.
+        format: of the rows in a run directory.
+        resume: go on with the unfinished run in `run`.
+        models: YAML or JSON file of product -> .onnx file, for a table with a column `product`.
         limit: of the verdict in calibrated units; by default the model's own, 1.
         alpha: share of good parts that may be rejected: moves the limit along the model's held-out scores.
         promise: what alpha bounds, the expected rate or its 95 % upper bound.
+        review_limit: above it, up to the limit, the verdict is `review`.
         device: auto, cpu, cuda or tensorrt.
         batch_size: images per inference.
-        overlays: folder for pictures with the map laid over; none by default.
-        overlays_of: draw those with the verdict defect, or all.
+        overlays: folder for pictures with the map laid over, beside one result file; none by default.
+        overlays_of: draw those with the verdict defect, all, or none; in a run directory they lie in its overlays/.
+        maps: write every map as 16-bit PNG into the run directory's maps/.
+        shard: i/n scores every n-th image from the i-th on, for `anomaly merge`.
         max_pixels: largest width × height that is decoded.
         frame: of files with several frames or pages: `only` makes them error rows, `first` takes the first.
         fail_on_defect: exit with 4 where a verdict is defect.
@@ -71,35 +75,79 @@ def score(
         The exit code: 0 all scored, 3 some rows are errors, 4 as `fail_on_defect` says.
 
     Raises:
-        UsageError: both a limit and an alpha, a limit that is no number or that overlays cannot be drawn to, or a batch
-            without images.
+        UsageError: not one of `out` and `run`, both a limit and an alpha, a limit that is no number or that overlays cannot
+            be drawn to, a batch without images, or a run directory that is taken.
         OutputError: results that cannot be written.
     """
     card = RunCard("score", config=dict(locals()))
-    paths = list_images(images)
-    scorer = OnnxScorer(model, device=device, num_threads=0)
-    print(f"provider {scorer.provider}; model {scorer.sha256[:16]}; {len(paths)} images", file=sys.stderr)
+    if bool(out) == bool(run):
+        raise UsageError("give --out FILE for one table, or --run FOLDER for a run directory")
+    if out and (resume or maps or shard):
+        raise UsageError("--resume, --maps and --shard belong to a run directory: give --run FOLDER in place of --out")
+    mapped = {ONLY: model} | read_models(models)
+    scorers = {product: OnnxScorer(path, device=device, num_threads=0) for product, path in mapped.items()}
+    scorer = scorers[ONLY]
+    print(f"provider {scorer.provider}; model {scorer.sha256[:16]}", file=sys.stderr)
     chosen = choose_limit(scorer, limit=limit, alpha=alpha, promise=promise)
     if overlays and not chosen > 0:
         raise UsageError(f"limit {chosen:g}: overlays are drawn to a limit above 0; leave --overlays out")
-    settings = Settings(limit=chosen, batch_size=batch_size, max_pixels=max_pixels, num_threads=num_cpus(), frame=frame)
-    summary = score_to_tables(
-        paths, scorer=scorer, settings=settings, out=[out], overlays=overlays, overlays_of=overlays_of
+    settings = Settings(
+        limit=chosen,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        num_threads=num_cpus(),
+        frame=frame,
+        review_limit=math.inf if review_limit == "none" else review_limit,
     )
-    card.facts["result"] = {
-        "provider": scorer.provider,
-        "model": scorer.sha256,
-        "limit": chosen,
-        "num_images": summary.num_images,
-        "num_defect": summary.num_defect,
-        "num_errors": summary.num_errors,
-    }
-    card.facts["seconds"] |= summary.seconds
-    card.write(out.with_name(out.name + ".run.json"))
+    source = open_source(images)
+    if run:
+        wanted = Wanted(format=format, overlays_of=overlays_of, maps=maps, shard=shard, by_product=bool(models))
+        summary = score_run(
+            source,
+            name=images,
+            models=mapped,
+            scorers=scorers,
+            settings=settings,
+            folder=Path(run),
+            wanted=wanted,
+            resume=resume,
+        )
+    else:
+        summary = score_to_tables(
+            source, scorers=scorers, by_product=bool(models), settings=settings, out=[Path(out)], overlays=overlays,
+            overlays_of=overlays_of,
+        )  # fmt: skip
+        card.facts["result"] = {
+            "provider": scorer.provider,
+            "model": scorer.sha256,
+            "limit": chosen,
+            "num_images": summary.num_images,
+            "num_defect": summary.num_defect,
+            "num_errors": summary.num_errors,
+        }
+        card.facts["seconds"] |= summary.seconds
+        card.write(Path(out).with_name(Path(out).name + ".run.json"))
     print(f"{summary.num_images} images: {summary.num_defect} defects, {summary.num_errors} errors", file=sys.stderr)
     if summary.num_errors:
         return 3
     return 4 if fail_on_defect and summary.num_defect else 0
+
+
+def read_models(file: str) -> dict[str, Path]:
+    """Read a map of product -> model file; paths are relative to the map's own folder. No file, no products.
+
+    Raises:
+        UsageError: a file that is no such map.
+    """
+    if not file:
+        return {}
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--models {file} cannot be read ({error}); write PRODUCT: MODEL.onnx, one a line") from error
+    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
+        raise UsageError(f"--models {file} is no map: write PRODUCT: MODEL.onnx, one a line")
+    return {str(product): Path(file).parent / path for product, path in content.items()}
 
 
 def choose_limit(
@@ -116,47 +164,3 @@ def choose_limit(
     if limit != "model":
         raise UsageError(f"--limit {limit} and --alpha {alpha} both set the limit: give one of them")
     return limit_for(np.asarray(scorer.metadata.calibration.scores), alpha=alpha, promise=promise)
-
-
-def score_to_tables(
-    paths: list[str],
-    *,
-    scorer: OnnxScorer,
-    settings: Settings,
-    out: list[Path],
-    overlays: str,
-    overlays_of: Literal["defect", "all"],
-) -> Summary:
-    """Score images into tables, with overlays where asked for; an interruption leaves the rows written so far."""
-    seconds: dict[str, float] = {}
-    num_defect = num_errors = 0
-    if overlays:
-        try:
-            Path(overlays).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"overlays cannot be written to {overlays}: {error.strerror}; choose another place"
-            ) from error
-    with Tables(out) as tables, progress_bar("score") as report, ThreadPoolExecutor(1) as drawer:
-        pending = []
-        for done, scored in enumerate(score_images(paths, scorer=scorer, settings=settings, seconds=seconds)):
-            tables.write([scored.row])
-            num_defect += scored.row.verdict == "defect"
-            num_errors += scored.row.status != "ok"
-            if overlays and scored.row.status == "ok" and overlays_of in ("all", scored.row.verdict):
-                name = f"{done:06d}_{Path(scored.row.path).stem[:60]}.png"
-                place = Path(overlays) / name
-                pending.append(drawer.submit(draw_overlay, scored, place, resize=scorer.metadata.resize))
-                if len(pending) > settings.batch_size:
-                    pending.pop(0).result()
-            report(done + 1, len(paths))
-        for drawing in pending:
-            drawing.result()
-    return Summary(len(paths), num_defect, num_errors, {k: round(v, 3) for k, v in seconds.items()})
-
-
-def draw_overlay(scored: Scored, path: Path, *, resize: Literal["squash", "letterbox"]) -> None:
-    """Write one picture of an image with its map laid over, on the scale fixed by the limit."""
-    height, width = scored.image.shape[:2]
-    enlarged = enlarge_map(scored.anomaly_map, height=height, width=width, resize=resize)
-    write_png(path, overlay(scored.image, enlarged, limit=scored.row.limit))

@@ -86,6 +86,8 @@ class OnnxScorer:
         data = path.read_bytes()
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.session, self.device = open_session(data, name=str(path), device=device, num_threads=num_threads)
+        self.held_out = np.asarray(self.metadata.calibration.scores)
+        """calibrated scores of the held-out good images, ascending"""
         self._check_golden(self.metadata.golden)
 
     @property

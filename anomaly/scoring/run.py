@@ -1,0 +1,175 @@
+"""Score a source into a run directory: exactly once, in bounded memory, whatever interrupts it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomaly.errors import UsageError
+from anomaly.image import write_png
+from anomaly.progress import progress_bar
+from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
+from anomaly.scoring.run_directory import MAPS, OVERLAYS, RunDirectory, hash_file
+from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.sinks import Format, read_rows
+from anomaly.scoring.sources import Source
+from anomaly.scoring.tables import OverlaysOf, Summary, draw_overlay, is_drawn, overlay_name
+
+COMMIT_IMAGES = 256
+"""About how many images lie between two commits: whole windows"""
+MAP_STEP, MAP_ZERO = 1 / 2048, 4.0
+"""A map's value is stored as (value + MAP_ZERO) / MAP_STEP in 16 bits: from -4 to 28 in steps of 1/2048"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run directory is to hold.
+
+    Args:
+        format: of the rows.
+        overlays_of: whose pictures are drawn.
+        maps: whether every map is written.
+        shard: i/n for every n-th image from the i-th on, empty for all.
+        by_product: whether the images' products choose the model.
+
+    Raises:
+        UsageError: a shard that is none.
+    """
+
+    format: Format
+    overlays_of: OverlaysOf
+    maps: bool
+    shard: str
+    by_product: bool
+
+    def __post_init__(self) -> None:
+        number, _, num = self.shard.partition("/")
+        whole = number.isdigit() and num.isdigit()
+        if self.shard and not (whole and 1 <= int(number) <= int(num)):
+            raise UsageError(f"--shard {self.shard!r}: give i/n, with i from 1 to n, e.g. 1/4")
+
+    def mine(self, source: Source) -> Source:
+        """Every n-th item of a source, from the i-th on; all of them without a shard."""
+        if not self.shard:
+            return source
+        number, num = map(int, self.shard.split("/"))
+        return replace(source, items=islice(source.items, number - 1, None, num))
+
+
+def score_run(
+    source: Source,
+    *,
+    name: str,
+    models: Mapping[str, Path],
+    scorers: Mapping[str, OnnxScorer],
+    settings: Settings,
+    folder: Path,
+    wanted: Wanted,
+    resume: bool,
+) -> Summary:
+    """Score a source into a run directory, or go on where a run stopped.
+
+    Args:
+        source: the images; a run that goes on takes the list that it wrote down when it began.
+        name: of the source, as it was asked for.
+        models: product -> its model file, which is copied into the run.
+        scorers: product -> its model.
+        settings: of the run.
+        folder: of the run.
+        wanted: what it is to hold.
+        resume: go on with an unfinished run.
+
+    Raises:
+        UsageError: a folder that is taken, or an unfinished run begun with other options.
+        OutputError: the folder cannot be written; the run can go on.
+    """
+    asked = {
+        "source": name,
+        "models": {product: scorer.sha256 for product, scorer in scorers.items()},
+        "device": {product: scorer.device for product, scorer in scorers.items()},
+        "limit": settings.limit,
+        "review_limit": None if math.isinf(settings.review_limit) else settings.review_limit,
+        "batch_size": settings.batch_size,
+        "max_pixels": settings.max_pixels,
+        "frame": settings.frame,
+        "format": wanted.format,
+        "overlays_of": wanted.overlays_of,
+        "maps": wanted.maps,
+        "shard": wanted.shard,
+        "by_product": wanted.by_product,
+    }
+    with RunDirectory(folder, asked=asked, resume=resume) as run, progress_bar("score") as report:
+        for product, copy in run.keep_models(models).items():
+            if hash_file(copy) != scorers[product].sha256:
+                raise UsageError(f"{models[product]} was replaced while the run began: start it again in a new folder")
+        if run.is_new:
+            run.keep_inputs(wanted.mine(source))
+        total = int(run.listed()["num"])
+        run.open_rows(wanted.format)
+        counts = _counted(folder, run.done)
+        _make_folders(run, wanted)
+        seconds: dict[str, float] = {}
+        items = (item if wanted.by_product else replace(item, product=ONLY) for item in run.remaining())
+        between = max(1, COMMIT_IMAGES // settings.window) * settings.window
+        waiting = 0
+        for number, scored in enumerate(
+            score_images(items, scorers=scorers, settings=settings, seconds=seconds), start=run.done
+        ):
+            run.add(scored.row, pictures=_draw(scored, number, scorers, folder, wanted))
+            counts[scored.row.verdict or scored.row.status] += 1
+            waiting += 1
+            if waiting == between:
+                run.commit(seconds=seconds)
+                waiting = 0
+            report(number + 1, total)
+        if waiting:
+            run.commit(seconds=seconds)
+        summary = summarise(counts)
+        run.finish(summary)
+    return Summary(summary["num_images"], counts["defect"], summary["num_errors"], seconds)
+
+
+def summarise(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Give the summary of a run from how often each verdict and each error code came."""
+    verdicts = {name: counts.get(name, 0) for name in ("good", "review", "defect")}
+    errors = {name: count for name, count in sorted(counts.items()) if name not in verdicts}
+    return {
+        "num_images": sum(counts.values()),
+        "verdicts": verdicts,
+        "num_errors": sum(errors.values()),
+        "errors": errors,
+    }
+
+
+def _counted(folder: Path, done: int) -> Counter[str]:
+    """How often each verdict and error code stands in the rows that are safe."""
+    return Counter(row["verdict"] or row["status"] for row in islice(read_rows(folder), done))
+
+
+def _make_folders(run: RunDirectory, wanted: Wanted) -> None:
+    if wanted.maps:
+        (run.folder / MAPS).mkdir(exist_ok=True)
+    if wanted.overlays_of != "none":
+        (run.folder / OVERLAYS).mkdir(exist_ok=True)
+
+
+def _draw(scored: Scored, number: int, scorers: Mapping[str, OnnxScorer], folder: Path, wanted: Wanted) -> list[Path]:
+    """Write the pictures of one image; gives where they lie."""
+    pictures: list[Path] = []
+    if scored.row.status != "ok":
+        return pictures
+    if wanted.maps:
+        pictures.append(folder / MAPS / f"{number:08d}.png")
+        levels = np.rint((scored.anomaly_map + MAP_ZERO) / MAP_STEP).clip(0, 65535).astype(np.uint16)
+        write_png(pictures[-1], levels, text={"Comment": f"anomaly map: stored value * {MAP_STEP} - {MAP_ZERO}"})
+    if is_drawn(scored, wanted.overlays_of):
+        pictures.append(folder / OVERLAYS / overlay_name(number, scored.item))
+        draw_overlay(scored, pictures[-1], resize=scorers[scored.item.product].metadata.resize)
+    return pictures
