@@ -1,0 +1,177 @@
+"""Gated masked convolutions: the distribution of each value of a grid, given those before it in raster order.
+
+A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", 2016, arXiv 1606.05328 (the gate, eq. 2; the
+vertical and the horizontal stack, figure 2; a condition that depends on the place, eq. 5); A. van den Oord et al., "Pixel
+Recurrent Neural Networks", 2016, arXiv 1601.06759 (masks A and B over the colours of a pixel, section 3.4).
+
+Notation: v -> vertical stack, what the rows above tell; h -> horizontal stack, what the row so far tells as well;
+group -> the features that may know the values of a pixel up to their own; link -> what v adds to the gates of h.
+What differs, and why: the first vertical layer leaves its own row out, so that no later one has to be shifted. The condition
+is a learned map of the place, because the parts of a factory lie in register. v needs the rows above alone and h one row
+and the links alone, so that drawing asks for v once a row and for h once a value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def _allowed(inputs: int, outputs: int, *, num_groups: int, own: bool) -> Tensor:
+    """Which inputs of a pixel an output of it may see, (outputs, inputs): those of earlier groups, and of its `own`."""
+    of_input = torch.arange(inputs) * num_groups // inputs
+    of_output = torch.arange(outputs) * num_groups // outputs
+    return of_output[:, None] >= of_input + (not own)
+
+
+class _RowConvolution(nn.Conv2d):
+    """A convolution over the pixels to the left and, group by group, the pixel itself.
+
+    Args:
+        inputs: channels, the groups one after another.
+        outputs: channels of each of the `num_parts` results.
+        num_parts: results that are stacked along the channels, each with its groups one after another.
+        num_groups: values of a pixel.
+        left: pixels to the left that are seen in whole.
+        own: whether a group sees its own input at the pixel itself (mask B), or earlier ones only (mask A).
+    """
+
+    mask: Tensor
+
+    def __init__(self, inputs: int, outputs: int, *, num_parts: int, num_groups: int, left: int, own: bool) -> None:
+        super().__init__(inputs, num_parts * outputs, (1, left + 1))
+        self.left = left
+        mask = torch.ones_like(self.weight)
+        mask[..., 0, -1] = _allowed(inputs, outputs, num_groups=num_groups, own=own).repeat(num_parts, 1).to(mask)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(h, (self.left, 0, 0, 0)), self.weight * self.mask, self.bias)
+
+
+def _gate(y: Tensor) -> Tensor:
+    """tanh(a) · sigmoid(b) of the two halves of the channels (eq. 2)."""
+    a, b = torch.chunk(y, 2, dim=1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+class _Layer(nn.Module):
+    """One layer of both stacks."""
+
+    def __init__(
+        self, inputs: tuple[int, int], width: int, *, place: int, num_groups: int, kernel: int, first: bool
+    ) -> None:
+        super().__init__()
+        self.reach, self.first = kernel // 2, first
+        rows = self.reach if first else self.reach + 1  # the first leaves its own row out
+        self.down = nn.Conv2d(inputs[0], 2 * width, (rows, kernel), padding=(0, self.reach))
+        self.link = nn.Conv2d(2 * width + place, 2 * width, 1)
+        self.across = _RowConvolution(
+            inputs[1], width, num_parts=2, num_groups=num_groups, left=self.reach, own=not first
+        )
+        self.out = _RowConvolution(width, width, num_parts=1, num_groups=num_groups, left=0, own=True)
+
+    def vertical(self, v: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the next v and the link."""
+        y = self.down(functional.pad(v, (0, 0, self.reach, 0)))[:, :, : v.shape[2]]
+        return _gate(y), self.link(torch.cat((y, place), dim=1))
+
+    def horizontal(self, h: Tensor, link: Tensor) -> Tensor:
+        """Give the next h."""
+        y: Tensor = self.out(_gate(self.across(h) + link))
+        return y if self.first else h + y
+
+
+class GatedMaskedNetwork(nn.Module):
+    """Logits of each value of a grid, of which each knows those before it in raster order and no other.
+
+    A pixel holds `num_groups` values, the later of which know the earlier ones.
+
+    Args:
+        size: height and width of the grid.
+        num_groups: values of a pixel, 3 for colours.
+        inputs: channels that represent one value.
+        num_classes: values that one can take.
+        width: channels of both stacks, a multiple of `num_groups`.
+        num_layers: of both stacks.
+        kernel: side of the convolutions, odd.
+        place: channels of the learned map of the place.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        num_groups: int,
+        inputs: int,
+        num_classes: int,
+        width: int,
+        num_layers: int,
+        kernel: int,
+        place: int,
+    ) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.place = nn.Parameter(0.1 * torch.randn(place, *size))
+        channels = num_groups * inputs
+        self.layers = nn.ModuleList(
+            _Layer(
+                (width, width) if number else (channels + place, channels),
+                width,
+                place=place,
+                num_groups=num_groups,
+                kernel=kernel,
+                first=number == 0,
+            )
+            for number in range(num_layers)
+        )
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            _RowConvolution(width, 2 * width, num_parts=1, num_groups=num_groups, left=0, own=True),
+            nn.ReLU(),
+            _RowConvolution(2 * width, num_groups * num_classes, num_parts=1, num_groups=num_groups, left=0, own=True),
+        )
+        self.reach = num_layers * (kernel // 2)
+        """Rows above and columns to each side that are seen"""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map grids (N, num_groups · inputs, h, w) to logits (N, num_groups, num_classes, h, w)."""
+        first = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        return self.along_row(values, self.from_above(values, first))
+
+    def from_above(self, rows: Tensor, first: Tensor) -> Tensor:
+        """Give what rows above add to the gates of each layer.
+
+        Args:
+            rows: (N, num_groups · inputs, R, w), successive rows of the grid.
+            first: (N,) int64, the number of the first of them.
+
+        Returns:
+            The links (N, num_layers · 2 · width, R, w), right in rows that are `reach` below the first, and in all where
+            the first is 0.
+        """
+        number = first[:, None] + torch.arange(rows.shape[2], device=rows.device)
+        place = torch.unflatten(self.place.index_select(1, number.flatten()), 1, number.shape).transpose(0, 1)
+        v, links = torch.cat((rows, place), dim=1), []
+        for layer in self.layers:
+            v, link = layer.vertical(v, place)  # type: ignore[operator]
+            links.append(link)
+        return torch.cat(links, dim=1)
+
+    def along_row(self, rows: Tensor, links: Tensor) -> Tensor:
+        """Give the logits of successive columns of rows.
+
+        Args:
+            rows: (N, num_groups · inputs, R, C).
+            links: (N, num_layers · 2 · width, R, C), at the same places.
+
+        Returns:
+            (N, num_groups, num_classes, R, C), right in columns that are `reach` right of the first, and in all where the
+            first is 0.
+        """
+        h = rows
+        for layer, link in zip(self.layers, torch.chunk(links, len(self.layers), dim=1), strict=True):
+            h = layer.horizontal(h, link)  # type: ignore[operator]
+        logits: Tensor = self.head(h)
+        return torch.unflatten(logits, 1, (self.num_groups, -1))

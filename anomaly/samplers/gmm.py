@@ -1,0 +1,254 @@
+"""Mixture of Gaussians over the patches of an image, with weights that know the place.
+
+C. Bishop, "Pattern Recognition and Machine Learning", 2006, chapter 9.2; of patches: D. Zoran and Y. Weiss, "From Learning
+Models of Natural Image Patches to Whole Image Restoration", 2011. Drawing and inpainting are the work of the process,
+`anomaly.sampling.mixture.MixtureProcess`.
+
+Notation: x -> image; y -> a patch of it as a vector of D values, cell c of a grid without overlap; U -> d orthonormal
+directions (d, D); a = U (y - mu); r -> what is left of y - mu; s2 -> its variance for each value; k -> Gaussian.
+p(x) = prod_c p(y_c), p(y_c) = N(r; 0, s2 I) sum_k pi_ck N(a; m_k, S_k): an exact density of x.
+
+What differs, and why: the Gaussians are full in d dimensions and round in the D - d others, which carry the least variance
+(M. Tipping and C. Bishop, "Mixtures of Probabilistic Principal Component Analysers", 1999, with one subspace for all), since D
+is hundreds. The Gaussians are shared by all cells; the weights pi_ck are those of each cell, one step of expectation
+maximisation from the shared ones, so that a draw has the parts of a part where they belong.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from anomaly.data.dataset import Batch
+from anomaly.errors import UsageError
+from anomaly.nn.preprocess import Resize
+from anomaly.samplers.base import Density, Sampler, Score
+
+ROUNDING = (1 / 255) ** 2 / 12
+"""Variance of rounding to 8 bits, for images in [0, 1]"""
+LOG_2_PI = math.log(2 * math.pi)
+FLOOR = 0.001
+"""Share of the weights of all cells together in those of each cell"""
+NO_LATENT = (
+    "which Gaussian a patch is from is a choice and no latent that goes from one value to the next; take pca or vae"
+)
+
+
+class Gmm(Sampler):
+    """Mixture of Gaussians over patches, fitted in one pass by scikit-learn.
+
+    `surprise` leaves r where it lies and spreads the rest of -log p over its patch; its sum is -log p. The default score is
+    the peak of the standardised map, for small defects; `mean` with `standardise` off is the likelihood itself.
+
+    Args:
+        size: side of the network's square input in pixels.
+        resize: `squash` or `letterbox`.
+        patch: side of a patch in pixels; it divides `size` and is less.
+        num_gaussians: K, shared by all cells.
+        dimensions: d, up to 3 · patch².
+        num_patches: how many, drawn at random from all training images, the Gaussians are fitted on.
+        score: `mean` of the map or its `peak`.
+        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
+        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
+        batch_size: images per step.
+        seed: of the sample and of the mixture's start.
+    """
+
+    density: ClassVar[Density] = "exact"
+    process: ClassVar[str] = "mixture"
+    lacks: ClassVar[dict[str, str]] = {
+        "encode": NO_LATENT,
+        "decode": NO_LATENT,
+        "interpolate": NO_LATENT,
+        "attribute": NO_LATENT,
+        "reconstruct": "each patch is a draw by itself, there is no code of the image to rebuild it from; take pca or vae",
+    }
+
+    mean: Tensor
+    directions: Tensor
+    noise_variance: Tensor
+    centres: Tensor
+    """(K, d), m_k"""
+    factors: Tensor
+    """(K, d, d), F_k with S_k = F_k F_kᵀ, lower triangular"""
+    roots: Tensor
+    """(K, d, d), F_k⁻¹"""
+    log_weight: Tensor
+    """(cells, K), log pi_ck"""
+
+    def __init__(
+        self,
+        *,
+        size: int = 64,
+        resize: Resize = "squash",
+        patch: int = 8,
+        num_gaussians: int = 64,
+        dimensions: int = 64,
+        num_patches: int = 20000,
+        score: Score = "peak",
+        smooth: int = 5,
+        standardise: bool = True,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        D = 3 * patch * patch
+        if patch >= size:
+            raise UsageError(
+                f"patch {patch}: a whole image of size {size} has {3 * size * size} dimensions, and a Gaussian of so many"
+                f" {3 * size * size * (3 * size * size + 3) // 2} parameters; give smaller patches, e.g. patch 8"
+            )
+        if patch < 1 or size % patch:
+            raise UsageError(f"patch {patch}: its cells are to cover the size {size}; give a divisor of it, e.g. 8")
+        if not 1 <= dimensions <= D:
+            raise UsageError(f"dimensions {dimensions}: a patch has {D}; give 1 to {D}, e.g. {min(D, 64)}")
+        if num_gaussians < 1:
+            raise UsageError(f"num_gaussians {num_gaussians}: give 1 or more, e.g. 64")
+        super().__init__(
+            size=size,
+            resize=resize,
+            score=score,
+            smooth=smooth,
+            standardise=standardise,
+            epochs=1,
+            batch_size=batch_size,
+        )
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.patch, self.num_gaussians, self.num_patches, self.seed = patch, num_gaussians, num_patches, seed
+        self.cells = (size // patch) ** 2
+        self.register_buffer("mean", torch.full((D,), 0.5))
+        self.register_buffer("directions", torch.eye(dimensions, D))
+        self.register_buffer("noise_variance", torch.ones(()))
+        self.register_buffer("centres", torch.zeros(num_gaussians, dimensions))
+        self.register_buffer("factors", torch.eye(dimensions).repeat(num_gaussians, 1, 1))
+        self.register_buffer("roots", torch.eye(dimensions).repeat(num_gaussians, 1, 1))
+        self.register_buffer("log_weight", torch.full((self.cells, num_gaussians), -math.log(num_gaussians)))
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        """Nothing: the fit needs all images at once, and is made at the end of training."""
+
+    def configure_optimizers(self) -> None:
+        """None: nothing descends a gradient."""
+
+    def on_train_end(self) -> None:
+        """Fit on all training images, then measure the map's scale."""
+        self.learn(torch.cat([x.cpu() for x in self.training_inputs()]))
+        super().on_train_end()
+
+    @torch.no_grad()
+    def learn(self, x: Tensor) -> None:
+        """Fit the Gaussians and the weights of each cell on images (N, 3, h, w), in cells of the region of interest.
+
+        Raises:
+            UsageError: too few patches for so many Gaussians.
+        """
+        device, (K, d) = self.mean.device, self.centres.shape
+        inside = self._inside().cpu()
+        y = self._patches(x.cpu()).double()[:, inside]  # (N, counted cells, D)
+        drawn = torch.randperm(y[..., 0].numel(), generator=torch.Generator().manual_seed(self.seed))
+        sample = y.flatten(0, 1)[drawn[: self.num_patches]]
+        if len(sample) < 2 * K:
+            raise UsageError(
+                f"{len(sample)} patches cannot fit {K} Gaussians: set num_gaussians to {len(sample) // 2} or less,"
+                " or raise num_patches"
+            )
+        mean = sample.mean(dim=0)
+        variance, directions = torch.linalg.eigh((sample - mean).T @ (sample - mean) / len(sample))
+        directions = directions.flip(1)[:, :d].T.contiguous()
+        left = variance[: len(variance) - d]
+        noise = max(ROUNDING, float(left.mean())) if len(left) else ROUNDING
+        # no variance is taken to be less than the noise around the subspace
+        model = GaussianMixture(K, reg_covar=noise, random_state=self.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", ConvergenceWarning
+            )  # a likelihood that could still rise is one all the same
+            model.fit(((sample - mean) @ directions.T).numpy())
+        shared = torch.as_tensor(model.weights_)
+        self.mean.copy_(mean)
+        self.directions.copy_(directions)
+        self.noise_variance.fill_(noise)
+        self.centres.copy_(torch.as_tensor(model.means_))
+        factors = torch.linalg.cholesky(torch.as_tensor(model.covariances_))
+        self.factors.copy_(factors)
+        self.roots.copy_(torch.linalg.solve_triangular(factors, torch.eye(d).double().expand(K, d, d), upper=False))
+        self.log_weight.copy_(shared.log().expand(self.cells, K))
+        taken = torch.zeros(len(inside), K, dtype=torch.float64)
+        for start in range(0, len(x), self.batch_size):
+            joint = self._joint(self._patches(x[start : start + self.batch_size].to(device)))[0]
+            taken += torch.softmax(joint, dim=2).sum(dim=0).double().cpu()
+        self.log_weight.copy_(((1 - FLOOR) * taken / len(x) + FLOOR * shared).log())
+
+    def _inside(self) -> Tensor:
+        """Cells (cells,) bool that reach into the region of interest; the density is of these."""
+        roi = self.preprocess.roi.expand(1, 3, -1, -1)
+        return self._patches(roi)[0].any(dim=1)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Images (N, 3, h, w) as patches (N, cells, D)."""
+        grid = self.preprocess.size[0] // self.patch
+        parts = x.reshape(-1, 3, grid, self.patch, grid, self.patch).permute(0, 2, 4, 1, 3, 5)
+        return parts.reshape(-1, self.cells, 3 * self.patch**2)
+
+    def _images(self, y: Tensor) -> Tensor:
+        """Patches (N, cells, D) as images (N, 3, h, w)."""
+        grid = self.preprocess.size[0] // self.patch
+        parts = y.reshape(-1, grid, grid, 3, self.patch, self.patch).permute(0, 3, 1, 4, 2, 5)
+        return parts.reshape(-1, 3, *self.preprocess.size)
+
+    def _joint(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """log(pi_ck N(a; m_k, S_k)) of patches (N, cells, D), (N, cells, K), and r (N, cells, D)."""
+        centred = y - self.mean
+        a = centred @ self.directions.T
+        r = centred - a @ self.directions
+        constant = torch.diagonal(self.roots, dim1=1, dim2=2).log().sum(dim=1) - 0.5 * a.shape[2] * LOG_2_PI
+        logs = []
+        for m, root in zip(self.centres, self.roots, strict=True):
+            logs.append(-0.5 * ((a - m) @ root.T).square().sum(dim=2))
+        return torch.stack(logs, dim=2) + self.log_weight + constant, r
+
+    def surprise(self, x: Tensor) -> Tensor:
+        """Give each pixel its share of -log p in nats, (N, h, w); 0 outside the region of interest."""
+        joint, r = self._joint(self._patches(x))
+        D, d = self.directions.shape[1], self.directions.shape[0]
+        constant = 0.5 * (D - d) * (torch.log(self.noise_variance) + LOG_2_PI)
+        squares = 0.5 / self.noise_variance * (r * r).view(-1, self.cells, 3, self.patch**2).sum(dim=2)
+        roi = self._patches(self.preprocess.roi.expand(1, 3, -1, -1))[:, :, : self.patch**2].to(x.dtype)
+        outside = (squares * (1 - roi)).sum(dim=2)
+        spread = (constant - torch.logsumexp(joint, dim=2) + outside) / roi.sum(dim=2).clamp(min=1.0)
+        share = (squares + spread[:, :, None]) * roi
+        return self._images(share.repeat(1, 1, 3))[:, 0]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of images (N, 3, h, w) in [0, 1], in all cells that reach into the region of interest, in nats: (N,)."""
+        return -self.surprise(x).sum(dim=2).sum(dim=1)
+
+    def draw(self, indicator: Tensor, noise: Tensor) -> Tensor:
+        """Draw images (N, 3, h, w): y = mu + Uᵀ(m_k + F_k U e) + sqrt(s2) (e - Uᵀ U e); not clipped.
+
+        Args:
+            indicator: (N, cells, K), 1 at the Gaussian of each cell, 0 elsewhere.
+            noise: e, (N, cells, D), from N(0, I).
+        """
+        inner = noise @ self.directions.T
+        a = indicator @ self.centres
+        for k, factor in enumerate(self.factors):
+            a = a + indicator[:, :, k : k + 1] * (inner @ factor.T)
+        outer = noise - inner @ self.directions
+        return self._images(self.mean + a @ self.directions + torch.sqrt(self.noise_variance) * outer)
+
+    def facts(self) -> dict[str, Any]:
+        """The side of a patch, and the weights (cells, K), all 0 in cells outside the region of interest."""
+        weights = (self.log_weight.double().exp() * self._inside()[:, None]).tolist()
+        return {"patch": self.patch, "weights": [[float(f"{value:.6g}") for value in row] for row in weights]}
+
+    def functions(self) -> dict[str, tuple[Tensor, ...]]:
+        """`draw` alone."""
+        K, D = self.num_gaussians, len(self.mean)
+        return {"draw": (torch.zeros(2, self.cells, K), torch.zeros(2, self.cells, D))}

@@ -1,0 +1,328 @@
+"""Latent diffusion: an autoencoder makes the image small, a diffusion draws in what is left, told where a defect is to be.
+
+R. Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022, arXiv 2112.10752 (§ 3.1 autoencoder
+with a tiny KL term; appendix G, latents rescaled to unit deviation by the first batch; § 3.3 conditions by concatenation).
+
+Notation: x -> image; z -> latent (N, C, h', w'); z_t -> noised; m -> cells where a defect is to be; k -> cells where the good
+part's latent is given.
+What differs, and why: no adversarial and no perceptual loss, whose networks would outweigh the rest; gradients at several
+scales (MSGMS) keep edges sharp. There are no photographs of defects: procedural patterns on good parts stand in for them, so
+that m = 0 draws good parts and m a defect of that shape; its class says how dark or bright it is against the part.
+Both phases share one fit and their rates each follow one cosine to zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional
+
+from anomaly.data.dataset import Batch
+from anomaly.errors import UsageError
+from anomaly.nn.corruption import corrupt
+from anomaly.nn.denoiser import Denoiser
+from anomaly.nn.ema import Ema
+from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.preprocess import Resize
+from anomaly.nn.similarity import GradientSimilarity
+from anomaly.samplers.base import Sampler, Score
+from anomaly.samplers.noise_schedule import Schedule, noise_schedule
+from anomaly.sampling.diffusion import Chain
+from anomaly.sampling.latent_diffusion import NUM_FLAGS
+
+OPAQUE = 0.1
+"""Opacity from which a painted pixel counts as defect"""
+CONTRAST = 0.3
+"""Change of brightness at which the outermost classes of defects begin"""
+
+
+class _Painted(NamedTuple):
+    """Good images, about half of them with a pattern painted on."""
+
+    x: Tensor
+    where: Tensor
+    """(N, 1, h, w) in {0, 1}, where the pattern is"""
+    hidden: Tensor
+    """(N, 1, h, w) in {0, 1}, the same for all images, those without a pattern too: where the part is not to be known"""
+    label: Tensor
+    """(N,) class of the pattern, -1 where it is not told"""
+
+
+class LatentDiffusion(Sampler):
+    """Latent diffusion, unconditional and conditioned on a mask, a good part and a class.
+
+    Args:
+        size: side of the network's square input in pixels.
+        resize: `squash` or `letterbox`.
+        autoencoder_widths: channels of the autoencoder's levels from the finest down; each level more halves the latent.
+        latent_channels: C.
+        kl_weight: of the KL term beside L1 and MSGMS, per value of the latent.
+        patch: side in cells of the patches that the denoiser works on.
+        widths: channels of the denoiser's levels, from the finest down.
+        schedule: `linear`, `cosine` or `offset-cosine`.
+        num_timesteps: T.
+        num_classes: of defects, from the darkest against the part to the brightest; 0 has none.
+        ema_decay: of the average of the denoiser's weights.
+        autoencoder_share: share of the steps that train the autoencoder; the rest trains the denoiser.
+        detect_strength: how far along the schedule latents are noised for `surprise`, in (0, 1].
+        detect_steps: steps that take the noise away again.
+        score: `peak` or `mean` of the map.
+        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
+        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
+        learning_rate: of Adam, at the start of the cosine of each phase.
+        epochs: passes over the training images, of both phases together.
+        batch_size: images per step.
+        seed: of noise and defects in training, and of the noise of the surprise.
+        cache_gib: memory in GiB for preprocessed images kept between epochs.
+    """
+
+    process: ClassVar[str] = "latent_diffusion"
+    lacks: ClassVar[dict[str, str]] = {
+        "log_prob": "its decoder is no density of images, and what it loses has no likelihood",
+        "attribute": "its latents hold places, whose mean over images is a blurred part",
+    }
+
+    num_steps: Tensor
+    """() int64, steps done; it decides the phase, so that an interrupted fit goes on in its own"""
+    latent_mean: Tensor
+    latent_deviation: Tensor
+    reach: Tensor
+    """() largest value of a clean latent"""
+    detect_noise: Tensor
+
+    def __init__(
+        self,
+        *,
+        size: int = 128,
+        resize: Resize = "squash",
+        autoencoder_widths: Sequence[int] = (8, 16, 32),
+        latent_channels: int = 4,
+        kl_weight: float = 1e-4,
+        patch: int = 2,
+        widths: Sequence[int] = (48, 96, 128),
+        schedule: Schedule = "offset-cosine",
+        num_timesteps: int = 1000,
+        num_classes: int = 3,
+        ema_decay: float = 0.995,
+        autoencoder_share: float = 0.35,
+        detect_strength: float = 0.25,
+        detect_steps: int = 3,
+        score: Score = "peak",
+        smooth: int = 7,
+        standardise: bool = True,
+        learning_rate: float = 1e-3,
+        epochs: int = 100,
+        batch_size: int = 8,
+        seed: int = 0,
+        cache_gib: float = 2.0,
+    ) -> None:
+        super().__init__(
+            size=size, resize=resize, score=score, smooth=smooth, standardise=standardise, epochs=epochs,
+            batch_size=batch_size,
+        )  # fmt: skip
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        if not 0 < autoencoder_share < 1:
+            raise UsageError(
+                f"autoencoder_share {autoencoder_share}: both phases need steps; give a share between 0 and 1, e.g. 0.4"
+            )
+        if not autoencoder_widths or any(width < 4 or width % 4 for width in autoencoder_widths):
+            raise UsageError(
+                f"autoencoder_widths {list(autoencoder_widths)}: each level has a multiple of 4 channels, e.g. [16, 32]"
+            )
+        if num_classes < 0:
+            raise UsageError(f"num_classes {num_classes}: give 0 for none, or how many, e.g. 3")
+        factor = 2 ** (len(autoencoder_widths) - 1)
+        if size % (8 * factor):
+            raise UsageError(
+                f"size {size}: the input is a multiple of {8 * factor}, e.g. {max(1, size // 8 // factor) * 8 * factor}"
+            )
+        self.cells = size // factor
+        num_levels = len(autoencoder_widths)
+        self.autoencoder = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * num_levels,
+            up_block_types=("UpDecoderBlock2D",) * num_levels,
+            block_out_channels=tuple(autoencoder_widths),
+            latent_channels=latent_channels,
+            norm_num_groups=math.gcd(8, *autoencoder_widths),
+            sample_size=size,
+            mid_block_add_attention=False,
+        )
+        self.latent_channels, self.num_classes = latent_channels, num_classes
+        self.network = Denoiser(
+            size=self.cells, in_channels=NUM_FLAGS + 2 * latent_channels + num_classes, out_channels=latent_channels,
+            widths=widths, patch=patch,
+        )  # fmt: skip
+        self.ema = Ema(self.network, decay=ema_decay)
+        self._scheduler = noise_schedule(schedule, num_timesteps=num_timesteps)
+        self.alphas_cumprod: list[float] = self._scheduler.alphas_cumprod.tolist()
+        self.chain = Chain(self.alphas_cumprod)
+        self.detect_steps = self.chain.timesteps(detect_steps, strength=detect_strength)
+        self.kl_weight, self.autoencoder_share, self.learning_rate = kl_weight, autoencoder_share, learning_rate
+        self.msgms = GradientSimilarity()
+        self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("latent_mean", torch.zeros(1, latent_channels, 1, 1))
+        self.register_buffer("latent_deviation", torch.ones(1, latent_channels, 1, 1))
+        self.register_buffer("reach", torch.full((), 3.0))
+        stored = torch.Generator().manual_seed(seed + 1)
+        self.register_buffer("detect_noise", torch.randn((1, *self.latent_shape), generator=stored))
+        self._random = torch.Generator().manual_seed(seed)
+        self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
+
+    # training
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the autoencoder and for the denoiser."""
+        return [
+            torch.optim.Adam(network.parameters(), lr=self.learning_rate)
+            for network in (self.autoencoder, self.network)
+        ]
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        """One step of the autoencoder; later on, one of the denoiser."""
+        (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
+        x = x.contiguous()  # one memory layout, cached or not
+        total, done = int(self.trainer.estimated_stepping_batches), int(self.num_steps)
+        num_first = min(max(1, round(self.autoencoder_share * total)), total - 1)
+        painted = self._paint(x)
+        phase = 0 if done < num_first else 1
+        if phase == 0:
+            loss, settled = self._autoencoder_loss(painted.x), done / num_first
+        else:
+            if done == num_first:
+                self._measure_latents(x)
+            loss, settled = self._denoiser_loss(x, painted), (done - num_first) / (total - num_first)
+        optimizer = self.optimizers()[phase]  # type: ignore[index]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * settled))
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        optimizer.step()
+        if phase == 1:
+            self.ema.update(self.network)
+        self.num_steps += 1
+
+    def _uniform(self, num: int) -> Tensor:
+        return torch.rand((num, 1, 1, 1), generator=self._random)
+
+    def _paint(self, x: Tensor) -> _Painted:
+        """Paint a pattern on about half the images."""
+        painted, opacity = corrupt(x, generator=self._random)
+        hidden = opacity > OPAQUE
+        if self.preprocess.has_roi:
+            hidden = hidden & self.preprocess.roi
+        where = hidden & (self._uniform(len(x)) < 0.5).to(x.device)
+        painted = torch.where(where, painted, x)
+        brighter = (painted - x).mean(dim=1, keepdim=True).sum(dim=(1, 2, 3)) / where.sum(dim=(1, 2, 3)).clamp(min=1)
+        share = (brighter / CONTRAST + 1) / 2  # 0 at the darkest, 1 at the brightest
+        label = (share * self.num_classes).floor().clamp(0, max(0, self.num_classes - 1)).long()
+        told = (self._uniform(len(x)) < 0.5).view(-1).to(x.device)
+        return _Painted(
+            painted, where.to(x.dtype), hidden.to(x.dtype), torch.where(told, label, torch.full_like(label, -1))
+        )
+
+    def _autoencoder_loss(self, x: Tensor) -> Tensor:
+        """L1 and MSGMS of images decoded from a draw of their latents, and the latents' KL to N(0, I)."""
+        mean, log_variance = self.autoencoder.encode(2 * x - 1).latent_dist.parameters.float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30.0, 20.0)
+        drawn = torch.randn(mean.shape, generator=self._random).to(x.device)
+        x_hat = (self.autoencoder.decode(mean + torch.exp(0.5 * log_variance) * drawn).sample.float() + 1) / 2
+        with torch.autocast(self.device.type, enabled=False):
+            residual = (x - x_hat).abs().mean(dim=1)
+            gradients = 1 - self.msgms(x, x_hat)
+            if self.preprocess.has_roi:
+                residual, gradients = residual[:, self.preprocess.roi], gradients[:, self.preprocess.roi]
+            divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        self.log("residual", residual.mean())
+        self.log("gradients", gradients.mean())
+        self.log("divergence", divergence)
+        loss: Tensor = residual.mean() + gradients.mean() + self.kl_weight * divergence
+        return loss
+
+    @torch.no_grad()
+    def _measure_latents(self, x: Tensor) -> None:
+        """Take mean and deviation of each channel, and the largest value, from the latents of one batch."""
+        z = self._mean_latent(x)
+        self.latent_mean.copy_(z.mean(dim=(0, 2, 3), keepdim=True))
+        self.latent_deviation.copy_(z.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-4))
+        self.reach.copy_(1.2 * self.encode(x).abs().amax())
+
+    def _denoiser_loss(self, x: Tensor, painted: _Painted) -> Tensor:
+        """Mean square between the noise added to latents of painted images and what the denoiser says of it, told where."""
+        with torch.no_grad():
+            z, good = self.encode(painted.x), self.encode(x)
+        m, hidden = (functional.max_pool2d(part, x.shape[-1] // self.cells) for part in (painted.where, painted.hidden))
+        k = (1 - hidden) * (self._uniform(len(x)) < 0.5).to(x.device)  # half the images have no part to go by
+        of_class = painted.label[:, None] == torch.arange(self.num_classes, device=x.device)
+        planes = m * of_class[:, :, None, None]
+        noise = torch.randn(z.shape, generator=self._random).to(x.device)
+        t = torch.randint(len(self.chain), (len(x),), generator=self._random).to(x.device)
+        z_t = self._scheduler.add_noise(z, noise, t)
+        said = self.network(torch.cat((z_t, m, k, good * k, planes), dim=1), t)
+        loss = ((said - noise) ** 2).mean()
+        self.log("noise", loss, prog_bar=True)
+        return loss
+
+    def on_fit_end(self) -> None:
+        """Drop the cached images."""
+        self._cache.clear()
+
+    # what follows from the networks
+
+    def facts(self) -> dict[str, Any]:
+        """ᾱ_t of all steps, the number of classes, and the largest value of a clean latent."""
+        return {
+            "alphas_cumprod": self.alphas_cumprod,
+            "num_classes": self.num_classes,
+            "reach": float(self.reach),
+        }
+
+    def functions(self) -> dict[str, tuple[Tensor, ...]]:
+        """`encode`, `decode`, and `denoise` with its condition."""
+        condition = torch.zeros(2, NUM_FLAGS + self.latent_channels + self.num_classes, self.cells, self.cells)
+        return super().functions() | {"denoise": (torch.zeros(2, *self.latent_shape), torch.tensor([1, 2]), condition)}
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h', w')."""
+        return (self.latent_channels, self.cells, self.cells)
+
+    def _mean_latent(self, x: Tensor) -> Tensor:
+        mean: Tensor = self.autoencoder.encode(2 * x - 1, return_dict=False)[0].mean
+        return mean.float()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, h, w) to the mean of their latents (N, C, h', w'), of unit deviation."""
+        return (self._mean_latent(x) - self.latent_mean) / self.latent_deviation
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Map latents (N, C, h', w') to images (N, 3, h, w) in [0, 1]."""
+        x: Tensor = self.autoencoder.decode(z * self.latent_deviation + self.latent_mean, return_dict=False)[0]
+        return ((x.float() + 1) / 2).clamp(0, 1)
+
+    def denoise(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Say the noise in latents z_t of steps t (N,) int64, by the averaged weights.
+
+        Args:
+            z_t: (N, C, h', w').
+            t: (N,).
+            condition: (N, 2 + C + num_classes, h', w'): m, k, the latent where k, and the class of the defect where m.
+        """
+        noise: Tensor = self.ema(torch.cat((z_t, condition), dim=1), t)
+        return noise
+
+    def surprise(self, x: Tensor) -> Tensor:
+        """Give how far images (N, 3, h, w) are, pixel by pixel, from what partial diffusion makes of them, (N, h, w)."""
+        z = self.chain.noised(self.encode(x), self.detect_noise, t=self.detect_steps[0])
+        condition = torch.zeros_like(z[:, :1]).expand(-1, NUM_FLAGS + self.latent_channels + self.num_classes, -1, -1)
+        for t, s in itertools.pairwise([*self.detect_steps, -1]):
+            step = torch.full((len(z),), t, dtype=torch.int64, device=z.device)
+            z = self.chain.move(z, self.denoise(z, step, condition), t=t, s=s)
+        return (self.decode(z) - x).abs().mean(dim=1)

@@ -1,0 +1,182 @@
+"""Probabilistic principal components: an image is a mean, a few directions of variation, and noise.
+
+M. Tipping and C. Bishop, "Probabilistic Principal Component Analysis", 1999, Journal of the Royal Statistical Society B 61
+(eq. 3 to 8). Projection with missing pixels and the robust one are the work of the process,
+`anomaly.sampling.decoder.LinearProcess`.
+
+Notation: x -> image as a vector of D values; z -> latent, N(0, I_k); mu -> mean; U -> k orthonormal directions (k, D);
+lambda_j -> variance of x along the j-th; s2 -> noise variance, the mean of the D - k variances left out.
+x = mu + sum_j sqrt(lambda_j - s2) z_j u_j + noise, so that x has the covariance C of eigenvalues lambda_j and s2:
+-log p(x) = (|r|² / s2 + sum_j a_j² / lambda_j + sum_j log lambda_j + (D - k) log s2 + D log 2 pi) / 2
+with a = U (x - mu) and r what is left of x - mu. This is Woodbury's identity in the eigenbasis.
+
+What differs, and why: `encode` gives the orthogonal projection, whose decoded image is the nearest one that the directions
+can show, and not the posterior mean, which is drawn towards mu by a share s2 / lambda_j of it. All variances are maximum
+likelihood, divided by the number of images. No variance is taken to be less than that of rounding to 8 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from anomaly.data.dataset import Batch
+from anomaly.errors import UsageError
+from anomaly.nn.preprocess import Resize
+from anomaly.samplers.base import Density, Sampler, Score
+
+ROUNDING = (1 / 255) ** 2 / 12
+"""Variance of rounding to 8 bits, for images in [0, 1]"""
+MAX_EXACT = 1000
+"""Images up to which the singular values are computed in full; beyond, by a randomised method"""
+
+
+class Pca(Sampler):
+    """Probabilistic principal components of whole images, fitted in one pass.
+
+    `surprise` leaves the residual where it lies and spreads what the latent costs evenly; its sum is -log p. The default
+    score is the peak of the standardised map, for small defects; `mean` with `standardise` off is the likelihood itself.
+
+    Args:
+        size: side of the network's square input in pixels.
+        resize: `squash` or `letterbox`.
+        num_components: k, fewer than the training images.
+        robust: whether `reconstruct` finds hidden or painted-over parts and leaves them out (`LinearProcess.robust`).
+        score: `mean` of the map or its `peak`.
+        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
+        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
+        batch_size: images per step.
+        seed: of the randomised method.
+    """
+
+    density: ClassVar[Density] = "exact"
+    process: ClassVar[str] = "linear"
+
+    mean: Tensor
+    directions: Tensor
+    scale_z: Tensor
+    """(k,) sqrt(lambda_j - s2)"""
+    noise_variance: Tensor
+
+    def __init__(
+        self,
+        *,
+        size: int = 64,
+        resize: Resize = "squash",
+        num_components: int = 32,
+        robust: bool = False,
+        score: Score = "peak",
+        smooth: int = 5,
+        standardise: bool = True,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= num_components < 3 * size * size:
+            raise UsageError(
+                f"num_components {num_components}: give 1 or more, and less than the images' values, e.g. 32"
+            )
+        super().__init__(
+            size=size,
+            resize=resize,
+            score=score,
+            smooth=smooth,
+            standardise=standardise,
+            epochs=1,
+            batch_size=batch_size,
+        )
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.num_components, self.robust, self.seed = num_components, robust, seed
+        self.register_buffer("mean", torch.full((3, size, size), 0.5))
+        self.register_buffer("directions", torch.zeros(num_components, 3, size, size))
+        self.register_buffer("scale_z", torch.ones(num_components))
+        self.register_buffer("noise_variance", torch.ones(()))
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        """Nothing: the fit needs all images at once, and is made at the end of training."""
+
+    def configure_optimizers(self) -> None:
+        """None: nothing descends a gradient."""
+
+    def on_train_end(self) -> None:
+        """Fit on all training images, then measure the map's scale."""
+        self.learn(torch.cat([x.cpu() for x in self.training_inputs()]))
+        super().on_train_end()
+
+    @torch.no_grad()
+    def learn(self, x: Tensor) -> None:
+        """Fit mean, directions and variances on images (N, 3, h, w), inside the region of interest.
+
+        Raises:
+            UsageError: no more images than components, a region of no more values than components, or images all equal.
+        """
+        roi, k = self.preprocess.roi.cpu(), self.num_components
+        seen = x.cpu()[:, :, roi].flatten(1).double().numpy()
+        num, dimensions = seen.shape
+        if min(num, dimensions) <= k:
+            raise UsageError(
+                f"{num} images of {dimensions} values cannot give {k} components:"
+                f" set num_components to {min(num, dimensions) - 1} or less"
+            )
+        total = float(seen.var(axis=0).sum())
+        if total == 0:
+            raise UsageError(
+                f"the {num} images are equal, so that there is no direction in which they vary: give others"
+            )
+        solver = "full" if num <= MAX_EXACT else "randomized"
+        model = PCA(k, svd_solver=solver, random_state=self.seed).fit(seen)
+        variance = model.explained_variance_ * ((num - 1) / num)
+        noise = max(ROUNDING, (total - float(variance.sum())) / (dimensions - k))
+        # a direction without variance beyond the noise keeps a little, so that it can be divided by
+        scale = np.sqrt(np.maximum(variance - noise, 1e-3 * noise))
+        self.mean.zero_()[:, roi] = _as(self.mean, model.mean_.reshape(3, -1))
+        self.directions.zero_()[:, :, roi] = _as(self.mean, model.components_.reshape(k, 3, -1))
+        self.scale_z.copy_(_as(self.mean, scale))
+        self.noise_variance.fill_(noise)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """One value for each component."""
+        return (self.num_components,)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Map latents (N, k) to images (N, 3, h, w), without the noise; not clipped."""
+        return self.mean + ((z * self.scale_z) @ self.directions.flatten(1)).view(-1, *self.mean.shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Project images (N, 3, h, w) on the directions: (N, k)."""
+        return self._along(x - self.mean) / self.scale_z
+
+    def _along(self, centred: Tensor) -> Tensor:
+        return centred.flatten(1) @ self.directions.flatten(1).T
+
+    def surprise(self, x: Tensor) -> Tensor:
+        """Give each pixel its share of -log p in nats, (N, h, w); 0 outside the region of interest."""
+        centred = x - self.mean
+        a = self._along(centred)
+        r = centred - (a @ self.directions.flatten(1)).view(-1, *self.mean.shape)
+        roi = self.preprocess.roi.to(x.dtype)
+        num_pixels = roi.sum()
+        variance = self.scale_z**2 + self.noise_variance
+        left = 3 * num_pixels - self.num_components
+        constant = variance.log().sum() + left * self.noise_variance.log() + 3 * num_pixels * math.log(2 * math.pi)
+        spread = ((a * a / variance).sum(dim=1) + constant) / num_pixels
+        share: Tensor = 0.5 * ((r * r).sum(dim=1) / self.noise_variance + spread[:, None, None]) * roi
+        return share
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of images (N, 3, h, w) in [0, 1], inside the region of interest, in nats: (N,)."""
+        return -self.surprise(x).sum(dim=2).sum(dim=1)
+
+    def facts(self) -> dict[str, Any]:
+        """The noise variance, and whether reconstruction is the robust one."""
+        return {"noise_variance": float(self.noise_variance), "robust": self.robust}
+
+
+def _as(like: Tensor, values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device)
