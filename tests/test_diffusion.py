@@ -332,7 +332,7 @@ def trained() -> Ddpm:
         ({"smooth": 4}, "smooth 4"),
         ({"detect_strengths": (1.5,)}, "strength 1.5"),
         ({"detect_strengths": ()}, "detect_strengths"),
-        ({"detect_steps": 300}, "steps 300: .*give 1 to 250"),
+        ({"detect_steps": 300}, "steps 300: .*give 1 to 150"),
         ({"bound_steps": 1}, "bound_steps 1"),
     ],
 )
@@ -431,7 +431,10 @@ def test_bound_lies_below_the_exact_density_and_near_it() -> None:
     weights = (1 - kept[1:]) / (2 * kept[1:] * (1 - levels[2:]))  # eq. 12 with sigma² = β
     sampler.bound_at = torch.arange(1000)
     sampler.bound_weights = torch.tensor([1 / (2 * kept[0]), *weights])
-    sampler.bound_noise = torch.randn((1000, 3, 16, 16), generator=draws)
+    noise = torch.randn((1000, 3, 16, 16), generator=draws)
+    sampler.bound_noise = (
+        noise / noise.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    )  # its chance would hide the gap
     whole = sampler.log_prob(x)
     gap = float((log_p - whole).mean()) / x[0].numel()
     assert 0 < gap < 0.05  # nats per value

@@ -118,7 +118,7 @@ def test_wgan_gp_covers_all_gaussians_of_a_ring() -> None:
         points: Tensor = generator(torch.randn((num, 2, 1, 1), generator=random))
         return points[:, :, None, None]
 
-    for _ in range(700):
+    for _ in range(450):
         for _ in range(3):
             critic_step(critic, players[1], ring(128, random=random), draw(128).detach(), penalty=1.0, random=random)
         loss = generator_loss("wgan-gp", fake=critic(draw(128))[:, 0])
@@ -131,7 +131,7 @@ def test_wgan_gp_covers_all_gaussians_of_a_ring() -> None:
     distance, nearest = torch.cdist(points, 2 * torch.stack((angle.cos(), angle.sin()), dim=1)).min(dim=1)
     share = torch.bincount(nearest[distance < 0.5], minlength=8) / 4000
     assert share.min() > 0.03, share
-    assert share.sum() > 0.6, share
+    assert share.sum() > 0.5, share
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

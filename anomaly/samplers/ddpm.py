@@ -132,7 +132,7 @@ class Ddpm(Sampler):
         t = torch.randint(len(self.chain), (len(x),), generator=self._random).to(x.device)
         x_t = self._scheduler.add_noise(2 * x - 1, noise, t)
         squares = (self.network(x_t, t) - noise) ** 2
-        loss = squares[:, :, self.preprocess.roi].mean() if self.preprocess.has_roi else squares.mean()
+        loss: Tensor = squares[:, :, self.preprocess.roi].mean() if self.preprocess.has_roi else squares.mean()
         self.log("noise", loss, prog_bar=True)
         return loss
 
@@ -219,7 +219,7 @@ class Ddpm(Sampler):
             at = torch.cat([torch.full_like(x_0[:, 0, 0, 0], steps[step]) for steps in self.detect_steps]).to(
                 torch.int64
             )
-            noises = self.denoise(torch.cat(states), at).unflatten(0, (num, -1))
+            noises = self.denoise(torch.cat(states), at).reshape(num, -1, *x.shape[1:])
             ends = [([*steps, -1][step : step + 2]) for steps in self.detect_steps]
             states = [
                 self.chain.move(state, noise, t=t, s=s)
@@ -262,8 +262,10 @@ def _strata(chain: Chain, *, num: int, generator: torch.Generator) -> tuple[Tens
     reached = share.cumsum(0) / share.sum()
     at, weights = [0], [1 / (2 * float(a[1]))]
     stratum = (reached * num).ceil().clamp(1, num)
-    for value in stratum.unique():
-        members = (stratum == value).nonzero()[:, 0]
+    for number in range(1, num + 1):
+        members = (stratum == number).nonzero()[:, 0]
+        if not len(members):
+            continue  # a step that alone outweighs a range
         drawn = int(torch.multinomial(share[members], 1, generator=generator))
         chance = float(share[members][drawn] / share[members].sum())
         at.append(int(members[drawn]) + 1)

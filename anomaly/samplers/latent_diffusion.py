@@ -203,7 +203,7 @@ class LatentDiffusion(Sampler):
             group["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * settled))
         optimizer.zero_grad()
         self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        self.clip_gradients(optimizer.optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
         optimizer.step()
         if phase == 1:
             self.ema.update(self.network)
@@ -266,7 +266,7 @@ class LatentDiffusion(Sampler):
         t = torch.randint(len(self.chain), (len(x),), generator=self._random).to(x.device)
         z_t = self._scheduler.add_noise(z, noise, t)
         said = self.network(torch.cat((z_t, m, k, good * k, planes), dim=1), t)
-        loss = ((said - noise) ** 2).mean()
+        loss: Tensor = ((said - noise) ** 2).mean()
         self.log("noise", loss, prog_bar=True)
         return loss
 

@@ -78,11 +78,11 @@ class Chain:
 
     def clean(self, x: X, eps: X, *, t: int) -> X:
         """The image that x_t comes from if eps is its noise (DDPM eq. 4 solved for x_0, DDIM eq. 9)."""
-        return (x - math.sqrt(1 - self.a(t)) * eps) / math.sqrt(self.a(t))  # type: ignore[no-any-return]
+        return (x - eps * math.sqrt(1 - self.a(t))) / math.sqrt(self.a(t))  # type: ignore[no-any-return]
 
     def noised(self, x: X, noise: X, *, t: int) -> X:
         """x_t of a clean image and standard normal noise (DDPM eq. 4)."""
-        return math.sqrt(self.a(t)) * x + math.sqrt(1 - self.a(t)) * noise  # type: ignore[no-any-return]
+        return x * math.sqrt(self.a(t)) + noise * math.sqrt(1 - self.a(t))  # type: ignore[no-any-return]
 
     def move(self, x: X, eps: X, *, t: int, s: int) -> X:
         """Take the deterministic step from t to s, in either direction (DDIM eq. 12 and 13, sigma = 0)."""

@@ -53,8 +53,8 @@ class LatentDiffusionProcess(DiffusionProcess):
         """Which cells have a pixel under masks (n, h, w): (n, 1, h', w') bool."""
         rows, columns = self.state_shape[1:]
         n, height, width = mask.shape
-        cells: NDArray[np.bool_] = mask.reshape(n, 1, rows, height // rows, columns, width // columns).any(axis=(3, 5))
-        return cells
+        cells = mask.reshape(n, 1, rows, height // rows, columns, width // columns)
+        return np.asarray(cells.any(axis=(3, 5)))
 
     def denoise(self, n: int, options: Options) -> Denoise:
         """Give the network, asked for good parts."""

@@ -26,10 +26,10 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from anomaly.errors import OutputError, UsageError
+from anomaly.errors import DataError, OutputError, UsageError
 from anomaly.run_card import commit, hardware, now, versions, write_json
-from anomaly.scoring.rows import Row, row_schema
-from anomaly.scoring.sinks import Format, Sink, State, open_sink, sync_file, sync_folder
+from anomaly.scoring.rows import Row, row_schema, row_values
+from anomaly.scoring.sinks import Format, Sink, State, Values, open_sink, sync_file, sync_folder
 from anomaly.scoring.sources import Item, Source
 
 LEDGER, INPUTS, MANIFEST, SUMMARY, LOCK = "ledger.jsonl", "inputs.jsonl", "manifest.json", "summary.json", ".lock"
@@ -66,7 +66,7 @@ class RunDirectory:
         self._state: State = {}
         self._sink: Sink | None = None
         self._to_sync: list[Path] = []
-        self._rows: list[Row] = []
+        self._rows: list[Values] = []
         try:
             self._begin(resume=resume)
         except BaseException:
@@ -182,7 +182,7 @@ class RunDirectory:
 
     def add(self, row: Row, *, pictures: Sequence[Path] = ()) -> None:
         """Take the row of the next image, with the pictures that were written for it."""
-        self._rows.append(row)
+        self._rows.append(row_values(row))
         self._to_sync += pictures
 
     def commit(self, *, seconds: Mapping[str, float]) -> None:
@@ -258,6 +258,28 @@ def read_inputs(folder: Path) -> Iterator[Item]:
         for line in file:
             values = json.loads(line)
             yield Item(**(values | {"place": tuple(values["place"])}))
+
+
+def check_manifest(folder: Path) -> None:
+    """Refuse a run whose files are not those that its manifest proves.
+
+    Raises:
+        DataError: no finished run, or the first file that is missing, changed or added.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            f"{folder} holds no finished run: it has no {MANIFEST}; go on with it by `anomaly score --resume`"
+        )
+    stated: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
+    found = hash_files(folder)
+    for name in sorted({*stated, *found}):
+        if name not in found:
+            raise DataError(f"{folder / name} is missing: the run's manifest lists it; bring it back from a copy")
+        if name not in stated:
+            raise DataError(f"{folder / name} is not in the run's manifest: it was added later; take it out")
+        if stated[name] != found[name]:
+            raise DataError(f"{folder / name} was changed: its SHA-256 is not the one of the manifest; use a true copy")
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -17,9 +17,11 @@ from typing import Any, BinaryIO, Literal, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anomaly.scoring.rows import Row, csv_line, csv_row, json_row, row_values
+from anomaly.scoring.rows import csv_line, csv_row, json_row
 
 Format = Literal["csv", "jsonl", "parquet"]
+Values = dict[str, Any]
+"""A row as plain values, see `row_values`"""
 State = dict[str, int]
 """What a sink has committed; goes into the journal"""
 PART_ROWS = 65536
@@ -31,7 +33,7 @@ GROUP_ROWS = 4096
 class Sink(Protocol):
     """Where a run's rows go."""
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Values]) -> None:
         """Take rows; they are not safe before `commit`."""
         ...
 
@@ -83,7 +85,7 @@ class TextSink:
         state: what was committed before; empty for a new file. What lies beyond it is cut off.
     """
 
-    def __init__(self, path: Path, *, encode: Callable[[dict[str, Any]], str], head: str, state: State) -> None:
+    def __init__(self, path: Path, *, encode: Callable[[Values], str], head: str, state: State) -> None:
         self._encode = encode
         self._file: BinaryIO = path.open("r+b" if state else "wb")
         if state:
@@ -92,9 +94,9 @@ class TextSink:
         else:
             self._file.write(head.encode())
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Values]) -> None:
         """Take rows; they are not safe before `commit`."""
-        self._file.writelines(self._encode(row_values(row)).encode() for row in rows)
+        self._file.writelines(self._encode(row).encode() for row in rows)
 
     def commit(self) -> State:
         """Bring all rows to the disk."""
@@ -144,7 +146,7 @@ class ParquetSink:
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number:05d}.parquet"
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Values]) -> None:
         """Take rows; they are not safe before `commit`."""
         self._waiting.append(rows)
         self._num_waiting += len(rows)
@@ -191,9 +193,9 @@ class ParquetSink:
         self._waiting.abandon()
 
 
-def _chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
+def _chunks(path: Path) -> Iterator[list[Values]]:
     with path.open(encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = []
+        rows: list[Values] = []
         for line in file:
             rows.append(json.loads(line))
             if len(rows) == GROUP_ROWS:
@@ -211,7 +213,7 @@ def open_sink(folder: Path, *, kind: Format, schema: pa.Schema, state: State) ->
     return TextSink(folder / f"rows.{kind}", encode=csv_row if kind == "csv" else json_row, head=head, state=state)
 
 
-def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+def read_rows(folder: Path) -> Iterator[Values]:
     """Go through the rows of a run, in order, whatever their format; values as Parquet has them, regions as lists."""
     for name, read in (("rows.jsonl", _read_json), ("rows.csv", _read_csv), ("rows", _read_parquet)):
         if (folder / name).exists():
@@ -219,24 +221,24 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def _read_json(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json(path: Path) -> Iterator[Values]:
     for rows in _chunks(path):
         yield from rows
 
 
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+def _read_csv(path: Path) -> Iterator[Values]:
     numbers: dict[str, Callable[[str], Any]] = {
         "score": float, "limit": float, "p_value": float, "width": int, "height": int, "regions": json.loads,
     }  # fmt: skip
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            values: dict[str, Any] = dict(row)
+            values: Values = dict(row)
             for name, read in numbers.items():
                 values[name] = read(values[name]) if values[name] else None
             yield values
 
 
-def _read_parquet(folder: Path) -> Iterator[dict[str, Any]]:
+def _read_parquet(folder: Path) -> Iterator[Values]:
     for part in sorted(folder.glob("part-*.parquet")):
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(batch_size=GROUP_ROWS):
