@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomaly.errors import ParityError
@@ -18,7 +17,7 @@ from anomaly.run_card import commit, hardware, now, versions, write_json
 from anomaly.run_folder import Description, config_to_travel
 from anomaly.samplers.base import Sampler
 from anomaly.sampling.file import SamplerMetadata, function_graph, merge
-from anomaly.sampling.onnx_sampler import PREPARE, OnnxSampler, golden_of
+from anomaly.sampling.onnx_sampler import PREPARE, OnnxSampler, draw_input, golden_of
 from anomaly.scoring.artifact import CONTRACT, graph_sha256, write_model
 from anomaly.scoring.scorer import Device, open_session, relative_difference
 
@@ -115,7 +114,10 @@ def verify_sampler(sampler: Sampler, path: Path, *, device: Device, seed: int) -
     rng = np.random.default_rng(seed)
     worst = {}
     for name, example in sampler.functions().items():
-        inputs = [_drawn(part, rng) for part in example]
+        inputs = [
+            draw_input(given, (NUM_DRAWN, *part.shape[1:]), largest=_largest(part), rng=rng)
+            for given, part in zip(sampler.input_names(name), example, strict=True)
+        ]
         a, b = sampler.call(name, *inputs), exported.call(name, *inputs)
         worst[name] = float(np.nan_to_num(relative_difference(a, b), nan=np.inf).max())
     certificate = {
@@ -140,9 +142,6 @@ def verify_sampler(sampler: Sampler, path: Path, *, device: Device, seed: int) -
     return certificate
 
 
-def _drawn(example: Tensor, rng: np.random.Generator) -> NDArray[Any]:
-    """Inputs of the kind of an example: normal numbers, or integers up to the example's largest."""
-    shape = (NUM_DRAWN, *example.shape[1:])
-    if example.is_floating_point():
-        return rng.standard_normal(shape, dtype=np.float32)
-    return rng.integers(0, int(example.max()) + 1, shape, dtype=np.int64)
+def _largest(example: Tensor) -> int | None:
+    """Largest value of an example of integers; None where it holds real numbers."""
+    return None if example.is_floating_point() else int(example.max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly.errors import UsageError
-from anomaly.export import export_graph
 from anomaly.samplers.latent_diffusion import LatentDiffusion
 from anomaly.sampling.latent_diffusion import LatentDiffusionProcess
 from anomaly.sampling.process import Array, Facts, Options
-from anomaly.scoring.scorer import relative_difference, score_bytes
-from anomaly.trial import as_batch, draw_defects, draw_parts, train_on
+from anomaly.trial import draw_defects, draw_parts, train_on
 
 TINY: dict[str, Any] = {
     "size": 16, "autoencoder_widths": (8, 16), "widths": (8, 16), "patch": 1, "epochs": 20, "batch_size": 8, "smooth": 3,
@@ -246,13 +243,10 @@ def test_lacks_are_refused_with_their_reason(trained: LatentDiffusion) -> None:
 
 
 @torch.no_grad()
-def test_export_agrees(trained: LatentDiffusion) -> None:
-    sampler = copy.deepcopy(trained)
-    sampler.calibrate([as_batch(draw_parts(20, seed=1), name="")], alpha=0.1, promise="expected")
-    graph = export_graph(sampler).SerializeToString()
-    defect = draw_defects(draw_parts(3, seed=9))
-    ours, good = sampler(defect), sampler(draw_parts(8, seed=500))
-    theirs = score_bytes(graph, defect.numpy())
-    for part in ("score", "anomaly_map"):
-        assert relative_difference(getattr(ours, part).numpy(), getattr(theirs, part)).max() < 1e-4
-    assert float(ours.score.min()) > float(good.score.max())
+def test_defects_surprise(trained: LatentDiffusion) -> None:
+    good = draw_parts(8, seed=500)
+    defect = draw_defects(good)
+    assert float(trained(defect).score.min()) > float(trained(good).score.max())
+    surprise = trained.surprise(trained.preprocess(defect))
+    assert surprise.shape == (8, 16, 16)
+    assert float(surprise[:, 6:11, 7:12].mean()) > 1.5 * float(surprise[:, :, :5].mean())

@@ -30,7 +30,11 @@ from anomaly.scoring.scorer import OnnxScorer
 from anomaly.training import fit
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "samplers"
-OPTIONS: dict[str, dict[str, Any]] = {}
+FLOW = {"size": 16, "num_scales": 2, "width": 8, "smooth": 3, "epochs": 3, "batch_size": 8, "learning_rate": 3e-3}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "realnvp": FLOW,
+    "glow": FLOW | {"num_steps": 2},
+}
 """Options under which a family trains in about a second"""
 FEW_STEPS = Options(steps=3)
 

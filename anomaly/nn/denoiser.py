@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,7 +18,9 @@ class Denoiser(nn.Module):
 
     J. Ho et al., 2020, arXiv 2006.11239, appendix B (as diffusers' `UNet2DModel`); T. Luhman and E. Luhman, "Improving
     Diffusion Model Efficiency Through Patching", 2022, arXiv 2207.04316 (patches of pixels stand in the place of channels,
-    which saves the levels of the highest resolution).
+    which saves the levels of the highest resolution); T. Salimans and J. Ho, "Progressive Distillation for Fast Sampling of
+    Diffusion Models", 2022, arXiv 2202.00512 (the U-Net says the velocity v of appendix D, the noise follows from it: eps =
+    √(1 - ᾱ_t) x_t + √ᾱ_t v. So the image that a state comes from is bounded where hardly anything of it is left).
 
     Args:
         size: side of the square input.
@@ -25,12 +28,24 @@ class Denoiser(nn.Module):
         out_channels: of the noise.
         widths: channels of each level, each a multiple of 4, half the resolution from one to the next.
         patch: side of the patches; 1 has none.
+        alphas_cumprod: ᾱ_t of all steps.
 
     Raises:
         UsageError: widths or a size that do not go with the levels.
     """
 
-    def __init__(self, *, size: int, in_channels: int, out_channels: int, widths: Sequence[int], patch: int) -> None:
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        patch: int,
+        alphas_cumprod: Sequence[float],
+    ) -> None:
         super().__init__()
         if not widths or any(width < 4 or width % 4 for width in widths):
             raise UsageError(f"widths {list(widths)}: each level has a multiple of 4 channels, e.g. [32, 64, 96]")
@@ -42,6 +57,7 @@ class Denoiser(nn.Module):
             )
         num_levels = len(widths)
         self.patch = patch
+        self.register_buffer("alphas_cumprod", torch.tensor(alphas_cumprod), persistent=False)
         self.network = UNet2DModel(
             sample_size=size // patch,
             in_channels=in_channels * patch**2,
@@ -55,6 +71,20 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Map x (N, in_channels, size, size) and steps t (N,) int64 to noise (N, out_channels, size, size), float32."""
-        noise: Tensor = self.network(functional.pixel_unshuffle(x, self.patch), t, return_dict=False)[0]
-        return functional.pixel_shuffle(noise, self.patch).float()
+        """Say the noise in states.
+
+        Args:
+            x: (N, in_channels, size, size), the noisy state first, then what conditions it.
+            t: (N,) int64, from 0 on.
+
+        Returns:
+            (N, out_channels, size, size) float32.
+        """
+        said: Tensor = self.network(functional.pixel_unshuffle(x, self.patch), t, return_dict=False)[0]
+        velocity = functional.pixel_shuffle(said, self.patch).float()
+        a = self.alphas_cumprod.index_select(0, t).reshape(-1, 1, 1, 1)
+        return torch.sqrt(1 - a) * x[:, : velocity.shape[1]] + torch.sqrt(a) * velocity
+
+    def errors(self, said: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Squared errors of the velocity: those of the noise (N, C, h, w) over ᾱ_t, which weighs all steps much alike."""
+        return (said - noise) ** 2 / self.alphas_cumprod.index_select(0, t).reshape(-1, 1, 1, 1)

@@ -80,7 +80,7 @@ class Flow(Sampler):
             epochs=epochs,
             batch_size=batch_size,
         )
-        self.bits = bits
+        self.level_bits = float(bits)
         self.logit = Logit(levels=2**bits, margin=0.05)
         self.flow = MultiScale(scales, shape=(3, size, size), mixes=mixes)
         self.learning_rate = learning_rate
@@ -120,13 +120,6 @@ class Flow(Sampler):
         """Log-density of images (N, 3, h, w) at the bins' centres, nats per image, (N,)."""
         return -self.surprise(x).sum(dim=2).sum(dim=1)
 
-    def bits_per_dim(self, x: Tensor) -> Tensor:
-        """Bits that each value costs as a grey level of `bits` bits, (N,): -log_prob / (D ln 2) + bits.
-
-        A density on [0, 1] is 2^bits times smaller when the unit is a grey level: that is the second term.
-        """
-        return -self.log_prob(x) / (math.prod(self.latent_shape) * math.log(2)) + self.bits
-
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Bits per dimension at a drawn place within the bins."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
@@ -134,7 +127,7 @@ class Flow(Sampler):
         if not self.flow.is_settled:
             self.flow.settle(self.logit(x, u)[0])
         num_values = math.prod(self.latent_shape)
-        loss = self._surprise(x, u).sum(dim=(1, 2)).mean() / (num_values * math.log(2)) + self.bits
+        loss = self._surprise(x, u).sum(dim=(1, 2)).mean() / (num_values * math.log(2)) + self.level_bits
         self.log("bits_per_dim", loss, prog_bar=True)
         return loss
 

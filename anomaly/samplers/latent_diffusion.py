@@ -155,13 +155,13 @@ class LatentDiffusion(Sampler):
             mid_block_add_attention=False,
         )
         self.latent_channels, self.num_classes = latent_channels, num_classes
-        self.network = Denoiser(
-            size=self.cells, in_channels=NUM_FLAGS + 2 * latent_channels + num_classes, out_channels=latent_channels,
-            widths=widths, patch=patch,
-        )  # fmt: skip
-        self.ema = Ema(self.network, decay=ema_decay)
         self._scheduler = noise_schedule(schedule, num_timesteps=num_timesteps)
         self.alphas_cumprod: list[float] = self._scheduler.alphas_cumprod.tolist()
+        self.network = Denoiser(
+            size=self.cells, in_channels=NUM_FLAGS + 2 * latent_channels + num_classes, out_channels=latent_channels,
+            widths=widths, patch=patch, alphas_cumprod=self.alphas_cumprod,
+        )  # fmt: skip
+        self.ema = Ema(self.network, decay=ema_decay)
         self.chain = Chain(self.alphas_cumprod)
         self.detect_steps = self.chain.timesteps(detect_steps, strength=detect_strength)
         self.kl_weight, self.autoencoder_share, self.learning_rate = kl_weight, autoencoder_share, learning_rate
@@ -255,7 +255,7 @@ class LatentDiffusion(Sampler):
         self.reach.copy_(1.2 * self.encode(x).abs().amax())
 
     def _denoiser_loss(self, x: Tensor, painted: _Painted) -> Tensor:
-        """Mean square between the noise added to latents of painted images and what the denoiser says of it, told where."""
+        """Mean squared error of the velocity that the denoiser says of noised latents of painted images, told where."""
         with torch.no_grad():
             z, good = self.encode(painted.x), self.encode(x)
         m, hidden = (functional.max_pool2d(part, x.shape[-1] // self.cells) for part in (painted.where, painted.hidden))
@@ -266,8 +266,8 @@ class LatentDiffusion(Sampler):
         t = torch.randint(len(self.chain), (len(x),), generator=self._random).to(x.device)
         z_t = self._scheduler.add_noise(z, noise, t)
         said = self.network(torch.cat((z_t, m, k, good * k, planes), dim=1), t)
-        loss: Tensor = ((said - noise) ** 2).mean()
-        self.log("noise", loss, prog_bar=True)
+        loss = self.network.errors(said, noise, t).mean()
+        self.log("velocity", loss, prog_bar=True)
         return loss
 
     def on_fit_end(self) -> None:

@@ -33,7 +33,7 @@ from anomaly.nn.preprocess import Resize
 from anomaly.nn.similarity import GradientSimilarity
 from anomaly.samplers.base import Sampler, Score
 
-SHARPNESS = 0.02
+SHARPNESS = 0.05
 """T in units of the usual distance of a cell to its nearest vector"""
 
 
@@ -62,9 +62,8 @@ class Codebook(nn.Module):
 
     def distances(self, u: Tensor) -> Tensor:
         """Squared distances d (N, K, gh, gw) of u (N, D, gh, gw)."""
-        e = self.vectors
-        squares = (u * u).sum(dim=1, keepdim=True) + (e * e).sum(dim=1)[:, None, None]
-        return squares - 2 * functional.conv2d(u, e[:, :, None, None])
+        # by differences: as a difference of squares they lose digits, and near ties hang on those
+        return ((u[:, None] - self.vectors[:, :, None, None]) ** 2).sum(dim=2)
 
     def nearest(self, u: Tensor) -> Tensor:
         """Number of the nearest vector of each cell, (N, gh, gw) int64 (eq. 1)."""
@@ -278,9 +277,7 @@ class VqVae(Sampler):
         u = self._said(x)
         q = u.detach()
         if self.global_step >= self.free_share * self._num_first():
-            with torch.autocast(
-                self.device.type, enabled=False
-            ):  # a distance as difference of squares needs all digits
+            with torch.autocast(self.device.type, enabled=False):  # distances decide between codes
                 self.codebook.follow(q, generator=self._random)
                 q = self.codebook.look_up(self.codebook.nearest(q))
         x_hat = self._rebuilt(u + (q - u).detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,29 @@ class OnnxSampler:
 
 
 def golden_of(session: ort.InferenceSession, function: str) -> list[float]:
-    """Mean and deviation of a function's output on inputs of one image drawn from seed 0: normal, or zeros of integers."""
+    """Mean and deviation of a function's output on inputs of one image drawn from seed 0, integers being 0."""
     rng = np.random.default_rng(0)
-    inputs = {}
-    for wanted in session.get_inputs():
-        shape = [1, *wanted.shape[1:]]
-        whole = "int" in wanted.type
-        inputs[wanted.name] = np.zeros(shape, dtype=np.int64) if whole else rng.standard_normal(shape, dtype=np.float32)
+    inputs = {
+        wanted.name: draw_input(
+            wanted.name, [1, *wanted.shape[1:]], largest=0 if "int" in wanted.type else None, rng=rng
+        )
+        for wanted in session.get_inputs()
+    }
     said = session.run([function], inputs)[0]
     return [float(np.mean(said, dtype=np.float64)), float(np.std(said, dtype=np.float64))]
+
+
+def draw_input(name: str, shape: Sequence[int], *, largest: int | None, rng: np.random.Generator) -> NDArray[Any]:
+    """Draw an input of a function: an image in [0, 1] where it is called x, else normal numbers.
+
+    Args:
+        name: of the input.
+        shape: of the input.
+        largest: of integers from 0 on; None for real numbers.
+        rng: of the draw.
+    """
+    if largest is not None:
+        return rng.integers(0, largest + 1, shape, dtype=np.int64)
+    if name.rpartition(".")[2] == "x":
+        return rng.random(shape, dtype=np.float32)
+    return rng.standard_normal(shape, dtype=np.float32)
