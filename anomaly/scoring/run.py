@@ -15,6 +15,7 @@ import numpy as np
 from anomaly.errors import UsageError
 from anomaly.image import write_png
 from anomaly.progress import progress_bar
+from anomaly.scoring.parts import write_parts
 from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
 from anomaly.scoring.run_directory import MAPS, OVERLAYS, RunDirectory, hash_file
 from anomaly.scoring.scorer import OnnxScorer
@@ -24,6 +25,7 @@ from anomaly.scoring.tables import OverlaysOf, Summary, draw_overlay, is_drawn, 
 
 COMMIT_IMAGES = 256
 """About how many images lie between two commits: whole windows"""
+PARTS = "parts.csv"
 MAP_STEP, MAP_ZERO = 1 / 2048, 4.0
 """A map's value is stored as (value + MAP_ZERO) / MAP_STEP in 16 bits: from -4 to 28 in steps of 1/2048"""
 
@@ -132,8 +134,16 @@ def score_run(
         if waiting:
             run.commit(seconds=seconds)
         summary = summarise(counts)
+        if run.listed()["has_parts"]:
+            alpha_of = {scorer.sha256[:16]: alpha_at(scorer, settings.limit) for scorer in scorers.values()}
+            summary["num_parts"] = write_parts(read_rows(folder), folder / PARTS, alpha_of=alpha_of)
         run.finish(summary)
     return Summary(summary["num_images"], counts["defect"], summary["num_errors"], seconds)
+
+
+def alpha_at(scorer: OnnxScorer, limit: float) -> float:
+    """Expected share of good images above a limit, by the model's held-out scores: (1 + #{s_i > limit}) / (n + 1)."""
+    return (1 + int((scorer.held_out > limit).sum())) / (len(scorer.held_out) + 1)
 
 
 def summarise(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     inputs.jsonl     the images, listed once when the run began
     rows.csv | rows.jsonl | rows/part-00000.parquet …
     overlays/, maps/ where asked for
+    parts.csv        a verdict for each part, where the table of images has a column `part`
     summary.json     counts of the finished run
     manifest.json    SHA-256 of every file above, written last: a run with a manifest is finished
 
