@@ -163,6 +163,11 @@ def test_weights_are_clipped_from_both_sides() -> None:
 def test_draws_come_from_the_average_and_are_fixed_by_the_seed() -> None:
     torch.manual_seed(0)
     sampler = train(Gan(**TINY))
+    many = torch.randn(2000, 8)
+    inner = sampler.ema.average.layers[:2](many[:, :, None, None])  # after the first batch norm
+    norm = sampler.ema.average.layers[1]
+    assert torch.allclose(inner.mean(dim=(0, 2, 3)), norm.bias, atol=0.1)  # measured with the averaged weights
+    assert torch.allclose(inner.std(dim=(0, 2, 3)), norm.weight.abs(), rtol=0.15)
     z = torch.randn(3, 8)
     x = sampler.decode(z)
     assert x.shape == (3, 3, 16, 16)

@@ -32,6 +32,10 @@ from anomaly.training import fit
 CONFIGS = Path(__file__).parent.parent / "configs" / "samplers"
 FLOW = {"size": 16, "num_scales": 2, "width": 8, "smooth": 3, "epochs": 3, "batch_size": 8, "learning_rate": 3e-3}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "gmm": {"size": 32, "patch": 4, "num_gaussians": 8, "dimensions": 8, "smooth": 3, "batch_size": 8},
+    "pca": {"size": 32, "num_components": 4, "smooth": 3, "batch_size": 8},
+    "vae": {"size": 16, "width": 8, "latent": 4, "epochs": 20, "batch_size": 8, "smooth": 3, "learning_rate": 3e-3},
+    "gan": {"size": 16, "width": 4, "latent": 8, "epochs": 2, "batch_size": 4},
     "realnvp": FLOW,
     "glow": FLOW | {"num_steps": 2},
 }

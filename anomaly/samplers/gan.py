@@ -34,6 +34,8 @@ from anomaly.samplers.base import Sampler
 Objective = Literal["non-saturating", "lsgan", "wgan", "wgan-gp"]
 FAKE, REAL, WANTED = 0.0, 1.0, 1.0
 """a, b and c of LSGAN: what D is to say of drawn images and of photographs, and what G wants it to say of its own"""
+NUM_MEASURED = 50
+"""Batches over which the batch norms of the averaged generator are measured"""
 NO_ENCODER = "a generator alone has no way from an image to its latent; f-AnoGAN is the one with an encoder: fanogan"
 
 
@@ -76,7 +78,7 @@ class Gan(Sampler):
         resize: `squash` or `letterbox`.
         width: channels of the finest map of both networks.
         latent: values of z.
-        objective: what the two play for.
+        objective: what the two play for. With some hundred photographs wgan-gp is the one whose critic does not run away.
         critic_steps: steps of the critic for each of the generator; 5 in the papers of wgan and wgan-gp, 1 in the others.
         penalty: weight of the gradient penalty, of wgan-gp.
         clip: bound of the critic's weights, of wgan.
@@ -106,15 +108,15 @@ class Gan(Sampler):
         *,
         size: int = 64,
         resize: Resize = "squash",
-        width: int = 32,
+        width: int = 16,
         latent: int = 64,
-        objective: Objective = "non-saturating",
-        critic_steps: int = 1,
+        objective: Objective = "wgan-gp",
+        critic_steps: int = 2,
         penalty: float = 10.0,
         clip: float = 0.01,
         decay: float = 0.995,
-        learning_rate: float = 2e-4,
-        epochs: int = 200,
+        learning_rate: float = 1e-3,
+        epochs: int = 120,
         batch_size: int = 16,
         seed: int = 0,
         cache_gib: float = 2.0,
@@ -212,6 +214,20 @@ class Gan(Sampler):
         with torch.autocast(self.device.type, enabled=False):  # the penalty is differentiated twice in float32
             self.manual_backward(loss)
         optimizer.step()
+
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Measure the batch norms of the averaged generator: those of the last one do not fit its weights."""
+        norms = [layer for layer in self.ema.average.modules() if isinstance(layer, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+        for number in range(1, NUM_MEASURED + 1):
+            for norm in norms:
+                norm.momentum = 1 / number  # the mean over all batches
+            self.decode(torch.randn((self.batch_size, self.latent), generator=self._random).to(self.device))
+        self.ema.eval()
+        super().on_train_end()
 
     def on_fit_end(self) -> None:
         """Drop the cached images."""
