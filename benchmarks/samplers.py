@@ -1,6 +1,6 @@
 """Quality and speed of the samplers on one category: distances to held-out parts, likelihood, memorising, seconds, memory.
 
-    python -m benchmarks.samplers CATEGORY --configs configs/samplers/*.yaml --out benchmarks/results/samplers --pictures DIR
+    python -m benchmarks.samplers CATEGORY|synthetic:KIND --configs configs/samplers/*.yaml --out benchmarks/results/samplers --pictures DIR
 
 Every sampler is trained by its shipped configuration, exported, certified, and drawn from through ONNX Runtime. The figures
 go to OUT/CATEGORY/SAMPLER.json, a contact sheet to DIR/CATEGORY/SAMPLER.png. Real images are the good photographs that were
@@ -26,6 +26,7 @@ import yaml
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from anomaly.data.synthetic import make_dataset
 from anomaly.errors import Unsupported
 from anomaly.export import export
 from anomaly.image import read_image, write_png
@@ -44,6 +45,7 @@ from anomaly.training import fit
 
 FEATURES = "ResNet-18 (ImageNet), layer 3, averaged over the image enlarged to 128 px, 256 numbers"
 FEATURE_SIDE = 128
+SYNTHETIC, NUM_SYNTHETIC, SYNTHETIC_SIDE = "synthetic:", 200, 256
 NUM_SHOWN = 16
 NUM_TIMED = 3
 MAX_PIXELS = 100_000_000
@@ -203,7 +205,7 @@ def _other_pictures(process: Process, x: NDArray[np.float32], *, seed: int) -> d
 def main(arguments: Sequence[str]) -> None:
     """Measure the samplers asked for, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("category", type=Path)
+    parser.add_argument("category", help="a folder, or synthetic:KIND for parts made by the package's own factory")
     parser.add_argument("--configs", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/samplers"))
     parser.add_argument("--pictures", type=Path, required=True)
@@ -213,12 +215,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
-    for config in asked.configs:
-        facts = measure(
-            asked.category, config, num=asked.num, batch_size=asked.batch_size, seed=asked.seed, pictures=asked.pictures
-        )
-        write_json(asked.out / asked.category.name / f"{config.stem}.json", facts)
-        print(config.stem, json.dumps(facts["result"], indent=1))
+    with tempfile.TemporaryDirectory() as folder:
+        kind = asked.category.removeprefix(SYNTHETIC)
+        category = Path(folder) / kind if asked.category.startswith(SYNTHETIC) else Path(asked.category)
+        if not category.exists():
+            counts = {"num_train": NUM_SYNTHETIC, "num_test_good": 0, "num_test_defect": 0}
+            make_dataset(
+                Path(folder), parts=[kind], size=SYNTHETIC_SIDE, seed=asked.seed, progress=lambda *_: None, **counts
+            )
+        for config in asked.configs:
+            facts = measure(
+                category, config, num=asked.num, batch_size=asked.batch_size, seed=asked.seed, pictures=asked.pictures
+            )
+            write_json(asked.out / category.name / f"{config.stem}.json", facts)
+            print(config.stem, json.dumps(facts["result"], indent=1), flush=True)
 
 
 if __name__ == "__main__":
