@@ -1,6 +1,8 @@
 """Quality and speed of the samplers on one category: distances to held-out parts, likelihood, memorising, seconds, memory.
 
-    python -m benchmarks.samplers CATEGORY|synthetic:KIND --configs configs/samplers/*.yaml --out benchmarks/results/samplers --pictures DIR
+    python -m benchmarks.samplers CATEGORY --configs configs/samplers/*.yaml --pictures DIR
+
+where CATEGORY is a folder or synthetic:machined, parts made by the package's own factory.
 
 Every sampler is trained by its shipped configuration, exported, certified, and drawn from through ONNX Runtime. The figures
 go to OUT/CATEGORY/SAMPLER.json, a contact sheet to DIR/CATEGORY/SAMPLER.png. Real images are the good photographs that were

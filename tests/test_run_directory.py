@@ -55,7 +55,9 @@ def settings() -> Settings:
 def begin(images: str, model: str, folder: str, kind: Format, resume: bool, **more: Any) -> Any:
     """Score with the fake; small commits and parts, so that there are many of both."""
     run_module.COMMIT_IMAGES, sinks.PART_ROWS, sinks.GROUP_ROWS = COMMIT, 48, 16
-    wanted = Wanted(format=kind, overlays_of="defect", maps=False, shard=more.get("shard", ""), by_product=False)
+    wanted = Wanted(
+        format=kind, overlays_of="defect", maps=False, shard=more.get("shard", ""), by_product=False, watch=False
+    )
     return score_run(
         open_source(images), name=images, models={ONLY: Path(model)},
         scorers={ONLY: Fake(Path(model), seconds=more.get("seconds", 0.0))},  # type: ignore[dict-item]

@@ -38,6 +38,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gan": {"size": 16, "width": 4, "latent": 8, "epochs": 2, "batch_size": 4},
     "realnvp": FLOW,
     "glow": FLOW | {"num_steps": 2},
+    "pixelcnn": {
+        "size": 16, "levels": 8, "width": 24, "num_layers": 2, "kernel": 5, "place": 4, "epochs": 10, "batch_size": 8,
+        "learning_rate": 1e-2,
+    },
+    "vqvae": {
+        "size": 32, "grid": 8, "num_codes": 16, "dimensions": 8, "width": 16, "prior_width": 12, "prior_layers": 2,
+        "epochs": 24, "prior_epochs": 8, "batch_size": 8, "learning_rate": 5e-3,
+    },
 }
 """Options under which a family trains in about a second"""
 FEW_STEPS = Options(steps=3)

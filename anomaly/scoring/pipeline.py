@@ -8,7 +8,6 @@ memory: while one is inferred the next is decoded, and nothing further is read.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -104,12 +103,12 @@ _NO_MAP: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
 
 
 def score_images(
-    items: Iterable[Item], *, scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
+    items: Iterable[Item | None], *, scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
 ) -> Iterator[Scored]:
     """Score images one after the other, each giving a row: a bad file becomes an error row and the run goes on.
 
     Args:
-        items: the images.
+        items: the images; a None between them says that the next may be long in coming, and ends the window.
         scorers: product -> its model; images that name no product have the product `ONLY`.
         settings: of the run.
         seconds: filled with the time spent waiting for images (`decode`) and in inference (`infer`).
@@ -123,13 +122,22 @@ def score_images(
     seconds.setdefault("infer", 0.0)
     with ThreadPoolExecutor(settings.num_threads) as pool:
 
-        def begin() -> list[Future[_Loaded]]:
-            window = itertools.islice(coming, settings.window)
-            return [pool.submit(_load, item, scorers=scorers, settings=settings) for item in window]
+        def begin() -> tuple[list[Future[_Loaded]], bool]:
+            """Begin to load a window; whether a pause ended it."""
+            futures: list[Future[_Loaded]] = []
+            for item in coming:
+                if item is None:
+                    if futures:
+                        return futures, True
+                    continue
+                futures.append(pool.submit(_load, item, scorers=scorers, settings=settings))
+                if len(futures) == settings.window:
+                    break
+            return futures, False
 
-        waiting = begin()
+        waiting, paused = begin()
         while waiting:
-            following = begin()
+            following, then_paused = ([], False) if paused else begin()
             try:
                 start = time.perf_counter()
                 loaded = [future.result() for future in waiting]
@@ -139,7 +147,7 @@ def score_images(
                 for future in following:
                     future.cancel()
                 raise
-            waiting = following
+            waiting, paused = begin() if paused else (following, then_paused)
 
 
 def batches_by_size(shapes: Sequence[Hashable], *, batch_size: int) -> list[list[int]]:

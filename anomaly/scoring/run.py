@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from anomaly.image import write_png
 from anomaly.progress import progress_bar
 from anomaly.scoring.parts import write_parts
 from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
-from anomaly.scoring.run_directory import MAPS, OVERLAYS, RunDirectory, hash_file
+from anomaly.scoring.run_directory import MAPS, OVERLAYS, RunDirectory, hash_file, read_inputs
 from anomaly.scoring.scorer import OnnxScorer
 from anomaly.scoring.sinks import Format, read_rows
-from anomaly.scoring.sources import Source
+from anomaly.scoring.sources import Item, Source
 from anomaly.scoring.tables import OverlaysOf, Summary, draw_overlay, is_drawn, overlay_name
+from anomaly.scoring.watch import stopped_by_signals, watch_folder
 
 COMMIT_IMAGES = 256
 """About how many images lie between two commits: whole windows"""
@@ -40,6 +43,7 @@ class Wanted:
         maps: whether every map is written.
         shard: i/n for every n-th image from the i-th on, empty for all.
         by_product: whether the images' products choose the model.
+        watch: whether the source is a folder in which images arrive, until the run is stopped.
 
     Raises:
         UsageError: a shard that is none.
@@ -50,6 +54,7 @@ class Wanted:
     maps: bool
     shard: str
     by_product: bool
+    watch: bool
 
     def __post_init__(self) -> None:
         number, _, num = self.shard.partition("/")
@@ -106,31 +111,39 @@ def score_run(
         "maps": wanted.maps,
         "shard": wanted.shard,
         "by_product": wanted.by_product,
+        "watch": wanted.watch,
     }
-    with RunDirectory(folder, asked=asked, resume=resume) as run, progress_bar("score") as report:
+    with ExitStack() as stack:
+        run = stack.enter_context(RunDirectory(folder, asked=asked, resume=resume))
+        report = stack.enter_context(progress_bar("score"))
         for product, copy in run.keep_models(models).items():
             if hash_file(copy) != scorers[product].sha256:
                 raise UsageError(f"{models[product]} was replaced while the run began: start it again in a new folder")
-        if run.is_new:
+        if run.is_new and not wanted.watch:
             run.keep_inputs(wanted.mine(source))
+        elif run.is_new:
+            run.begin_watch()
         total = int(run.listed()["num"])
         run.open_rows(wanted.format)
         counts = _counted(folder, run.done)
         _make_folders(run, wanted)
         seconds: dict[str, float] = {}
-        items = (item if wanted.by_product else replace(item, product=ONLY) for item in run.remaining())
-        between = max(1, COMMIT_IMAGES // settings.window) * settings.window
+        arriving = stack.enter_context(_arriving(run, Path(name))) if wanted.watch else ()
+        items = (
+            replace(item, product=ONLY) if item and not wanted.by_product else item
+            for item in chain(run.remaining(), arriving)
+        )
+        between = 1 if wanted.watch else max(1, COMMIT_IMAGES // settings.window) * settings.window
         waiting = 0
-        for number, scored in enumerate(
-            score_images(items, scorers=scorers, settings=settings, seconds=seconds), start=run.done
-        ):
+        scoring = score_images(items, scorers=scorers, settings=settings, seconds=seconds)
+        for number, scored in enumerate(scoring, start=run.done):
             run.add(scored.row, pictures=_draw(scored, number, scorers, folder, wanted))
             counts[scored.row.verdict or scored.row.status] += 1
             waiting += 1
             if waiting == between:
                 run.commit(seconds=seconds)
                 waiting = 0
-            report(number + 1, total)
+            report(number + 1, max(total, number + 1))
         if waiting:
             run.commit(seconds=seconds)
         summary = summarise(counts)
@@ -139,6 +152,22 @@ def score_run(
             summary["num_parts"] = write_parts(read_rows(folder), folder / PARTS, alpha_of=alpha_of)
         run.finish(summary)
     return Summary(summary["num_images"], counts["defect"], summary["num_errors"], seconds)
+
+
+@contextmanager
+def _arriving(run: RunDirectory, folder: Path) -> Iterator[Iterator[Item | None]]:
+    """Give the images that arrive in a folder and are not listed yet, listing each; Ctrl-C ends them."""
+    seen = {item.path for item in read_inputs(run.folder)}
+
+    def listed(stop: threading.Event) -> Iterator[Item | None]:
+        yield None  # what was listed before is scored first
+        for item in watch_folder(folder, seen=seen, stop=stop):
+            if item is not None:
+                run.list_input(item)
+            yield item
+
+    with stopped_by_signals() as stop:
+        yield listed(stop)
 
 
 def alpha_at(scorer: OnnxScorer, limit: float) -> float:

@@ -66,6 +66,7 @@ class RunDirectory:
         """Images whose rows are safe"""
         self._state: State = {}
         self._sink: Sink | None = None
+        self._growing: BinaryIO | None = None
         self._to_sync: list[Path] = []
         self._rows: list[Values] = []
         try:
@@ -165,6 +166,26 @@ class RunDirectory:
         extra = [(column.name, str(column.type)) for column in source.extra]
         self.note(LISTED, num=num, extra=extra, has_parts=source.has_parts)
 
+    def begin_watch(self) -> None:
+        """Begin a list that grows by `list_input`."""
+        (self.folder / INPUTS).touch()
+        sync_folder(self.folder)
+        self.note(LISTED, num=0, extra=[], has_parts=False)
+
+    def list_input(self, item: Item) -> None:
+        """Add an image to the list, safe on the disk before its row is; a line cut short by a lost process is taken off."""
+        path = self.folder / INPUTS
+        try:
+            if self._growing is None:
+                self._growing = path.open("r+b")
+                self._growing.truncate(_whole_lines(path))
+                self._growing.seek(0, os.SEEK_END)
+            self._growing.write((json.dumps(asdict(item)) + "\n").encode("ascii"))
+            self._growing.flush()
+            os.fsync(self._growing.fileno())
+        except OSError as error:
+            raise self._failure(error) from error
+
     def remaining(self) -> Iterator[Item]:
         """Go through the images that have no safe row yet."""
         return islice(read_inputs(self.folder), self.done, None)
@@ -235,6 +256,8 @@ class RunDirectory:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._sink is not None and error is not None:
             self._sink.abandon()
+        if self._growing is not None:
+            self._growing.close()
         self._ledger.close()
         self._lock.close()
 
@@ -257,6 +280,8 @@ def read_inputs(folder: Path) -> Iterator[Item]:
     """Go through the images that a run was begun with."""
     with (folder / INPUTS).open(encoding="ascii") as file:
         for line in file:
+            if not line.endswith("\n"):  # cut short when a watching process was lost
+                return
             values = json.loads(line)
             yield Item(**(values | {"place": tuple(values["place"])}))
 

@@ -19,7 +19,7 @@ from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.run import Wanted, score_run
 from anomaly.scoring.scorer import Device, OnnxScorer
 from anomaly.scoring.sinks import Format
-from anomaly.scoring.sources import open_source
+from anomaly.scoring.sources import open_source, source_of
 from anomaly.scoring.tables import OverlaysOf, score_to_tables
 
 
@@ -42,6 +42,7 @@ def score(
     overlays_of: OverlaysOf = "defect",
     maps: bool = False,
     shard: str = "",
+    watch: bool = False,
     max_pixels: int = 100_000_000,
     frame: Frame = "only",
     fail_on_defect: bool = False,
@@ -67,6 +68,7 @@ def score(
         overlays_of: draw those with the verdict defect, all, or none; in a run directory they lie in its overlays/.
         maps: write every map as 16-bit PNG into the run directory's maps/.
         shard: i/n scores every n-th image from the i-th on, for `anomaly merge`.
+        watch: score images as they arrive in the folder, each when it is complete, until stopped by Ctrl-C; one an inference.
         max_pixels: largest width × height that is decoded.
         frame: of files with several frames or pages: `only` makes them error rows, `first` takes the first.
         fail_on_defect: exit with 4 where a verdict is defect.
@@ -82,8 +84,10 @@ def score(
     card = RunCard("score", config=dict(locals()))
     if bool(out) == bool(run):
         raise UsageError("give --out FILE for one table, or --run FOLDER for a run directory")
-    if out and (resume or maps or shard):
-        raise UsageError("--resume, --maps and --shard belong to a run directory: give --run FOLDER in place of --out")
+    if out and (resume or maps or shard or watch):
+        raise UsageError(
+            "--resume, --maps, --shard and --watch belong to a run directory: give --run FOLDER in place of --out"
+        )
     mapped = {ONLY: model} | read_models(models)
     scorers = {product: OnnxScorer(path, device=device, num_threads=0) for product, path in mapped.items()}
     scorer = scorers[ONLY]
@@ -93,15 +97,19 @@ def score(
         raise UsageError(f"limit {chosen:g}: overlays are drawn to a limit above 0; leave --overlays out")
     settings = Settings(
         limit=chosen,
-        batch_size=batch_size,
+        batch_size=1 if watch else batch_size,
         max_pixels=max_pixels,
         num_threads=num_cpus(),
         frame=frame,
         review_limit=math.inf if review_limit == "none" else review_limit,
     )
-    source = open_source(images)
+    if watch and shard:
+        raise UsageError("--watch and --shard at once: images that arrive have no list to share out")
+    source = source_of(iter(())) if watch else open_source(images)
     if run:
-        wanted = Wanted(format=format, overlays_of=overlays_of, maps=maps, shard=shard, by_product=bool(models))
+        wanted = Wanted(
+            format=format, overlays_of=overlays_of, maps=maps, shard=shard, by_product=bool(models), watch=watch
+        )
         summary = score_run(
             source,
             name=images,

@@ -1,0 +1,261 @@
+"""The drift watch measured: how often undrifted runs alarm, and after how many images nine corruptions do.
+
+    python -m benchmarks.drift --out benchmarks/results/drift.json
+
+Undrifted runs are drawn scores and statistics in random order. Corruptions are applied to photographs of synthetic parts;
+each repetition deals them anew into calibration images, a clean beginning and a corrupted rest. Without `--model`, a stand-in scores:
+the distance of a 24 × 24 thumbnail from the mean one, pixel by pixel in deviations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.calibration import fit_scale, tightest_alpha
+from anomaly.data.synthetic import make_part
+from anomaly.run_card import RunCard
+from anomaly.scoring.drift import STATISTICS, Bets, DriftWatch, Ranks
+from anomaly.scoring.image_stats import image_statistics, summarise
+from anomaly.scoring.scorer import OnnxScorer
+
+Image = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+ALPHA = 0.01
+SIZE = 256
+NUM_CLEAN = 200
+"""Clean images before the corruption, where a run has some"""
+NUM_PARTS = 500
+NUM_TEMPLATE = 60
+"""Parts that the stand-in is fitted on and that nothing else sees"""
+
+
+def scaled(image: NDArray[Any]) -> Image:
+    """Round and clip to grey levels."""
+    return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
+
+
+def turned(image: Image, *, degrees: float) -> Image:
+    """Rotate about the centre; the border is mirrored."""
+    half = image.shape[1] / 2, image.shape[0] / 2
+    matrix = cv2.getRotationMatrix2D(half, degrees, 1)
+    out = cv2.warpAffine(image, matrix, (image.shape[1], image.shape[0]), borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(out, dtype=np.uint8)
+
+
+def recompressed(image: Image, *, quality: int) -> Image:
+    """Through a JPEG and back."""
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)
+
+
+def noisy(image: Image, *, deviation: float, rng: np.random.Generator) -> Image:
+    """Add independent normal noise to every value."""
+    return scaled(image + rng.normal(0, deviation, image.shape))
+
+
+CORRUPTIONS: dict[str, tuple[str, Callable[[Image, int, np.random.Generator], Image]]] = {
+    "darker": ("×0.92 | ×0.80", lambda i, s, rng: scaled(i * (1.0, 0.92, 0.80)[s])),
+    "brighter": ("×1.08 | ×1.20", lambda i, s, rng: scaled(i * (1.0, 1.08, 1.20)[s])),
+    "blurred": (
+        "sigma 0.7 | 1.5 px",
+        lambda i, s, rng: np.asarray(cv2.GaussianBlur(i, (0, 0), (0, 0.7, 1.5)[s]), dtype=np.uint8),
+    ),
+    "noise": ("sigma 4 | 10", lambda i, s, rng: noisy(i, deviation=(0, 4, 10)[s], rng=rng)),
+    "contrast loss": ("×0.9 | ×0.7", lambda i, s, rng: scaled(i.mean() + (i - i.mean()) * (1.0, 0.9, 0.7)[s])),
+    "colour cast": ("red ×1.05, blue ×0.95 | 1.15, 0.85",
+                    lambda i, s, rng: scaled(i * np.array((1 + (0, 0.05, 0.15)[s], 1.0, 1 - (0, 0.05, 0.15)[s])))),
+    "shifted": ("4 | 12 px", lambda i, s, rng: np.roll(i, ((0, 4, 12)[s], (0, 4, 12)[s]), axis=(0, 1))),
+    "rotated": ("2° | 6°", lambda i, s, rng: turned(i, degrees=(0, 2, 6)[s])),
+    "JPEG": ("quality 40 | 10", lambda i, s, rng: recompressed(i, quality=(100, 40, 10)[s])),
+}  # fmt: skip
+"""Name -> the strengths (slight | strong), and the operation at strength 1 or 2"""
+
+
+def alarms_of_scores(*, num_held_out: int, num_runs: int, length: int, ties: bool, is_fixed: bool) -> dict[str, Any]:
+    """Share of undrifted score streams that alarm, ranked online, or against the calibration images alone."""
+    rng = np.random.default_rng([num_held_out, ties])
+    u = np.empty((length, num_runs))
+    for run in range(num_runs):
+        values = rng.gamma(2, 1, num_held_out + length)
+        values = (np.round(values, 1) if ties else values).astype(np.float32)
+        first, theta = values[:num_held_out], rng.random(length)
+        if is_fixed:
+            order = np.sort(first)
+            fewer, upto = (order.searchsorted(values[num_held_out:], side=side) for side in ("left", "right"))
+            u[:, run] = (fewer + theta * (upto - fewer + 1)) / (num_held_out + 1)
+        else:
+            ranks = Ranks(first.tolist())
+            for n, value in enumerate(values[num_held_out:].tolist()):
+                below, equal = ranks.add(value)
+                u[n, run] = (below + theta[n] * (equal + 1)) / len(ranks)
+    bets = Bets(num_runs)
+    maximum: Floats = np.zeros(num_runs)
+    for row in u:
+        bets.bet(row)
+        np.maximum(maximum, bets.log_capital, out=maximum)
+    return {
+        "n": num_held_out, "ties": ties, "ranked": "fixed" if is_fixed else "online", "num_runs": num_runs,
+        "length": length, "alarmed": float((maximum >= math.log(1 / ALPHA)).mean()),
+    }  # fmt: skip
+
+
+def alarms_of_watches(*, num_held_out: int, num_runs: int, length: int, keeps_values: bool) -> dict[str, Any]:
+    """Share of undrifted runs of the whole watch that alarm; the statistics are skewed (log-normal)."""
+    rng = np.random.default_rng([num_held_out, keeps_values])
+    alarms: Counter[str] = Counter()
+    begin = time.perf_counter()
+    for run in range(num_runs):
+        values = rng.standard_normal((num_held_out + length, 5)).astype(np.float32)
+        values[:, 1:] = np.exp(values[:, 1:] / 2)
+        watch = watch_on(values[:num_held_out].astype(np.float64), limit=3.0, keeps_values=keeps_values, seed=run)
+        watch.replay(values[num_held_out:])
+        alarms.update(["any"] if watch.summary()["alarmed"] else [], **dict.fromkeys(watch.summary()["alarms"], 1))
+    seconds = time.perf_counter() - begin
+    return {
+        "n": num_held_out, "values_in_metadata": keeps_values, "num_runs": num_runs, "length": length,
+        "alarmed": alarms["any"] / num_runs, "streams": dict(alarms),
+        "microseconds_per_image": round(seconds / num_runs / length * 1e6, 1),
+    }  # fmt: skip
+
+
+def watch_on(held_out: Floats, *, limit: float, keeps_values: bool, seed: int) -> DriftWatch:
+    """A watch calibrated on rows (n, 5) of score and statistics."""
+    stats: dict[str, dict[str, Any]] = summarise([dict(zip(STATISTICS, row[1:], strict=True)) for row in held_out])
+    if keeps_values:
+        for at, name in enumerate(STATISTICS):
+            stats[name]["values"] = held_out[:, 1 + at].tolist()
+    return DriftWatch(held_out[:, 0].tolist(), stats, limit=limit, alpha=ALPHA, seed=seed)
+
+
+def stand_in(template: list[Image]) -> Callable[[Image], float]:
+    """A raw score from thumbnails: root mean square of their difference from the mean one, in deviations."""
+    small = np.stack([thumbnail(image) for image in template])
+    mean, deviation = small.mean(axis=0), small.std(axis=0) + 1.0
+    return lambda image: float(np.sqrt((((thumbnail(image) - mean) / deviation) ** 2).mean()))
+
+
+def thumbnail(image: Image) -> Floats:
+    """(24, 24, 3)."""
+    return np.asarray(cv2.resize(image, (24, 24), interpolation=cv2.INTER_AREA), dtype=np.float64)
+
+
+def measured(images: list[Image], score: Callable[[Image], float]) -> Floats:
+    """Score and statistics (n, 5)."""
+    return np.array([[score(image), *image_statistics(image).values()] for image in images])
+
+
+def delays(
+    clean: Floats, corrupted: Floats, *, num_held_out: int, num_clean: int, num_repeats: int, keeps_values: bool
+) -> dict[str, Any]:
+    """Images from the first corrupted one to the alarm, over random deals of the photographs."""
+    rng = np.random.default_rng([0, num_held_out])
+    found: list[int] = []
+    false = 0
+    causes: Counter[str] = Counter()
+    streams: Counter[str] = Counter()
+    for seed in range(num_repeats):
+        order = rng.permutation(len(clean))
+        held_out = clean[order[:num_held_out]]
+        scale = fit_scale(held_out[:, 0], alpha=tightest_alpha(num_held_out, promise="expected"), promise="expected")
+        zero = np.array([scale.zero, 0, 0, 0, 0])
+        unit = np.array([scale.unit, 1, 1, 1, 1])
+        watch = watch_on((held_out - zero) / unit, limit=1.0, keeps_values=keeps_values, seed=seed)
+        rest = order[num_held_out:]
+        rows = np.concatenate([clean[rest[:num_clean]], corrupted[rest[num_clean:]]])
+        watch.replay(((rows - zero) / unit).astype(np.float32))
+        summary = watch.summary()
+        if summary["alarmed"] and summary["first_alarm"] < num_clean:
+            false += 1
+        elif summary["alarmed"]:
+            found.append(summary["first_alarm"] - num_clean + 1)
+            causes[summary["cause"].partition(";")[0].removeprefix("the images against those of calibration: ")] += 1
+            streams.update(name for name, at in summary["alarms"].items() if at == summary["first_alarm"])
+    return {
+        "n": num_held_out, "clean_before": num_clean, "values_in_metadata": keeps_values, "num_repeats": num_repeats,
+        "false_alarms": false, "detected": len(found), "median_delay": float(np.median(found)) if found else None,
+        "worst_delay": max(found, default=None), "first_streams": dict(streams.most_common()),
+        "causes": dict(causes.most_common()),
+    }  # fmt: skip
+
+
+def with_defects(clean: Floats, *, rate: float, limit: float) -> Floats:
+    """The same images, a share of which score clearly above the limit."""
+    rng = np.random.default_rng(1)
+    rows = clean.copy()
+    defects = rng.random(len(rows)) < rate
+    rows[defects, 0] = limit * rng.uniform(1.3, 3, int(defects.sum()))
+    return rows
+
+
+def main() -> None:
+    """Measure error and delay; print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", default="assembly")
+    parser.add_argument("--model", type=Path, help="an exported model of that part, in place of the stand-in")
+    parser.add_argument("--num-runs", type=int, default=200)
+    parser.add_argument("--num-watches", type=int, default=40)
+    parser.add_argument("--num-repeats", type=int, default=20)
+    parser.add_argument("--length", type=int, default=20_000)
+    options = parser.parse_args()
+    card = RunCard("benchmarks/drift.py", config=vars(options))
+    result: dict[str, list[dict[str, Any]]] = {"error": [], "error_of_watch": [], "delay": [], "defects": []}
+
+    def note(table: str, row: dict[str, Any]) -> None:
+        result[table].append(row)
+        print(table, row, flush=True)
+
+    rng = np.random.default_rng(0)
+    parts = [make_part(options.part, size=SIZE, rng=rng).image for _ in range(NUM_TEMPLATE + NUM_PARTS)]
+    score = stand_in(parts[:NUM_TEMPLATE])
+    if options.model:
+        scorer = OnnxScorer(options.model, device="cpu", num_threads=1)
+
+        def score(image: Image) -> float:
+            return float(scorer.score(image[None]).score[0])
+
+    photographs = parts[NUM_TEMPLATE:]
+    clean = measured(photographs, score)
+    for n in (42, 200):
+        note("delay", {"corruption": "none"} | delays(
+            clean, clean, num_held_out=n, num_clean=0, num_repeats=5 * options.num_repeats, keeps_values=False,
+        ))  # fmt: skip
+    for name, (strengths, corrupt) in CORRUPTIONS.items():
+        for strength in (1, 2):
+            corrupted = measured([corrupt(image, strength, rng) for image in photographs], score)
+            for num_clean, keeps_values in ((0, False), (0, True), (NUM_CLEAN, False), (NUM_CLEAN, True)):
+                row = {"corruption": name, "strength": strengths.split(" | ")[strength - 1]}
+                note("delay", row | delays(
+                    clean, corrupted, num_held_out=100, num_clean=num_clean, num_repeats=options.num_repeats,
+                    keeps_values=keeps_values,
+                ))  # fmt: skip
+    for rate in (0.02, 0.05, 0.1, 0.3):
+        rows = with_defects(clean, rate=rate, limit=float(clean[:, 0].max()))
+        note("defects", {"rate": rate} | delays(
+            clean, rows, num_held_out=100, num_clean=0, num_repeats=options.num_repeats, keeps_values=True,
+        ))  # fmt: skip
+    for n in (42, 200):
+        for ties, is_fixed in ((False, False), (True, False), (False, True)):
+            note("error", alarms_of_scores(
+                num_held_out=n, num_runs=options.num_runs, length=options.length, ties=ties, is_fixed=is_fixed,
+            ))  # fmt: skip
+        for keeps_values in (False, True):
+            note("error_of_watch", alarms_of_watches(
+                num_held_out=n, num_runs=options.num_watches, length=options.length, keeps_values=keeps_values,
+            ))  # fmt: skip
+    card.facts["result"] = result
+    card.write(options.out)
+
+
+if __name__ == "__main__":
+    main()
