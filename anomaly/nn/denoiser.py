@@ -13,6 +13,11 @@ from torch.nn import functional
 from anomaly.errors import UsageError
 
 
+def num_groups(widths: Sequence[int]) -> int:
+    """Give the groups of a network's norms: up to 8, of 4 channels or more; one channel alone is constant on flat images."""
+    return math.gcd(8, max(1, math.gcd(*widths) // 4))
+
+
 class Denoiser(nn.Module):
     """Says the noise in noisy images: a U-Net that knows the step, with attention at its coarsest level only.
 
@@ -66,7 +71,7 @@ class Denoiser(nn.Module):
             down_block_types=("DownBlock2D",) * (num_levels - 1) + ("AttnDownBlock2D",),
             up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (num_levels - 1),
             layers_per_block=1,
-            norm_num_groups=math.gcd(8, *widths),
+            norm_num_groups=num_groups(widths),
             attention_head_dim=None,
         )
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
 from anomaly.nn.corruption import corrupt
-from anomaly.nn.denoiser import Denoiser
+from anomaly.nn.denoiser import Denoiser, num_groups
 from anomaly.nn.ema import Ema
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Resize
@@ -150,7 +150,7 @@ class LatentDiffusion(Sampler):
             up_block_types=("UpDecoderBlock2D",) * num_levels,
             block_out_channels=tuple(autoencoder_widths),
             latent_channels=latent_channels,
-            norm_num_groups=math.gcd(8, *autoencoder_widths),
+            norm_num_groups=num_groups(autoencoder_widths),
             sample_size=size,
             mid_block_add_attention=False,
         )

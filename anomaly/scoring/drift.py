@@ -58,6 +58,11 @@ WORDS = {
     "sharpness": ("blurred", "sharper or noisier"),
     "colour": ("colour cast (less colour)", "colour cast (more colour)"),
 }
+TOGETHER = {
+    ("blurred", "less contrast"): "blurred",
+    ("sharper or noisier", "colour cast (more colour)"): "noisier",
+}
+"""What one cause changes at once: blur takes contrast with it, and noise spreads the channels"""
 
 
 class Ranks:
@@ -264,7 +269,7 @@ class DriftWatch:
             and rejects["changed"]
             and "score" in self._alarms
             and not set(self._alarms) - {"score"}
-            and self._num_scored - self._num_above >= FIRST_LOOK
+            and np.mean([values[0] <= self._limit for values in self._window]) >= 0.5
         )
         return {
             "alarmed": bool(self._alarms),
@@ -354,7 +359,11 @@ def _named(
         size = min(map(abs, away))
         if size >= floor and len({a > 0 for a in away}) == 1:
             found.append((size, WORDS[name][int(away[0] > 0)]))
-    return [word for _, word in sorted(found, reverse=True)]
+    words = [word for _, word in sorted(found, reverse=True)]
+    for pair, one in TOGETHER.items():
+        if set(pair) <= set(words):
+            words = [one, *(word for word in words if word not in pair)]
+    return words
 
 
 def to_record(score: float | None, statistics: Mapping[str, float] | None) -> bytes:
