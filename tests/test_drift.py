@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anomaly.beta import beta_quantile
 from anomaly.errors import DataError, ModelError, UsageError
-from anomaly.scoring.drift import BETS, RECORD, STATISTICS, STREAMS, Bets, DriftWatch, Ranks, read_records, to_record
+from anomaly.scoring.drift import RECORD, STATISTICS, STREAMS, Bets, DriftWatch, Ranks, read_records, to_record
 
 TYPICAL = np.array([0.0, 120.0, 40.0, 900.0, 15.0])
 SPREAD = np.array([0.3, 2.0, 1.0, 40.0, 0.5])
@@ -42,14 +42,13 @@ def test_ranks_count_below_and_equal_across_merges() -> None:
     assert len(ranks) == 3000
 
 
-def test_every_bet_is_a_density() -> None:
-    u = (np.arange(200_000) + 0.5) / 200_000
-    for a, b in BETS:
-        density = np.exp((a - 1) * np.log(u) + (b - 1) * np.log1p(-u))
-        assert density.mean() == pytest.approx(math.gamma(a) * math.gamma(b) / math.gamma(a + b), rel=0.15)
+def test_bets_neither_win_nor_lose_on_uniform_values() -> None:
+    logit = np.linspace(-27, 27, 100_001)
+    u = 1 / (1 + np.exp(-logit))
+    weight = u * (1 - u) * (logit[1] - logit[0])
     bets = Bets(len(u))
     bets.bet(u)
-    assert np.exp(bets.log_capital).mean() == pytest.approx(1, abs=0.01)  # the mixture neither wins nor loses
+    assert 0.995 < float((weight * np.exp(bets.log_capital)).sum()) < 1 + 1e-9  # what is capped at the edges is lost
 
 
 def test_bets_leave_a_stream_without_a_value_alone() -> None:
@@ -141,7 +140,7 @@ def test_changed_images_alarm_soon_and_are_named(deviations: dict[str, float], c
     one.replay(clean)
     told = one.summary()
     assert num_clean <= told["first_alarm"] < num_clean + 25
-    assert told["cause"] == f"the images against those of calibration: {cause}"
+    assert told["cause"].partition(";")[0] == f"the images against those of calibration: {cause}"
     for name, away in deviations.items():
         assert told["moved_by_deviations"][name] == pytest.approx(away, abs=0.8 + abs(away) / 8)
 
@@ -194,16 +193,17 @@ def test_a_part_that_moved_and_is_rejected_throughout_is_not_told_to_be_defects(
     assert "above the limit" in told["cause"]
 
 
-def test_accepted_scores_are_undrifted_where_the_limit_is_the_highest_calibration_score() -> None:
-    u_means = []
-    for seed in range(40):
-        values = np.random.default_rng(seed).standard_normal(10 + 300).astype(np.float32)
-        stats = {name: {"mean": 0.0, "deviation": 1.0, "values": [0.0]} for name in STATISTICS}
-        one = DriftWatch(values[:10].tolist(), stats, limit=float(values[:10].max()), alpha=0.01, seed=seed)
-        one.replay(np.column_stack([values[10:], np.zeros((300, 4))]).astype(np.float32))
-        u_means.append(one.summary()["streams"]["accepted"]["log10_maximum"])
-        assert one.summary()["streams"]["accepted"]["num_calibration"] == 9
-    assert max(u_means) < math.log10(600)
+def test_the_calibration_score_that_sets_the_limit_is_no_reference_of_the_accepted_ones() -> None:
+    scores = rows(N, seed=0)[:, 0]
+    stats: dict[str, dict[str, Any]] = {name: {"mean": 0.0, "deviation": 1.0, "values": [0.0]} for name in STATISTICS}
+    limit = float(np.sort(scores)[-3])
+    one = DriftWatch(scores.tolist(), stats, limit=limit, alpha=0.01, seed=0)
+    one.update(limit, dict.fromkeys(STATISTICS, 0.0))
+    told = one.summary()
+    assert told["streams"]["accepted"]["num_calibration"] == N - 3
+    assert told["streams"]["accepted"]["log10_maximum"] == 0
+    assert told["rejects"]["num"] == 0
+    assert told["rejects"]["expected"] == pytest.approx(3 / (N + 1), abs=1e-6)
 
 
 def test_means_alarm_where_the_metadata_keep_no_values() -> None:

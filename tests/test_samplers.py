@@ -46,6 +46,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "size": 32, "grid": 8, "num_codes": 16, "dimensions": 8, "width": 16, "prior_width": 12, "prior_layers": 2,
         "epochs": 24, "prior_epochs": 8, "batch_size": 8, "learning_rate": 5e-3,
     },
+    "ddpm": {
+        "size": 16, "patch": 1, "widths": [8, 16], "epochs": 20, "batch_size": 8, "smooth": 3, "learning_rate": 3e-3,
+        "detect_steps": 1, "detect_strengths": [0.15, 0.3], "latent_steps": 5, "bound_steps": 6,
+    },
+    "latent_diffusion": {
+        "size": 16, "autoencoder_widths": [8, 16], "widths": [8, 16], "patch": 1, "epochs": 20, "batch_size": 8,
+        "smooth": 3, "learning_rate": 1e-2, "detect_steps": 1, "autoencoder_share": 0.7,
+    },
 }
 """Options under which a family trains in about a second"""
 FEW_STEPS = Options(steps=3)

@@ -47,6 +47,7 @@ SWITCH = 0.01
 PATIENCE = 50
 """The capital not at bet falls as PATIENCE / (PATIENCE + n), so that late drift is still met with capital"""
 EDGE = 1e-12
+"""P-values nearer to 0 or 1 count as this: a capital can only lose by it"""
 BEFORE, WINDOW = 8, 256
 """Images that tell the cause: this many up to the first alarm, and in all, with those after it"""
 FIRST_LOOK = 32
