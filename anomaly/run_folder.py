@@ -43,7 +43,7 @@ class Description:
     seed: int
     max_pixels: int
     calibration: CalibrationRecord
-    image_stats: dict[str, dict[str, float]]
+    image_stats: dict[str, dict[str, Any]]
     golden: str
     """base64 of the PNG"""
     train: list[str]

@@ -359,7 +359,10 @@ def test_training_lowers_the_averaged_networks_error(trained: Ddpm) -> None:
     noise, t = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)), torch.arange(8) * 120 + 50
     x_t = trained._scheduler.add_noise(x, noise, t)
     with torch.no_grad():
-        errors = [float(((sampler.denoise(x_t, t) - noise) ** 2).mean()) for sampler in (build().eval(), trained)]
+        errors = [
+            float(sampler.network.errors(sampler.denoise(x_t, t), noise, t).mean())
+            for sampler in (build().eval(), trained)
+        ]
     assert errors[1] < 0.5 * errors[0]
     assert int(trained.ema.num_updates) == 60
     for name, value in trained.ema.average.state_dict().items():

@@ -16,7 +16,7 @@ from anomaly.sampling.process import Array, Facts, Options
 from anomaly.trial import draw_defects, draw_parts, train_on
 
 TINY: dict[str, Any] = {
-    "size": 16, "autoencoder_widths": (8, 16), "widths": (8, 16), "patch": 1, "epochs": 20, "batch_size": 8, "smooth": 3,
+    "size": 16, "autoencoder_widths": (16, 32), "widths": (8, 16), "patch": 1, "epochs": 20, "batch_size": 8, "smooth": 3,
     "learning_rate": 1e-2, "detect_steps": 1, "autoencoder_share": 0.7,
 }  # fmt: skip
 

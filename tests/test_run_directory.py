@@ -38,8 +38,12 @@ class Fake:
     """A scorer that needs no model: the score is the mean, the map the image's first channel."""
 
     def __init__(self, model: Path, *, seconds: float = 0.0) -> None:
-        self.metadata = SimpleNamespace(white=255, resize="squash")
         self.held_out = np.linspace(0, 1, 20)
+        image_stats = {
+            name: {"mean": 60.0, "deviation": 20.0} for name in ("brightness", "contrast", "sharpness", "colour")
+        }
+        calibration = SimpleNamespace(scores=list(self.held_out))
+        self.metadata = SimpleNamespace(white=255, resize="squash", calibration=calibration, image_stats=image_stats)
         self.sha256, self.device, self.seconds = hash_file(model), "cpu", seconds
 
     def score(self, image: NDArray[np.uint8]) -> Scores:
@@ -49,7 +53,7 @@ class Fake:
 
 
 def settings() -> Settings:
-    return Settings(limit=1.0, batch_size=4, max_pixels=10**6, num_threads=2, review_limit=0.8)
+    return Settings(limit=1.0, batch_size=4, max_pixels=10**6, num_threads=2, review_limit=0.8, measure=True)
 
 
 def begin(images: str, model: str, folder: str, kind: Format, resume: bool, **more: Any) -> Any:

@@ -78,7 +78,8 @@ class Metadata:
     alpha: float
     promise: str
     calibration: CalibrationRecord
-    image_stats: dict[str, dict[str, float]]
+    image_stats: dict[str, dict[str, Any]]
+    """of the calibration images: mean, deviation and values of brightness, contrast, sharpness and colour"""
     versions: dict[str, str]
     commit: str
     seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,12 +32,13 @@ def image_statistics(image: NDArray[np.uint8]) -> dict[str, float]:
     }
 
 
-def summarise(statistics: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and deviation of each number over a set of images."""
+def summarise(statistics: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Mean and deviation of each number over a set of images, and its values in ascending order."""
     return {
         name: {
             "mean": round(float(np.mean([s[name] for s in statistics])), 4),
             "deviation": round(float(np.std([s[name] for s in statistics])), 4),
+            "values": sorted(round(s[name], 4) for s in statistics),
         }
         for name in (statistics[0] if statistics else ())
     }

@@ -23,6 +23,7 @@ from anomaly.errors import ImageError, UsageError
 from anomaly.image import decode_image
 from anomaly.image_header import Frame
 from anomaly.overlay import enlarge_map
+from anomaly.scoring.image_stats import image_statistics
 from anomaly.scoring.regions import find_regions
 from anomaly.scoring.rows import Row
 from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
@@ -43,6 +44,8 @@ class Scored:
     image: NDArray[np.uint8]
     anomaly_map: NDArray[np.float32]
     """(h, w) at the network's resolution"""
+    statistics: dict[str, float] | None
+    """of the image, where they were asked for and it could be read"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Settings:
         max_pixels: largest width × height that is decoded.
         num_threads: of reading and decoding.
         frame: of files with several frames or pages: `only` refuses them, `first` takes the first.
+        measure: whether image statistics are taken, for the drift watch.
         review_limit: above it, up to the limit, the verdict is `review`; by default there is no such verdict.
 
     Raises:
@@ -67,6 +71,7 @@ class Settings:
     num_threads: int
     frame: Frame = "only"
     review_limit: float = math.inf
+    measure: bool = False
 
     @property
     def window(self) -> int:
@@ -95,6 +100,7 @@ class _Loaded:
     item: Item
     sha256: str
     image: NDArray[np.uint8]
+    statistics: dict[str, float] | None
     error: ImageError | None
 
 
@@ -169,11 +175,11 @@ def _load(item: Item, *, scorers: Mapping[str, OnnxScorer], settings: Settings) 
             raise ImageError("no_model", f"{path}: no model for the product {item.product!r}; --models has {known}")
         white = scorers[item.product].metadata.white
         image = decode_image(data, name=path, white=white, max_pixels=settings.max_pixels, frame=settings.frame)
-        return _Loaded(item, sha256, image, None)
+        return _Loaded(item, sha256, image, image_statistics(image) if settings.measure else None, None)
     except ImageError as error:
-        return _Loaded(item, sha256, _NOTHING, error)
+        return _Loaded(item, sha256, _NOTHING, None, error)
     except Exception as error:  # the quarantine of one image: whatever its bytes provoke, the others go on
-        return _Loaded(item, sha256, _NOTHING, ImageError("internal", f"{path}: {type(error).__name__}: {error}"))
+        return _Loaded(item, sha256, _NOTHING, None, ImageError("internal", f"{path}: {type(error).__name__}: {error}"))
 
 
 def _score_window(
@@ -214,7 +220,7 @@ def _failed(one: _Loaded, error: ImageError, model: str, settings: Settings) -> 
         path=one.item.path, sha256=one.sha256, status=error.code, verdict="", score=None, limit=settings.limit,
         p_value=None, width=None, height=None, regions=[], model=model, message=str(error), extra=one.item.extra,
     )  # fmt: skip
-    return Scored(row, one.item, _NOTHING, _NO_MAP)
+    return Scored(row, one.item, _NOTHING, _NO_MAP, None)
 
 
 def _scored(one: _Loaded, scores: Scores, scorer: OnnxScorer, settings: Settings) -> Scored:
@@ -230,4 +236,4 @@ def _scored(one: _Loaded, scores: Scores, scorer: OnnxScorer, settings: Settings
         limit=settings.limit, p_value=float(p_values(np.array([score]), held_out=scorer.held_out)[0]),
         width=width, height=height, regions=regions, model=scorer.sha256[:16], message="", extra=one.item.extra,
     )  # fmt: skip
-    return Scored(row, one.item, one.image, anomaly_map)
+    return Scored(row, one.item, one.image, anomaly_map, one.statistics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,10 @@ import numpy as np
 from anomaly.errors import UsageError
 from anomaly.image import write_png
 from anomaly.progress import progress_bar
+from anomaly.scoring.drift import DriftWatch, read_records, to_record
 from anomaly.scoring.parts import write_parts
 from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
-from anomaly.scoring.run_directory import MAPS, OVERLAYS, RunDirectory, hash_file, read_inputs
+from anomaly.scoring.run_directory import MAPS, OVERLAYS, RECORDS, RunDirectory, hash_file, read_inputs
 from anomaly.scoring.scorer import OnnxScorer
 from anomaly.scoring.sinks import Format, read_rows
 from anomaly.scoring.sources import Item, Source
@@ -29,6 +31,8 @@ from anomaly.scoring.watch import stopped_by_signals, watch_folder
 COMMIT_IMAGES = 256
 """About how many images lie between two commits: whole windows"""
 PARTS = "parts.csv"
+DRIFT_ALPHA = 0.01
+"""Chance of a drift alarm over a whole run of which nothing drifts"""
 MAP_STEP, MAP_ZERO = 1 / 2048, 4.0
 """A map's value is stored as (value + MAP_ZERO) / MAP_STEP in 16 bits: from -4 to 28 in steps of 1/2048"""
 
@@ -126,6 +130,7 @@ def score_run(
         total = int(run.listed()["num"])
         run.open_rows(wanted.format)
         counts = _counted(folder, run.done)
+        watches = _watches(run, scorers, limit=settings.limit, by_product=wanted.by_product)
         _make_folders(run, wanted)
         seconds: dict[str, float] = {}
         arriving = stack.enter_context(_arriving(run, Path(name))) if wanted.watch else ()
@@ -137,7 +142,13 @@ def score_run(
         waiting = 0
         scoring = score_images(items, scorers=scorers, settings=settings, seconds=seconds)
         for number, scored in enumerate(scoring, start=run.done):
-            run.add(scored.row, pictures=_draw(scored, number, scorers, folder, wanted))
+            record = to_record(scored.row.score, scored.statistics)
+            run.add(scored.row, record=record, pictures=_draw(scored, number, scorers, folder, wanted))
+            for product, watch in watches.items():
+                of_it = product == scored.item.product
+                alarms = watch.update(*((scored.row.score, scored.statistics) if of_it else (None, None)))
+                if alarms:
+                    run.note("drift", image=number, product=product, streams=alarms, cause=watch.summary()["cause"])
             counts[scored.row.verdict or scored.row.status] += 1
             waiting += 1
             if waiting == between:
@@ -150,6 +161,8 @@ def score_run(
         if run.listed()["has_parts"]:
             alpha_of = {scorer.sha256[:16]: alpha_at(scorer, settings.limit) for scorer in scorers.values()}
             summary["num_parts"] = write_parts(read_rows(folder), folder / PARTS, alpha_of=alpha_of)
+        summary["drift"] = {product or "all": watch.summary() for product, watch in watches.items()}
+        _tell_drift(summary["drift"])
         run.finish(summary)
     return Summary(summary["num_images"], counts["defect"], summary["num_errors"], seconds)
 
@@ -168,6 +181,34 @@ def _arriving(run: RunDirectory, folder: Path) -> Iterator[Iterator[Item | None]
 
     with stopped_by_signals() as stop:
         yield listed(stop)
+
+
+def _watches(
+    run: RunDirectory, scorers: Mapping[str, OnnxScorer], *, limit: float, by_product: bool
+) -> dict[str, DriftWatch]:
+    """One drift watch for each model, brought to where the run stopped."""
+    watches = {
+        product: DriftWatch(
+            scorer.metadata.calibration.scores, scorer.metadata.image_stats, limit=limit, alpha=DRIFT_ALPHA, seed=0
+        )
+        for product, scorer in scorers.items()
+    }
+    records = read_records(run.folder / RECORDS, num=run.done)
+    products = [item.product if by_product else ONLY for item in islice(read_inputs(run.folder), run.done)]
+    for product, watch in watches.items():
+        mine = np.array([name == product for name in products], dtype=bool)
+        watch.replay(np.where(mine[:, None], records, np.float32(np.nan)))
+    return watches
+
+
+def _tell_drift(drift: Mapping[str, Mapping[str, Any]]) -> None:
+    for product, told in drift.items():
+        if told["alarmed"]:
+            which = "" if product == "all" else f" of {product}"
+            print(
+                f"drift{which}: {told['cause']} (from image {told['first_alarm']} on; see summary.json)",
+                file=sys.stderr,
+            )
 
 
 def alpha_at(scorer: OnnxScorer, limit: float) -> float:

@@ -5,6 +5,7 @@
     inputs.jsonl     the images, listed once when the run began
     rows.csv | rows.jsonl | rows/part-00000.parquet …
     overlays/, maps/ where asked for
+    drift.bin        score and image statistics of every image, from which the drift watch goes on
     parts.csv        a verdict for each part, where the table of images has a column `part`
     summary.json     counts of the finished run
     manifest.json    SHA-256 of every file above, written last: a run with a manifest is finished
@@ -16,9 +17,11 @@ so the rows of a run that was interrupted are those, byte for byte, of one that 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -29,11 +32,13 @@ import pyarrow as pa
 
 from anomaly.errors import DataError, OutputError, UsageError
 from anomaly.run_card import commit, hardware, now, versions, write_json
+from anomaly.scoring.drift import RECORD
 from anomaly.scoring.rows import Row, row_schema, row_values
 from anomaly.scoring.sinks import Format, Sink, State, Values, open_sink, sync_file, sync_folder
 from anomaly.scoring.sources import Item, Source
 
 LEDGER, INPUTS, MANIFEST, SUMMARY, LOCK = "ledger.jsonl", "inputs.jsonl", "manifest.json", "summary.json", ".lock"
+RECORDS = "drift.bin"
 MODELS, OVERLAYS, MAPS = "models", "overlays", "maps"
 LISTED = "listed"
 CHUNK = 2**20
@@ -69,6 +74,8 @@ class RunDirectory:
         self._growing: BinaryIO | None = None
         self._to_sync: list[Path] = []
         self._rows: list[Values] = []
+        self._new_records: list[bytes] = []
+        self._records: BinaryIO = io.BytesIO()
         try:
             self._begin(resume=resume)
         except BaseException:
@@ -199,12 +206,17 @@ class RunDirectory:
         extra = pa.schema([(name, pa.type_for_alias(alias)) for name, alias in self.listed()["extra"]])
         try:
             self._sink = open_sink(self.folder, kind=kind, schema=row_schema(extra), state=self._state)
+            records = self.folder / RECORDS
+            self._records = records.open("r+b" if records.exists() else "wb")
+            self._records.truncate(RECORD.size * self.done)
+            self._records.seek(0, os.SEEK_END)
         except OSError as error:
             raise self._failure(error) from error
 
-    def add(self, row: Row, *, pictures: Sequence[Path] = ()) -> None:
-        """Take the row of the next image, with the pictures that were written for it."""
+    def add(self, row: Row, *, record: bytes, pictures: Sequence[Path]) -> None:
+        """Take the row of the next image, its record for the drift watch, and the pictures that were written for it."""
         self._rows.append(row_values(row))
+        self._new_records.append(record)
         self._to_sync += pictures
 
     def commit(self, *, seconds: Mapping[str, float]) -> None:
@@ -218,11 +230,14 @@ class RunDirectory:
             self._sink.append(self._rows)
             for picture in self._to_sync:
                 sync_file(picture)
+            self._records.writelines(self._new_records)
+            self._records.flush()
+            os.fsync(self._records.fileno())
             state = self._sink.commit()
         except OSError as error:
             raise self._failure(error) from error
         self.done += len(self._rows)
-        self._rows, self._to_sync = [], []
+        self._rows, self._new_records, self._to_sync = [], [], []
         self.note("commit", done=self.done, sink=state, seconds={k: round(v, 3) for k, v in seconds.items()})
         self._sink.committed(state)
 
@@ -235,6 +250,7 @@ class RunDirectory:
         assert self._sink is not None
         try:
             self._sink.close()
+            self._records.close()
             write_json(self.folder / SUMMARY, dict(summary))
             self.note("end", num=self.done)
             self._ledger.close()
@@ -258,6 +274,8 @@ class RunDirectory:
             self._sink.abandon()
         if self._growing is not None:
             self._growing.close()
+        with suppress(OSError):
+            self._records.close()
         self._ledger.close()
         self._lock.close()
 

@@ -102,6 +102,7 @@ def score(
         num_threads=num_cpus(),
         frame=frame,
         review_limit=math.inf if review_limit == "none" else review_limit,
+        measure=bool(run),
     )
     if watch and shard:
         raise UsageError("--watch and --shard at once: images that arrive have no list to share out")
