@@ -33,7 +33,7 @@ from anomaly.nn.preprocess import Resize
 from anomaly.nn.similarity import GradientSimilarity
 from anomaly.samplers.base import Sampler, Score
 
-SHARPNESS = 0.05
+SHARPNESS = 0.15
 """T in units of the usual distance of a cell to its nearest vector"""
 
 
