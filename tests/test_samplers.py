@@ -39,20 +39,53 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "realnvp": FLOW,
     "glow": FLOW | {"num_steps": 2},
     "pixelcnn": {
-        "size": 16, "levels": 8, "width": 24, "num_layers": 2, "kernel": 5, "place": 4, "epochs": 10, "batch_size": 8,
+        "size": 16,
+        "levels": 8,
+        "width": 24,
+        "num_layers": 2,
+        "kernel": 5,
+        "place": 4,
+        "epochs": 10,
+        "batch_size": 8,
         "learning_rate": 1e-2,
     },
     "vqvae": {
-        "size": 32, "grid": 8, "num_codes": 16, "dimensions": 8, "width": 16, "prior_width": 12, "prior_layers": 2,
-        "epochs": 24, "prior_epochs": 8, "batch_size": 8, "learning_rate": 5e-3,
+        "size": 32,
+        "grid": 8,
+        "num_codes": 16,
+        "dimensions": 8,
+        "width": 16,
+        "prior_width": 12,
+        "prior_layers": 2,
+        "epochs": 24,
+        "prior_epochs": 8,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
     },
     "ddpm": {
-        "size": 16, "patch": 1, "widths": [8, 16], "epochs": 20, "batch_size": 8, "smooth": 3, "learning_rate": 3e-3,
-        "detect_steps": 1, "detect_strengths": [0.15, 0.3], "latent_steps": 5, "bound_steps": 6,
+        "size": 16,
+        "patch": 1,
+        "widths": [8, 16],
+        "epochs": 20,
+        "batch_size": 8,
+        "smooth": 3,
+        "learning_rate": 3e-3,
+        "detect_steps": 1,
+        "detect_strengths": [0.15, 0.3],
+        "latent_steps": 5,
+        "bound_steps": 6,
     },
     "latent_diffusion": {
-        "size": 16, "autoencoder_widths": [8, 16], "widths": [8, 16], "patch": 1, "epochs": 20, "batch_size": 8,
-        "smooth": 3, "learning_rate": 1e-2, "detect_steps": 1, "autoencoder_share": 0.7,
+        "size": 16,
+        "autoencoder_widths": [8, 16],
+        "widths": [8, 16],
+        "patch": 1,
+        "epochs": 20,
+        "batch_size": 8,
+        "smooth": 3,
+        "learning_rate": 1e-2,
+        "detect_steps": 1,
+        "autoencoder_share": 0.7,
     },
 }
 """Options under which a family trains in about a second"""
@@ -293,3 +326,23 @@ def test_category_of_one_image_is_refused(tmp_path: Path, category: Path, capsys
     (tmp_path / "one" / image.name).write_bytes(image.read_bytes())
     assert run(["fit", str(tmp_path / "one"), "--out", str(tmp_path / "run"), "--detector", "vae"]) == 1
     assert "1 good photographs" in capsys.readouterr().err
+
+
+def test_latent_diffusion_draws_defects_into_masks(
+    category: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], vae: Path
+) -> None:
+    out = fit(category, out=tmp_path / "run", detector="latent_diffusion", model=OPTIONS["latent_diffusion"])
+    export(out)
+    made = tmp_path / "made"
+    command = ["synthesize", str(category), "--out", str(made), "--num", "3", "--kinds", "[]", "--steps", "3"]
+    assert run([*command, "--model", str(out / "sampler.onnx"), "--min-size", "0.3", "--max-size", "0.5"]) == 0
+    drawn = sorted((made / "test" / "diffusion").iterdir())
+    assert len(drawn) == 3
+    sources = {path.name: cv2.imread(str(path)) for path in (made / "test" / "good").iterdir()}
+    for path in drawn:
+        mask = cv2.imread(str(made / "ground_truth" / "diffusion" / f"{path.stem}_mask.png"), cv2.IMREAD_GRAYSCALE) > 0
+        image = cv2.imread(str(path))
+        assert mask.any()
+        assert any(np.array_equal(image[~mask], good[~mask]) for good in sources.values())
+    assert run([*command[:2], "--out", str(tmp_path / "x"), "--model", str(vae)]) == 2
+    assert "draws no defect into a mask" in capsys.readouterr().err
