@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from anomaly.errors import UsageError
+from anomaly.errors import DataError, UsageError
+from anomaly.samplers.defect_examples import read_examples
 from anomaly.samplers.latent_diffusion import LatentDiffusion
 from anomaly.sampling.latent_diffusion import LatentDiffusionProcess
 from anomaly.sampling.process import Array, Facts, Options
@@ -177,7 +179,7 @@ def test_denoiser_learns_from_the_condition_that_the_process_gives() -> None:
     sampler.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = sampler.preprocess(draw_parts(32, seed=3))
     painted = sampler._paint(x)
-    sampler._denoiser_loss(x, painted)
+    sampler._denoiser_loss(painted)
     z_t, m, k, latent, classes = torch.split(seen[0], [4, 1, 1, 4, 3], dim=1)
     cells = painted.where.reshape(32, 1, 8, 2, 8, 2).amax(dim=(3, 5))
     hidden = painted.hidden.reshape(32, 1, 8, 2, 8, 2).amax(dim=(3, 5))
@@ -251,3 +253,25 @@ def test_defects_surprise(trained: LatentDiffusion) -> None:
     assert surprise.shape == (8, 16, 16)
     usual = trained.surprise(trained.preprocess(good))
     assert float(surprise[:, 6:11, 7:12].mean()) > 1.2 * float(usual[:, 6:11, 7:12].mean())
+
+
+def test_real_defects_take_the_place_of_half_of_the_patterns(category: Path) -> None:
+    sampler = build(num_classes=3, examples=str(category))
+    x = torch.full((64, 3, 16, 16), 0.5)
+    painted = sampler._paint(x)
+    images, masks = read_examples(category, sampler.preprocess)
+    assert len(images) == len(masks) == 6
+    assert masks.flatten(1).any(dim=1).all()
+    real = (painted.known != x).flatten(1).any(dim=1)
+    assert 0.1 < float(real.float().mean()) < 0.45
+    for n in real.nonzero()[:, 0].tolist():
+        of = [e for e in range(6) if torch.equal(painted.x[n], images[e]) and torch.equal(painted.where[n], masks[e])]
+        assert of
+        assert torch.equal(painted.hidden[n], painted.where[n])
+        assert int(painted.label[n]) == -1
+    assert bool((painted.known[~real] == x[~real]).all())
+
+
+def test_examples_without_masks_are_refused(category: Path) -> None:
+    with pytest.raises(DataError, match="holds no defect with a mask"):
+        read_examples(category / "train" / "good", build().preprocess)

@@ -6,8 +6,9 @@ with a tiny KL term; appendix G, latents rescaled to unit deviation by the first
 Notation: x -> image; z -> latent (N, C, h', w'); z_t -> noised; m -> cells where a defect is to be; k -> cells where the good
 part's latent is given.
 What differs, and why: no adversarial and no perceptual loss, whose networks would outweigh the rest; gradients at several
-scales (MSGMS) keep edges sharp. There are no photographs of defects: procedural patterns on good parts stand in for them, so
-that m = 0 draws good parts and m a defect of that shape; its class says how dark or bright it is against the part.
+scales (MSGMS) keep edges sharp. Procedural patterns on good parts stand in for photographs of defects, beside which there may
+be few (`examples`) or none, so that m = 0 draws good parts and m a defect of that shape; the class of a pattern says how dark
+or bright it is against the part.
 Both phases share one fit and their rates each follow one cosine to zero.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -32,6 +34,7 @@ from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Resize
 from anomaly.nn.similarity import GradientSimilarity
 from anomaly.samplers.base import Sampler, Score
+from anomaly.samplers.defect_examples import mix_in, read_examples
 from anomaly.samplers.noise_schedule import Schedule, noise_schedule
 from anomaly.sampling.diffusion import Chain
 from anomaly.sampling.latent_diffusion import NUM_FLAGS
@@ -52,6 +55,8 @@ class _Painted(NamedTuple):
     """(N, 1, h, w) in {0, 1}, the same for all images, those without a pattern too: where the part is not to be known"""
     label: Tensor
     """(N,) class of the pattern, -1 where it is not told"""
+    known: Tensor
+    """(N, 3, h, w), the images that are told where nothing is hidden"""
 
 
 class LatentDiffusion(Sampler):
@@ -68,6 +73,7 @@ class LatentDiffusion(Sampler):
         schedule: `linear`, `cosine` or `offset-cosine`.
         num_timesteps: T.
         num_classes: of defects, from the darkest against the part to the brightest; 0 has none.
+        examples: category whose photographs of defects, with masks, take the place of half of the patterns; empty for none.
         ema_decay: of the average of the denoiser's weights.
         autoencoder_share: share of the steps that train the autoencoder; the rest trains the denoiser.
         detect_strength: how far along the schedule latents are noised for `surprise`, in (0, 1].
@@ -109,6 +115,7 @@ class LatentDiffusion(Sampler):
         schedule: Schedule = "offset-cosine",
         num_timesteps: int = 1000,
         num_classes: int = 3,
+        examples: str = "",
         ema_decay: float = 0.99,
         autoencoder_share: float = 0.3,
         detect_strength: float = 0.25,
@@ -172,6 +179,8 @@ class LatentDiffusion(Sampler):
         self.register_buffer("reach", torch.full((), 3.0))
         stored = torch.Generator().manual_seed(seed + 1)
         self.register_buffer("detect_noise", torch.randn((1, *self.latent_shape), generator=stored))
+        self.examples = examples
+        self._examples: tuple[Tensor, Tensor] | None = None
         self._random = torch.Generator().manual_seed(seed)
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
 
@@ -197,7 +206,7 @@ class LatentDiffusion(Sampler):
         else:
             if done == num_first:
                 self._measure_latents(x)
-            loss, settled = self._denoiser_loss(x, painted), (done - num_first) / (total - num_first)
+            loss, settled = self._denoiser_loss(painted), (done - num_first) / (total - num_first)
         optimizer = self.optimizers()[phase]  # type: ignore[index]
         for group in optimizer.param_groups:
             group["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * settled))
@@ -224,9 +233,14 @@ class LatentDiffusion(Sampler):
         share = (brighter / CONTRAST + 1) / 2  # 0 at the darkest, 1 at the brightest
         label = (share * self.num_classes).floor().clamp(0, max(0, self.num_classes - 1)).long()
         told = (self._uniform(len(x)) < 0.5).view(-1).to(x.device)
-        return _Painted(
-            painted, where.to(x.dtype), hidden.to(x.dtype), torch.where(told, label, torch.full_like(label, -1))
-        )
+        label = torch.where(told, label, torch.full_like(label, -1))
+        if not self.examples:
+            return _Painted(painted, where.to(x.dtype), hidden.to(x.dtype), label, x)
+        if self._examples is None:
+            self._examples = read_examples(Path(self.examples), self.preprocess)
+        known, painted, mask, taken = mix_in(x, painted, where.to(x.dtype), self._examples, generator=self._random)
+        shown = torch.where(taken.view(-1, 1, 1, 1), mask, hidden.to(x.dtype))
+        return _Painted(painted, mask, shown, torch.where(taken, torch.full_like(label, -1), label), known)
 
     def _autoencoder_loss(self, x: Tensor) -> Tensor:
         """L1 and MSGMS of images decoded from a draw of their latents, and the latents' KL to N(0, I)."""
@@ -254,10 +268,11 @@ class LatentDiffusion(Sampler):
         self.latent_deviation.copy_(z.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-4))
         self.reach.copy_(1.2 * self.encode(x).abs().amax())
 
-    def _denoiser_loss(self, x: Tensor, painted: _Painted) -> Tensor:
+    def _denoiser_loss(self, painted: _Painted) -> Tensor:
         """Mean squared error of the velocity that the denoiser says of noised latents of painted images, told where."""
+        x = painted.x
         with torch.no_grad():
-            z, good = self.encode(painted.x), self.encode(x)
+            z, good = self.encode(painted.x), self.encode(painted.known)
         m, hidden = (functional.max_pool2d(part, x.shape[-1] // self.cells) for part in (painted.where, painted.hidden))
         k = (1 - hidden) * (self._uniform(len(x)) < 0.5).to(x.device)  # half the images have no part to go by
         of_class = painted.label[:, None] == torch.arange(self.num_classes, device=x.device)
@@ -273,6 +288,7 @@ class LatentDiffusion(Sampler):
     def on_fit_end(self) -> None:
         """Drop the cached images."""
         self._cache.clear()
+        self._examples = None
 
     # what follows from the networks
 
