@@ -25,10 +25,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
 from anomaly.nn.preprocess import Resize
-from anomaly.samplers.base import Density, Sampler, Score
+from anomaly.samplers.base import Density, Score
+from anomaly.samplers.one_pass import OnePassSampler
 
 ROUNDING = (1 / 255) ** 2 / 12
 """Variance of rounding to 8 bits, for images in [0, 1]"""
@@ -40,7 +40,7 @@ NO_LATENT = (
 )
 
 
-class Gmm(Sampler):
+class Gmm(OnePassSampler):
     """Mixture of Gaussians over patches, fitted in one pass by scikit-learn.
 
     `surprise` leaves r where it lies and spreads the rest of -log p over its patch; its sum is -log p. The default score is
@@ -115,11 +115,9 @@ class Gmm(Sampler):
             score=score,
             smooth=smooth,
             standardise=standardise,
-            epochs=1,
             batch_size=batch_size,
         )
         self.save_hyperparameters()
-        self.automatic_optimization = False
         self.patch, self.num_gaussians, self.num_patches, self.seed = patch, num_gaussians, num_patches, seed
         self.cells = (size // patch) ** 2
         self.register_buffer("mean", torch.full((D,), 0.5))
@@ -129,17 +127,6 @@ class Gmm(Sampler):
         self.register_buffer("factors", torch.eye(dimensions).repeat(num_gaussians, 1, 1))
         self.register_buffer("roots", torch.eye(dimensions).repeat(num_gaussians, 1, 1))
         self.register_buffer("log_weight", torch.full((self.cells, num_gaussians), -math.log(num_gaussians)))
-
-    def training_step(self, batch: Batch, index: int) -> None:
-        """Nothing: the fit needs all images at once, and is made at the end of training."""
-
-    def configure_optimizers(self) -> None:
-        """None: nothing descends a gradient."""
-
-    def on_train_end(self) -> None:
-        """Fit on all training images, then measure the map's scale."""
-        self.learn(torch.cat([x.cpu() for x in self.training_inputs()]))
-        super().on_train_end()
 
     @torch.no_grad()
     def learn(self, x: Tensor) -> None:

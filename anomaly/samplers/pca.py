@@ -25,10 +25,10 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
 from anomaly.nn.preprocess import Resize
-from anomaly.samplers.base import Density, Sampler, Score
+from anomaly.samplers.base import Density, Score
+from anomaly.samplers.one_pass import OnePassSampler
 
 ROUNDING = (1 / 255) ** 2 / 12
 """Variance of rounding to 8 bits, for images in [0, 1]"""
@@ -36,7 +36,7 @@ MAX_EXACT = 1000
 """Images up to which the singular values are computed in full; beyond, by a randomised method"""
 
 
-class Pca(Sampler):
+class Pca(OnePassSampler):
     """Probabilistic principal components of whole images, fitted in one pass.
 
     `surprise` leaves the residual where it lies and spreads what the latent costs evenly; its sum is -log p. The default
@@ -86,27 +86,14 @@ class Pca(Sampler):
             score=score,
             smooth=smooth,
             standardise=standardise,
-            epochs=1,
             batch_size=batch_size,
         )
         self.save_hyperparameters()
-        self.automatic_optimization = False
         self.num_components, self.robust, self.seed = num_components, robust, seed
         self.register_buffer("mean", torch.full((3, size, size), 0.5))
         self.register_buffer("directions", torch.zeros(num_components, 3, size, size))
         self.register_buffer("scale_z", torch.ones(num_components))
         self.register_buffer("noise_variance", torch.ones(()))
-
-    def training_step(self, batch: Batch, index: int) -> None:
-        """Nothing: the fit needs all images at once, and is made at the end of training."""
-
-    def configure_optimizers(self) -> None:
-        """None: nothing descends a gradient."""
-
-    def on_train_end(self) -> None:
-        """Fit on all training images, then measure the map's scale."""
-        self.learn(torch.cat([x.cpu() for x in self.training_inputs()]))
-        super().on_train_end()
 
     @torch.no_grad()
     def learn(self, x: Tensor) -> None:
