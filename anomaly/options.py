@@ -7,5 +7,5 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Give the known name that is most like `name`."""
-    return max(known, key=lambda k: difflib.SequenceMatcher(None, name, k).ratio(), default="")
+    """Give the known name that is most like `name`: one that begins with it, else the one of most letters in common."""
+    return max(known, key=lambda k: (k.startswith(name), difflib.SequenceMatcher(None, name, k).ratio()), default="")

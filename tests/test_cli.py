@@ -24,7 +24,7 @@ from anomaly.scoring.score import score
 from anomaly.training import fit
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-VERB_OF_FOLDER: dict[str, Callable[..., Any]] = {"detectors": fit}
+VERB_OF_FOLDER: dict[str, Callable[..., Any]] = {"detectors": fit, "samplers": fit}
 OTHERS = {"benchmarks"}
 """Folders of files that are no options of a verb; tests of their own read them"""
 HELP = "import sys; sys.argv = ['anomaly', '--help']; from anomaly.cli import main; main()"
@@ -89,7 +89,7 @@ def test_what_is_left_over_is_refused(extra: list[str]) -> None:
 
 def test_required_option_and_lacking_value_are_told() -> None:
     with pytest.raises(UsageError, match="'out' is required"):
-        parse("score", score, SCORE[:2])
+        parse("fit", fit, FIT[:1])
     with pytest.raises(UsageError, match="--out: expected one argument"):
         parse("score", score, SCORE[:3])
     with pytest.raises(UsageError, match="images"):
@@ -122,7 +122,7 @@ def test_hyphen_and_underscore_are_the_same() -> None:
 
 def test_values_keep_their_hyphens() -> None:
     found = parse("score", score, ["my-model.onnx", "-", "--out", "a-b/c-d.csv", "--limit", "-0.5"])
-    assert (found["model"], found["images"], found["out"]) == (Path("my-model.onnx"), "-", Path("a-b/c-d.csv"))
+    assert (found["model"], found["images"], found["out"]) == (Path("my-model.onnx"), "-", "a-b/c-d.csv")
     assert found["limit"] == -0.5
 
 
