@@ -194,7 +194,10 @@ def _watches(
         for product, scorer in scorers.items()
     }
     records = read_records(run.folder / RECORDS, num=run.done)
-    products = [item.product if by_product else ONLY for item in islice(read_inputs(run.folder), run.done)]
+    if not by_product:
+        watches[ONLY].replay(records)
+        return watches
+    products = [item.product for item in islice(read_inputs(run.folder), run.done)]
     for product, watch in watches.items():
         mine = np.array([name == product for name in products], dtype=bool)
         watch.replay(np.where(mine[:, None], records, np.float32(np.nan)))
