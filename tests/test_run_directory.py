@@ -30,7 +30,7 @@ from anomaly.scoring.scorer import Scores
 from anomaly.scoring.sinks import Format, read_rows
 from anomaly.scoring.sources import open_source
 
-NUM_IMAGES, COMMIT = 150, 16
+NUM_IMAGES, COMMIT = 90, 16
 FORMATS: tuple[Format, ...] = ("csv", "jsonl", "parquet")
 
 
@@ -162,7 +162,7 @@ def test_formats_hold_the_same_rows(whole: dict[str, Path]) -> None:
         for name in a:
             single = name in ("score", "limit", "p_value") and a[name] is not None
             assert (np.float32(a[name]) if single else a[name]) == b[name]
-    assert len(list((whole["parquet"] / "rows").iterdir())) == 4  # of 48 rows
+    assert len(list((whole["parquet"] / "rows").iterdir())) == 2  # of 48 rows
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -191,8 +191,8 @@ def test_killed_at_every_step_to_the_disk_and_resumed_gives_the_same_bytes(
         found.pop("rows/.waiting.jsonl", None)  # after the manifest nothing is owed any more
         assert found == expected, f"killed at step {number}"
         shutil.rmtree(folder)
-        number += 1 if number < 24 else 3
-    assert num_killed > 25
+        number += 1 if number < 16 else 3
+    assert num_killed > 15
 
 
 def test_killed_at_random_moments_again_and_again_gives_the_same_bytes(
@@ -282,7 +282,7 @@ def test_images_that_come_and_go_while_a_run_is_interrupted_change_no_other_row(
         begin(str(copy), str(fake_model), str(tmp_path / "run"), "jsonl", False)
     monkeypatch.undo()
     (copy / "0000a.png").write_bytes((copy / "0001.png").read_bytes())
-    (copy / "0100.png").unlink()
+    (copy / "0085.png").unlink()
     begin(str(copy), str(fake_model), str(tmp_path / "run"), "jsonl", True)
     before, after = (
         [row | {"path": Path(row["path"]).name, "message": bool(row["message"])} for row in read_rows(folder)]
@@ -290,8 +290,8 @@ def test_images_that_come_and_go_while_a_run_is_interrupted_change_no_other_row(
     )
     assert len(before) == len(after)
     differ = [b["path"] for a, b in zip(before, after, strict=True) if a != b]
-    assert differ == ["0100.png"]
-    assert [row["status"] for row in after if row["path"] == "0100.png"] == ["missing"]
+    assert differ == ["0085.png"]
+    assert [row["status"] for row in after if row["path"] == "0085.png"] == ["missing"]
 
 
 def test_shards_take_every_nth_image(images: Path, fake_model: Path, tmp_path: Path, whole: dict[str, Path]) -> None:
