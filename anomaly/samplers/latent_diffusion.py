@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly.data.dataset import Batch
@@ -41,6 +41,8 @@ from anomaly.sampling.latent_diffusion import NUM_FLAGS
 
 OPAQUE = 0.1
 """Opacity from which a painted pixel counts as defect"""
+NORM_EPSILON = 1e-3
+"""Of the autoencoder's norms: at diffusers' 1e-6 a flat image's rounding is enlarged a thousandfold, and no runtime agrees"""
 CONTRAST = 0.3
 """Change of brightness at which the outermost classes of defects begin"""
 
@@ -161,6 +163,9 @@ class LatentDiffusion(Sampler):
             sample_size=size,
             mid_block_add_attention=False,
         )
+        for norm in self.autoencoder.modules():
+            if isinstance(norm, nn.GroupNorm):
+                norm.eps = NORM_EPSILON
         self.latent_channels, self.num_classes = latent_channels, num_classes
         self._scheduler = noise_schedule(schedule, num_timesteps=num_timesteps)
         self.alphas_cumprod: list[float] = self._scheduler.alphas_cumprod.tolist()
