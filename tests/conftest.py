@@ -80,6 +80,16 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain folder of good photographs; read only."""
+    folder = tmp_path_factory.mktemp("plain") / "plates"
+    folder.mkdir()
+    for n in range(24):
+        write_png(folder / f"{n:03d}.png", draw_part(n))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def run_folder(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a tiny autoencoder on `category`, with its exported model.onnx; read only."""
     from anomaly.export import export

@@ -12,40 +12,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import NUM_TRAIN, TINY, draw_part
+from quick_training import FLOW, MAX_PIXELS, ONE_EPOCH, quick, write_parts
 from torch import Tensor
 
 from anomaly.data.dataset import Batch
 from anomaly.detectors.autoencoder import Autoencoder
 from anomaly.errors import CalibrationError, DataError, ModelError, OutputError, UsageError
 from anomaly.image import write_png
-from anomaly.run_folder import Description, load
+from anomaly.run_folder import load
 from anomaly.training import choose_white, fit, read_roi
-
-ONE_EPOCH = TINY | {"epochs": 1}
-FLOW = {
-    "size": 64, "backbone": "resnet10t", "layers": [1, 2], "weights": "none", "num_steps": 2, "epochs": 1, "batch_size": 4
-}  # fmt: skip
-MAX_PIXELS = 10_000_000
-
-
-def quick(data: Path, out: Path, **options: Any) -> tuple[dict[str, Tensor], Description]:
-    """Fit a tiny autoencoder for one epoch; gives state and description."""
-    asked: dict[str, Any] = {"detector": "autoencoder", "model": ONE_EPOCH}
-    detector, description = load(fit(data, out=out, **(asked | options)))
-    return detector.state_dict(), description
-
-
-def write_parts(folder: Path, num: int) -> Path:
-    folder.mkdir(parents=True)
-    for n in range(num):
-        write_png(folder / f"{n:03d}.png", draw_part(n))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain folder of good photographs; read only."""
-    return write_parts(tmp_path_factory.mktemp("plain") / "plates", 24)
 
 
 def test_same_seed_gives_the_same_detector(plain: Path, tmp_path: Path) -> None:
