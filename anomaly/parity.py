@@ -51,14 +51,16 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
     trained = TorchScorer(run)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if isinstance(trained.detector, Sampler):
-        drawing = verify_sampler(trained.detector, path.with_name(SAMPLER_FILE), device=device, seed=seed)
-        if not trained.detector.scores:
-            return drawing
-    exported = OnnxScorer(path, device=device, num_threads=0)
     description = trained.description
     chosen = description.held_out[:MAX_CALIBRATION_IMAGES]
     images = [read_image(p, white=description.white, max_pixels=description.max_pixels) for p in chosen]
+    if isinstance(trained.detector, Sampler):
+        drawing = verify_sampler(
+            trained.detector, path.with_name(SAMPLER_FILE), photographs=images, device=device, seed=seed
+        )
+        if not trained.detector.scores:
+            return drawing
+    exported = OnnxScorer(path, device=device, num_threads=0)
     inputs = [
         ("calibration", np.stack([images[n] for n in batch]))
         for batch in batches_by_size([i.shape for i in images], batch_size=batch_size)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomaly.errors import ParityError
@@ -26,7 +28,7 @@ TARGET, REFUSE = 1e-4, 1e-3
 """Difference of a function's output, `|a - b| / max(1, |a|)`: what fp32 reaches, and above which the file is refused"""
 MOST_CODES = 0.01
 """Share of integer outputs that may differ"""
-NUM_DRAWN = 4
+NUM_COMPARED = 4
 """Inputs of each function that the proof compares"""
 
 
@@ -103,8 +105,18 @@ def export_sampler(sampler: Sampler, description: Description, path: Path) -> di
     return {"file": path.name, "graph": metadata.sha256, "functions": list(metadata.functions)}
 
 
-def verify_sampler(sampler: Sampler, path: Path, *, device: Device, seed: int) -> dict[str, Any]:
-    """Compare the functions of a trained sampler and of its file on drawn inputs.
+def verify_sampler(
+    sampler: Sampler, path: Path, *, photographs: Sequence[NDArray[np.uint8]], device: Device, seed: int
+) -> dict[str, Any]:
+    """Compare the functions of a trained sampler and of its file, on photographs and on drawn latents.
+
+    Args:
+        sampler: the trained one.
+        path: of its file.
+        photographs: (H, W, 3) uint8 RGB, `NUM_COMPARED` or more: what functions of images are compared on, because a flow
+            enlarges rounding without bound on what no photograph looks like.
+        device: that the file runs on.
+        seed: of the other inputs.
 
     Returns:
         The certificate, also written as `<sampler>.certificate.json`.
@@ -113,12 +125,15 @@ def verify_sampler(sampler: Sampler, path: Path, *, device: Device, seed: int) -
         ParityError: a difference above the tolerance; the certificate is written all the same.
     """
     exported = OnnxSampler(path, device=device, num_threads=0)
+    x = np.concatenate([exported.prepare(image[None]) for image in photographs[:NUM_COMPARED]])
     rng = np.random.default_rng(seed)
     worst: dict[str, float] = {}
     limits: dict[str, float] = {}
     for name, example in sampler.functions().items():
         inputs = [
-            draw_input(given, (NUM_DRAWN, *part.shape[1:]), largest=_largest(part), rng=rng)
+            x
+            if given == "x" and part.shape[1:] == x.shape[1:]
+            else draw_input(given, (NUM_COMPARED, *part.shape[1:]), largest=_largest(part), rng=rng)
             for given, part in zip(sampler.input_names(name), example, strict=True)
         ]
         a, b = sampler.call(name, *inputs), exported.call(name, *inputs)
