@@ -37,11 +37,11 @@ $(VENV)/train.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/train.stamp
-	$(PIP) --editable ".[train,dev]"
+	$(PIP) --editable ".[train,cluster,dev]"
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
-	$(PIP) --editable ".[train,dev,bench]"
+	$(PIP) --editable ".[train,cluster,dev,bench]"
 	touch $@
 
 # A serving install without torch, and the oldest ONNX Runtime that reads our files where this Python still has a wheel of

@@ -58,6 +58,9 @@ class ImageError(DataError):
         super().__init__(message)
         self.code: ErrorCode = code
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[ErrorCode, str]]:
+        return ImageError, (self.code, str(self))
+
 
 class CalibrationError(AnomalyError):
     """A promise that the good images at hand cannot support."""

@@ -23,7 +23,7 @@ from anomaly.errors import OutputError, UsageError
 from anomaly.image import write_png
 from anomaly.scoring import run as run_module
 from anomaly.scoring import sinks
-from anomaly.scoring.pipeline import ONLY, Settings
+from anomaly.scoring.pipeline import ONLY, Settings, score_images
 from anomaly.scoring.run import Wanted, score_run
 from anomaly.scoring.run_directory import INPUTS, LEDGER, MANIFEST, SUMMARY, hash_file, hash_files, read_ledger
 from anomaly.scoring.scorer import Scores
@@ -66,6 +66,7 @@ def begin(images: str, model: str, folder: str, kind: Format, resume: bool, **mo
         open_source(images), name=images, models={ONLY: Path(model)},
         scorers={ONLY: Fake(Path(model), seconds=more.get("seconds", 0.0))},  # type: ignore[dict-item]
         settings=settings(), folder=Path(folder), wanted=wanted, resume=resume,
+        engine=score_images,
     )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ class GatedMaskedNetwork(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Map grids (N, num_groups · inputs, h, w) to logits (N, num_groups, num_classes, h, w)."""
-        first = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        first = torch.zeros(values.shape[0], dtype=torch.int64, device=values.device)
         return self.along_row(values, self.from_above(values, first))
 
     def from_above(self, rows: Tensor, first: Tensor) -> Tensor:

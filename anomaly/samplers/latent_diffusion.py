@@ -344,6 +344,6 @@ class LatentDiffusion(Sampler):
         z = self.chain.noised(self.encode(x), self.detect_noise, t=self.detect_steps[0])
         condition = torch.zeros_like(z[:, :1]).expand(-1, NUM_FLAGS + self.latent_channels + self.num_classes, -1, -1)
         for t, s in itertools.pairwise([*self.detect_steps, -1]):
-            step = torch.full((len(z),), t, dtype=torch.int64, device=z.device)
+            step = torch.full((z.shape[0],), t, dtype=torch.int64, device=z.device)
             z = self.chain.move(z, self.denoise(z, step, condition), t=t, s=s)
         return (self.decode(z) - x).abs().mean(dim=1)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -96,7 +97,9 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
+    """An image that was read and decoded, or why it could not be."""
+
     item: Item
     sha256: str
     image: NDArray[np.uint8]
@@ -104,8 +107,23 @@ class _Loaded:
     error: ImageError | None
 
 
-_NOTHING: NDArray[np.uint8] = np.zeros((0, 0, 3), dtype=np.uint8)
+NO_IMAGE: NDArray[np.uint8] = np.zeros((0, 0, 3), dtype=np.uint8)
 _NO_MAP: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
+
+
+class Engine(Protocol):
+    """What reads, decodes and infers: gives one `Scored` per image, in their order; arguments as `score_images` has them."""
+
+    def __call__(
+        self,
+        items: Iterable[Item | None],
+        *,
+        scorers: Mapping[str, OnnxScorer],
+        settings: Settings,
+        seconds: dict[str, float],
+    ) -> Iterator[Scored]:
+        """Score images one after the other."""
+        ...
 
 
 def score_images(
@@ -126,17 +144,18 @@ def score_images(
     cv2.setNumThreads(0)  # one image per thread; OpenCV's own threads would fight them
     seconds.setdefault("decode", 0.0)
     seconds.setdefault("infer", 0.0)
+    white = {product: scorer.metadata.white for product, scorer in scorers.items()}
     with ThreadPoolExecutor(settings.num_threads) as pool:
 
-        def begin() -> tuple[list[Future[_Loaded]], bool]:
+        def begin() -> tuple[list[Future[Loaded]], bool]:
             """Begin to load a window; whether a pause ended it."""
-            futures: list[Future[_Loaded]] = []
+            futures: list[Future[Loaded]] = []
             for item in coming:
                 if item is None:
                     if futures:
                         return futures, True
                     continue
-                futures.append(pool.submit(_load, item, scorers=scorers, settings=settings))
+                futures.append(pool.submit(load_item, item, white=white, settings=settings))
                 if len(futures) == settings.window:
                     break
             return futures, False
@@ -148,7 +167,7 @@ def score_images(
                 start = time.perf_counter()
                 loaded = [future.result() for future in waiting]
                 seconds["decode"] += time.perf_counter() - start
-                yield from _score_window(loaded, scorers, settings, seconds)
+                yield from score_window(loaded, scorers=scorers, settings=settings, seconds=seconds)
             except BaseException:
                 for future in following:
                     future.cancel()
@@ -164,27 +183,42 @@ def batches_by_size(shapes: Sequence[Hashable], *, batch_size: int) -> list[list
     return [group[at : at + batch_size] for group in by_shape.values() for at in range(0, len(group), batch_size)]
 
 
-def _load(item: Item, *, scorers: Mapping[str, OnnxScorer], settings: Settings) -> _Loaded:
-    """Read, hash and decode one image; a failure is a value, for the row."""
+def load_item(item: Item, *, white: Mapping[str, int], settings: Settings) -> Loaded:
+    """Read, hash and decode one image; a failure is a value, for the row.
+
+    Args:
+        item: the image.
+        white: product -> the stored value of 16-bit images that its model takes for 255.
+        settings: of the run.
+    """
     sha256, path = "", item.path
     try:
         data = read_item(item, max_pixels=settings.max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
-        if item.product not in scorers:
-            known = ", ".join(sorted(scorers)) or "none"
+        if item.product not in white:
+            known = ", ".join(sorted(white)) or "none"
             raise ImageError("no_model", f"{path}: no model for the product {item.product!r}; --models has {known}")
-        white = scorers[item.product].metadata.white
-        image = decode_image(data, name=path, white=white, max_pixels=settings.max_pixels, frame=settings.frame)
-        return _Loaded(item, sha256, image, image_statistics(image) if settings.measure else None, None)
+        image = decode_image(
+            data, name=path, white=white[item.product], max_pixels=settings.max_pixels, frame=settings.frame
+        )
+        return Loaded(item, sha256, image, image_statistics(image) if settings.measure else None, None)
     except ImageError as error:
-        return _Loaded(item, sha256, _NOTHING, None, error)
+        return Loaded(item, sha256, NO_IMAGE, None, error)
     except Exception as error:  # the quarantine of one image: whatever its bytes provoke, the others go on
-        return _Loaded(item, sha256, _NOTHING, None, ImageError("internal", f"{path}: {type(error).__name__}: {error}"))
+        return Loaded(item, sha256, NO_IMAGE, None, ImageError("internal", f"{path}: {type(error).__name__}: {error}"))
 
 
-def _score_window(
-    loaded: Sequence[_Loaded], scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
+def score_window(
+    loaded: Sequence[Loaded], *, scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
 ) -> Iterator[Scored]:
+    """Score the images of one window in batches of one model and size; gives them in their order.
+
+    Args:
+        loaded: the window.
+        scorers: product -> its model.
+        settings: of the run.
+        seconds: its `infer` grows by the time spent in inference.
+    """
     usable = [n for n, one in enumerate(loaded) if one.error is None]
     results: dict[int, Scores | ImageError] = {}
     kinds = [(loaded[n].item.product, loaded[n].image.shape) for n in usable]
@@ -215,15 +249,15 @@ def _score_window(
             yield _scored(one, outcome, scorer_of, settings)
 
 
-def _failed(one: _Loaded, error: ImageError, model: str, settings: Settings) -> Scored:
+def _failed(one: Loaded, error: ImageError, model: str, settings: Settings) -> Scored:
     row = Row(
         path=one.item.path, sha256=one.sha256, status=error.code, verdict="", score=None, limit=settings.limit,
         p_value=None, width=None, height=None, regions=[], model=model, message=str(error), extra=one.item.extra,
     )  # fmt: skip
-    return Scored(row, one.item, _NOTHING, _NO_MAP, None)
+    return Scored(row, one.item, NO_IMAGE, _NO_MAP, None)
 
 
-def _scored(one: _Loaded, scores: Scores, scorer: OnnxScorer, settings: Settings) -> Scored:
+def _scored(one: Loaded, scores: Scores, scorer: OnnxScorer, settings: Settings) -> Scored:
     score, anomaly_map = float(scores.score), scores.anomaly_map
     height, width = one.image.shape[:2]
     rejected = score > settings.limit

@@ -20,7 +20,7 @@ from anomaly.image import write_png
 from anomaly.progress import progress_bar
 from anomaly.scoring.drift import DriftWatch, read_records, to_record
 from anomaly.scoring.parts import write_parts
-from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
+from anomaly.scoring.pipeline import ONLY, Engine, Scored, Settings
 from anomaly.scoring.run_directory import MAPS, OVERLAYS, RECORDS, RunDirectory, hash_file, read_inputs
 from anomaly.scoring.scorer import OnnxScorer
 from anomaly.scoring.sinks import Format, read_rows
@@ -84,6 +84,7 @@ def score_run(
     folder: Path,
     wanted: Wanted,
     resume: bool,
+    engine: Engine,
 ) -> Summary:
     """Score a source into a run directory, or go on where a run stopped.
 
@@ -96,6 +97,7 @@ def score_run(
         folder: of the run.
         wanted: what it is to hold.
         resume: go on with an unfinished run.
+        engine: what reads, decodes and infers.
 
     Raises:
         UsageError: a folder that is taken, or an unfinished run begun with other options.
@@ -140,7 +142,7 @@ def score_run(
         )
         between = 1 if wanted.watch else max(1, COMMIT_IMAGES // settings.window) * settings.window
         waiting = 0
-        scoring = score_images(items, scorers=scorers, settings=settings, seconds=seconds)
+        scoring = engine(items, scorers=scorers, settings=settings, seconds=seconds)
         for number, scored in enumerate(scoring, start=run.done):
             record = to_record(scored.row.score, scored.statistics)
             run.add(scored.row, record=record, pictures=_draw(scored, number, scorers, folder, wanted))

@@ -14,7 +14,7 @@ from anomaly.calibration import Promise, limit_for
 from anomaly.errors import UsageError
 from anomaly.image_header import Frame
 from anomaly.run_card import RunCard
-from anomaly.scoring.pipeline import ONLY, Settings
+from anomaly.scoring.pipeline import ONLY, Engine, Settings, score_images
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.run import Wanted, score_run
 from anomaly.scoring.scorer import Device, OnnxScorer
@@ -43,6 +43,10 @@ def score(
     maps: bool = False,
     shard: str = "",
     watch: bool = False,
+    engine: Literal["here", "ray"] = "here",
+    ray_address: str = "local",
+    ray_scorers: int = 1,
+    ray_decoders: int = 2,
     max_pixels: int = 100_000_000,
     frame: Frame = "only",
     fail_on_defect: bool = False,
@@ -69,6 +73,10 @@ def score(
         maps: write every map as 16-bit PNG into the run directory's maps/.
         shard: i/n scores every n-th image from the i-th on, for `anomaly merge`.
         watch: score images as they arrive in the folder, each when it is complete, until stopped by Ctrl-C; one an inference.
+        engine: what computes: this process, or a Ray cluster, into a run directory; the rows are the same.
+        ray_address: of the cluster, auto for the one this machine belongs to, local for one that lives as long as the run.
+        ray_scorers: actors that hold the models, on a GPU each where the device is one.
+        ray_decoders: decoding tasks at a time, on a processor each.
         max_pixels: largest width × height that is decoded.
         frame: of files with several frames or pages: `only` makes them error rows, `first` takes the first.
         fail_on_defect: exit with 4 where a verdict is defect.
@@ -88,6 +96,11 @@ def score(
         raise UsageError(
             "--resume, --maps, --shard and --watch belong to a run directory: give --run FOLDER in place of --out"
         )
+    if engine == "ray" and (out or watch):
+        raise UsageError(
+            "--engine ray scores a list into a run directory: give --run FOLDER, without --out and --watch"
+        )
+    through = score_images if engine == "here" else _ray(ray_address, ray_scorers, ray_decoders, overlays_of)
     mapped = {ONLY: model} | read_models(models)
     scorers = {product: OnnxScorer(path, device=device, num_threads=0) for product, path in mapped.items()}
     scorer = scorers[ONLY]
@@ -120,6 +133,7 @@ def score(
             folder=Path(run),
             wanted=wanted,
             resume=resume,
+            engine=through,
         )
     else:
         summary = score_to_tables(
@@ -140,6 +154,14 @@ def score(
     if summary.num_errors:
         return 3
     return 4 if fail_on_defect and summary.num_defect else 0
+
+
+def _ray(address: str, num_scorers: int, num_decoders: int, overlays_of: OverlaysOf) -> Engine:
+    try:
+        from anomaly.scoring.ray_engine import RayEngine
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--engine ray needs {error.name}, which is not here: pip install anomaly[cluster]") from error
+    return RayEngine(address=address, num_scorers=num_scorers, num_decoders=num_decoders, overlays_of=overlays_of)
 
 
 def read_models(file: str) -> dict[str, Path]:

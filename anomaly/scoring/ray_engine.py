@@ -1,0 +1,186 @@
+"""The stages of a scoring run as a Ray Data job: decoders on any node's processors, models in actors, rows in order.
+
+Every row of the data set is a window of the pipeline, so the batches, and with them the scores, are those of a run on one
+machine. The process that asked alone writes: it takes windows in their order and commits them; a node that is lost costs the
+work of its windows, which Ray does again elsewhere, and neither loses nor doubles a row. If that process is lost itself,
+the run goes on with `--resume` as any other. Images are read where they are decoded: every node must reach them by
+the same name (a shared folder, or s3:// and the like).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle  # of our own objects, between processes of one cluster
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import ray
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+from anomaly.errors import AnomalyError, UsageError
+from anomaly.scoring.pipeline import NO_IMAGE, Scored, Settings, load_item, score_window
+from anomaly.scoring.scorer import Device, OnnxScorer
+from anomaly.scoring.sources import Item
+from anomaly.scoring.tables import OverlaysOf, is_drawn
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Scores through a Ray cluster.
+
+    Args:
+        address: of the cluster, `auto` for the one this machine belongs to, or `local` for one that lives as long as the run.
+        num_scorers: actors, each with every model loaded once, on one GPU where the device is one, else on one processor.
+        num_decoders: most decoding tasks at a time, on one processor each.
+        overlays_of: whose pictures are drawn; other images stay where they were decoded.
+
+    Raises:
+        UsageError: a number of scorers or decoders below 1.
+    """
+
+    address: str
+    num_scorers: int
+    num_decoders: int
+    overlays_of: OverlaysOf
+
+    def __post_init__(self) -> None:
+        if min(self.num_scorers, self.num_decoders) < 1:
+            raise UsageError(f"{self.num_scorers} scorers and {self.num_decoders} decoders: at least 1 of each works")
+
+    def __call__(
+        self,
+        items: Iterable[Item | None],
+        *,
+        scorers: Mapping[str, OnnxScorer],
+        settings: Settings,
+        seconds: dict[str, float],
+    ) -> Iterator[Scored]:
+        """Score images as `score_images` does; the list of images, not the images, lies in the cluster's memory.
+
+        Raises:
+            UsageError: no cluster at the address.
+        """
+        seconds |= {"decode": 0.0, "infer": 0.0}
+        windows = [json.dumps([asdict(item) for item in window]) for window in _windows(items, settings.window)]
+        if not windows:
+            return
+        began = self._join()
+        try:
+            yield from self._scored(windows, scorers=scorers, settings=settings, seconds=seconds)
+        finally:
+            if began:
+                ray.shutdown()
+
+    def _join(self) -> bool:
+        """Join the cluster; whether this call did."""
+        if ray.is_initialized():
+            return False
+        try:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a factory's run is told elsewhere
+            address = None if self.address == "local" else self.address
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError) as error:
+            raise UsageError(
+                f"no Ray cluster at {self.address!r} ({error}): start one with `ray start --head`, or take --ray local"
+            ) from error
+        return True
+
+    def _scored(
+        self, windows: list[str], *, scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
+    ) -> Iterator[Scored]:
+        context = DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        on_gpu = next(iter(scorers.values())).device != "cpu"
+        models = {product: (scorer.path.name, scorer.path.read_bytes()) for product, scorer in scorers.items()}
+        white = {product: scorer.metadata.white for product, scorer in scorers.items()}
+        rows = ray.data.from_items(
+            [{"number": number, "items": window} for number, window in enumerate(windows)],
+            override_num_blocks=len(windows),
+        )
+        decoded = rows.map(
+            _decode,
+            fn_kwargs={"white": white, "settings": settings},
+            compute=TaskPoolStrategy(size=self.num_decoders),
+            num_cpus=1,
+        )
+        scored = decoded.map(
+            _Scoring,
+            fn_constructor_kwargs={
+                "models": ray.put(models),
+                "hashes": {product: scorer.sha256 for product, scorer in scorers.items()},
+                "device": {product: scorer.device for product, scorer in scorers.items()},
+                "settings": settings,
+                "overlays_of": self.overlays_of,
+            },
+            compute=ActorPoolStrategy(size=self.num_scorers),
+            num_gpus=1 if on_gpu else 0,
+            num_cpus=0.5 if on_gpu else 1,
+        )
+        for expected, row in enumerate(scored.iter_rows()):
+            if row["number"] != expected:
+                raise AnomalyError(
+                    f"the cluster gave window {row['number']} in place of {expected}: go on with --resume"
+                )
+            for name in ("decode", "infer"):
+                seconds[name] += row[name]
+            yield from pickle.loads(row["scored"])
+
+
+def _windows(items: Iterable[Item | None], length: int) -> Iterator[list[Item]]:
+    coming = (item for item in items if item is not None)
+    while window := list(islice(coming, length)):
+        yield window
+
+
+def _decode(row: dict[str, Any], *, white: Mapping[str, int], settings: Settings) -> dict[str, Any]:
+    """Read and decode the images of a window."""
+    cv2.setNumThreads(0)
+    begin = time.perf_counter()
+    items = [Item(**(values | {"place": tuple(values["place"])})) for values in json.loads(row["items"])]
+    loaded = [load_item(item, white=white, settings=settings) for item in items]
+    return {
+        "number": row["number"],
+        "loaded": pickle.dumps(loaded, protocol=5),
+        "decode": time.perf_counter() - begin,
+    }
+
+
+class _Scoring:
+    """The models of a run in an actor."""
+
+    def __init__(
+        self,
+        *,
+        models: ray.ObjectRef[dict[str, tuple[str, bytes]]],
+        hashes: Mapping[str, str],
+        device: Mapping[str, Device],
+        settings: Settings,
+        overlays_of: OverlaysOf,
+    ) -> None:
+        self.settings, self.overlays_of = settings, overlays_of
+        self.scorers = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for number, (product, (name, data)) in enumerate(ray.get(models).items()):
+                path = Path(folder) / f"{number:02d}_{name}"
+                path.write_bytes(data)
+                self.scorers[product] = OnnxScorer(path, device=device[product], num_threads=1)
+                if self.scorers[product].sha256 != hashes[product]:
+                    raise UsageError(f"{name} was replaced while the run began: start it again in a new folder")
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        seconds = {"infer": 0.0}
+        scored = [
+            one if is_drawn(one, self.overlays_of) else replace(one, image=NO_IMAGE)
+            for one in score_window(
+                pickle.loads(row["loaded"]), scorers=self.scorers, settings=self.settings, seconds=seconds
+            )
+        ]
+        return {"number": row["number"], "scored": pickle.dumps(scored, protocol=5), "decode": row["decode"], **seconds}
