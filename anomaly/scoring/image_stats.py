@@ -23,12 +23,14 @@ def image_statistics(image: NDArray[np.uint8]) -> dict[str, float]:
         image, (max(1, round(image.shape[1] * height / image.shape[0])), height), interpolation=cv2.INTER_AREA
     )
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    spread = small.max(axis=2).astype(np.float32) - small.min(axis=2)
+    red, green, blue = cv2.split(small)
+    spread = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))
+    mean, deviation = cv2.meanStdDev(grey)
     return {
-        "brightness": float(grey.mean()),
-        "contrast": float(grey.std()),
-        "sharpness": float(cv2.Laplacian(grey, cv2.CV_32F).var()),
-        "colour": float(spread.mean()),
+        "brightness": mean.item(),
+        "contrast": deviation.item(),
+        "sharpness": cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1].item() ** 2,
+        "colour": cv2.mean(spread)[0],
     }
 
 
