@@ -26,7 +26,8 @@ from anomaly.overlay import enlarge_map
 from anomaly.scoring.image_stats import image_statistics
 from anomaly.scoring.regions import find_regions
 from anomaly.scoring.rows import Row
-from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
+from anomaly.scoring.scorer import OnnxScorer, Scores
+from anomaly.scoring.session import SESSION_ERRORS
 from anomaly.scoring.sources import Item, read_item
 
 WINDOW_BATCHES = 4
@@ -175,6 +176,7 @@ def _load(item: Item, *, scorers: Mapping[str, OnnxScorer], settings: Settings) 
             raise ImageError("no_model", f"{path}: no model for the product {item.product!r}; --models has {known}")
         white = scorers[item.product].metadata.white
         image = decode_image(data, name=path, white=white, max_pixels=settings.max_pixels, frame=settings.frame)
+        scorers[item.product].check_size(image, name=path)
         return _Loaded(item, sha256, image, image_statistics(image) if settings.measure else None, None)
     except ImageError as error:
         return _Loaded(item, sha256, _NOTHING, None, error)
@@ -188,23 +190,20 @@ def _score_window(
     usable = [n for n, one in enumerate(loaded) if one.error is None]
     results: dict[int, Scores | ImageError] = {}
     kinds = [(loaded[n].item.product, loaded[n].image.shape) for n in usable]
-    for batch in batches_by_size(kinds, batch_size=settings.batch_size):
-        members = [usable[position] for position in batch]
-        scorer = scorers[loaded[members[0]].item.product]
-        start = time.perf_counter()
-        try:
-            scores = scorer.score(np.stack([loaded[n].image for n in members]))
-        except SESSION_ERRORS as error:
-            for n in members:
-                message = f"{loaded[n].item.path}: inference failed ({error}); take a smaller batch or another device"
-                results[n] = ImageError("internal", message)
-        else:
-            for n, score, anomaly_map in zip(members, scores.score, scores.anomaly_map, strict=True):
+    batches = [[usable[at] for at in batch] for batch in batches_by_size(kinds, batch_size=settings.batch_size)]
+    start = time.perf_counter()
+    for members, said in _infer(batches, loaded, scorers):
+        if isinstance(said, Scores):
+            for n, score, anomaly_map in zip(members, said.score, said.anomaly_map, strict=True):
                 results[n] = Scores(score, anomaly_map)
                 if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):  # a nan would pass for good
                     message = f"{loaded[n].item.path}: its score ({score}) or map is not finite; take another device"
                     results[n] = ImageError("internal", message)
-        seconds["infer"] += time.perf_counter() - start
+        else:
+            for n in members:
+                message = f"{loaded[n].item.path}: inference failed ({said}); take a smaller batch or another device"
+                results[n] = ImageError("internal", message)
+    seconds["infer"] += time.perf_counter() - start
     for n, one in enumerate(loaded):
         outcome = one.error or results[n]
         scorer_of = scorers.get(one.item.product)
@@ -213,6 +212,26 @@ def _score_window(
             yield _failed(one, outcome, scorer_of.sha256[:16] if scorer_of else "", settings)
         else:
             yield _scored(one, outcome, scorer_of, settings)
+
+
+def _infer(
+    batches: Sequence[list[int]], loaded: Sequence[_Loaded], scorers: Mapping[str, OnnxScorer]
+) -> Iterator[tuple[list[int], Scores | Exception]]:
+    """Score batches of positions, on a GPU two at a time; in their order, each with its scores or why there are none."""
+
+    def score(members: list[int]) -> tuple[list[int], Scores | Exception]:
+        scorer = scorers[loaded[members[0]].item.product]
+        try:
+            return members, scorer.score(np.stack([loaded[n].image for n in members]))
+        except SESSION_ERRORS as error:
+            return members, error
+
+    lanes = min((scorers[loaded[members[0]].item.product].num_in_flight for members in batches), default=1)
+    if lanes == 1:
+        yield from map(score, batches)
+    else:
+        with ThreadPoolExecutor(lanes) as pool:
+            yield from pool.map(score, batches)
 
 
 def _failed(one: _Loaded, error: ImageError, model: str, settings: Settings) -> Scored:
