@@ -19,7 +19,8 @@ from anomaly.overlay import enlarge_map
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard
 from anomaly.scoring.pipeline import batches_by_size
-from anomaly.scoring.scorer import Device, OnnxScorer, Scorer
+from anomaly.scoring.scorer import OnnxScorer, Scorer
+from anomaly.scoring.session import Device
 
 Resize = Literal["squash", "letterbox"]
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import onnx
 import torch
 
+from anomaly.conversion import check_sizes, read_photographs, write_converted
 from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError
+from anomaly.graph_fixed import fix, parse_fixed
+from anomaly.graph_folding import fold
 from anomaly.onnx_graph import to_onnx
+from anomaly.precision_guard import Bounds, summary
 from anomaly.progress import progress_bar
-from anomaly.run_card import RunCard, commit, versions
+from anomaly.run_card import RunCard, commit, versions, write_json
 from anomaly.run_folder import Description, config_to_travel, load
 from anomaly.sampler_export import SAMPLER_FILE, export_sampler
 from anomaly.samplers.base import Sampler
@@ -23,8 +28,9 @@ from anomaly.scoring.artifact import (
     OUTPUTS,
     Golden,
     Metadata,
+    Precision,
     calibration_tensors,
-    golden_image,
+    golden_batch,
     graph_sha256,
     set_calibration_tensors,
     write_model,
@@ -34,23 +40,41 @@ from anomaly.scoring.scorer import OnnxScorer, score_bytes
 MODEL_FILE = "model.onnx"
 
 
-def export(run: Path, *, out: str = "") -> Path:
+def export(
+    run: Path,
+    *,
+    out: str = "",
+    precision: Precision = "fp32",
+    fixed: str = "",
+    max_auroc_loss: float = 0.003,
+    max_flips: float = 0.02,
+) -> Path:
     """Export what a run folder holds as one `.onnx` file, and check that the file loads and scores its golden image.
 
-    A sampler gives two files: `sampler.onnx`, which draws, and, where it has a form as a detector, the file that scores.
+    A sampler gives two files: `sampler.onnx`, which draws, and, where it has a form as a detector, the file that scores; the
+    options below concern the latter.
 
     Args:
         run: a run folder of `anomaly fit`.
         out: where to write the file that scores; by default `model.onnx` in the run folder. `sampler.onnx` goes beside it.
+        precision: fp32; fp16 for GPUs; int8 for CPUs, as many convolutions as scores bear. The last two are calibrated again
+            through their own file and compared with fp32 on held-out photographs and defects drawn onto them.
+        fixed: N,H,W for a form that takes N images of H×W pixels at a time and no others, without antialiased Resize, for
+            TensorRT and CUDA graphs; by default any number and size.
+        max_auroc_loss: of drawn defects, above which fp16 and int8 are refused; 0.003 are 0.3 points.
+        max_flips: share of verdicts that may change in fp16 and int8.
 
     Returns:
         The file that scores, or that of a sampler that only draws.
 
     Raises:
         ModelError: a run folder that is damaged, or a graph that does not keep the contract.
+        ParityError: fp16 or int8 that loses more than allowed; the file that was there stays.
+        UsageError: a fixed size that the photographs do not have, or a precision that this detector cannot have.
         OutputError: a file that cannot be written.
     """
     card = RunCard("export", config=dict(locals()))
+    size = parse_fixed(fixed) if fixed else None
     detector, description = load(run)
     path = Path(out) if out else run / MODEL_FILE
     if isinstance(detector, Sampler):
@@ -59,16 +83,44 @@ def export(run: Path, *, out: str = "") -> Path:
         if not detector.scores:
             card.write(drawing.with_suffix(".export.run.json"))
             return drawing
+    if size is not None:
+        check_sizes(read_photographs(description.held_out, description), size)
     with progress_bar("export"):
-        model = export_graph(detector)
+        dynamic = export_graph(detector)
+    model = dynamic if size is None else fix(dynamic, size)
     golden = Golden(png=description.golden, score=0.0, map_maximum=0.0)
-    scores = score_bytes(model.SerializeToString(), golden_image(golden)[None])
-    golden = dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map.max()))
-    write_model(path, model, _metadata(detector, description, golden, graph_sha256(model)))
+    scores = score_bytes(model.SerializeToString(), golden_batch(golden, fixed=size or ()))
+    golden = dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map[0].max()))
+    metadata = dataclasses.replace(
+        _metadata(detector, description, golden, graph_sha256(model)), fixed=list(size or ())
+    )
+    if precision == "fp32":
+        write_model(path, model, metadata)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            reference = Path(folder) / MODEL_FILE
+            write_model(reference, model, metadata)
+            certificate = write_converted(
+                reference,
+                dynamic,
+                description=description,
+                precision=precision,
+                learned=learned_tensors(detector),
+                bounds=Bounds(auroc_loss=max_auroc_loss, flips=max_flips),
+                out=path,
+            )
+        write_json(path.with_suffix(".certificate.json"), certificate)
+        card.facts["certificate"] = certificate
+        print(f"{path}: {summary(certificate)}")
     scorer = OnnxScorer(path, device="cpu", num_threads=0)
     card.facts["result"] = {"model": scorer.sha256, "graph": scorer.metadata.sha256}
     card.write(path.with_suffix(".export.run.json"))
     return path
+
+
+def learned_tensors(detector: Detector) -> frozenset[str]:
+    """Names of what was learned, here or before: parameters, not the constant windows of a measure."""
+    return frozenset(name for name, _ in detector.named_parameters())
 
 
 def export_graph(detector: Detector) -> onnx.ModelProto:
@@ -99,6 +151,7 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
         raise ModelError(
             f"the exported graph goes from {found[0]} to {found[1]}, the contract is {[INPUT]} to {OUTPUTS}"
         )
+    fold(model)
     set_calibration_tensors(model, calibrated)
     if calibration_tensors(model) != calibrated:
         raise ModelError(f"the exported graph holds {calibration_tensors(model)} as its calibration, not {calibrated}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,38 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from anomaly.conversion import read_photographs
 from anomaly.errors import ParityError
 from anomaly.export import MODEL_FILE
-from anomaly.image import read_image
+from anomaly.precision_guard import FLIP_MARGIN, Bounds, compare_verdicts, refuse_beyond, summary
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard, hardware, now, versions, write_json
 from anomaly.sampler_export import SAMPLER_FILE, verify_sampler
 from anomaly.samplers.base import Sampler
 from anomaly.scoring.pipeline import batches_by_size
-from anomaly.scoring.scorer import Device, OnnxScorer, Scorer, Scores, relative_difference
+from anomaly.scoring.scorer import OnnxScorer, Scorer, Scores, relative_difference
+from anomaly.scoring.session import Device
 from anomaly.torch_scorer import TorchScorer
 
 TARGET, REFUSE = 1e-4, 1e-3
 """Difference of score and map in calibrated units: what fp32 reaches, and above which the file is refused"""
-FLIP_MARGIN = 1e-3
-"""Verdicts closer to the limit than this do not count as flips"""
 MAX_CALIBRATION_IMAGES = 64
 
 
-def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: int = 4, seed: int = 0) -> dict[str, Any]:
+def verify(
+    run: Path,
+    *,
+    model: str = "",
+    device: Device = "cpu",
+    batch_size: int = 4,
+    seed: int = 0,
+    max_auroc_loss: float = 0.003,
+    max_flips: float = 0.02,
+) -> dict[str, Any]:
     """Compare the trained model and the exported file on calibration images, random and adversarial inputs.
+
+    An fp32 file is held to the tolerance of its scores and maps; an fp16 or int8 one to its verdicts, on held-out photographs
+    and defects drawn onto them.
 
     Args:
         run: the run folder.
@@ -39,6 +51,8 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
         device: that the file runs on; TF32 is off on both sides.
         batch_size: images per inference.
         seed: of the random inputs.
+        max_auroc_loss: of drawn defects, above which fp16 and int8 are refused.
+        max_flips: share of verdicts that may change in fp16 and int8.
 
     Returns:
         The certificate, also written as `<model>.certificate.json`; a sampler's file has its own beside it.
@@ -52,8 +66,7 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     description = trained.description
-    chosen = description.held_out[:MAX_CALIBRATION_IMAGES]
-    images = [read_image(p, white=description.white, max_pixels=description.max_pixels) for p in chosen]
+    images = read_photographs(description.held_out, description)
     if isinstance(trained.detector, Sampler):
         drawing = verify_sampler(
             trained.detector, path.with_name(SAMPLER_FILE), photographs=images, device=device, seed=seed
@@ -61,15 +74,21 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
         if not trained.detector.scores:
             return drawing
     exported = OnnxScorer(path, device=device, num_threads=0)
+    precision, fixed = exported.metadata.precision, exported.metadata.fixed
     inputs = [
         ("calibration", np.stack([images[n] for n in batch]))
-        for batch in batches_by_size([i.shape for i in images], batch_size=batch_size)
+        for batch in batches_by_size([i.shape for i in images[:MAX_CALIBRATION_IMAGES]], batch_size=batch_size)
     ]
-    inputs += list(adversarial_inputs(seed=seed))
+    inputs += list(adversarial_inputs(seed=seed, fixed=fixed))
     certificate = compare(trained, exported, inputs)
+    if precision != "fp32":
+        with progress_bar("compare verdicts") as report:
+            certificate |= compare_verdicts(trained, exported, good=images, seed=seed, report=report)
     certificate |= {
         "model": exported.sha256,
         "detector": description.detector,
+        "precision": precision,
+        "fixed": fixed,
         "provider": exported.provider,
         "versions": versions() | {"onnxruntime_used": onnxruntime.__version__},
         "hardware": hardware(),
@@ -78,6 +97,10 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
     write_json(path.with_suffix(".certificate.json"), certificate)
     card.facts["result"] = {key: certificate[key] for key in ("model", "score", "map", "num_flips")}
     card.write(path.with_suffix(".verify.run.json"))
+    if precision != "fp32":
+        refuse_beyond(certificate, bounds=Bounds(max_auroc_loss, max_flips), name=f"{precision} of {path}")
+        print(f"{path}: {precision}, {summary(certificate)}")
+        return certificate
     worst = max(certificate["score"]["max"], certificate["map"]["max"])
     if not worst <= REFUSE or certificate["num_flips"]:
         raise ParityError(
@@ -89,18 +112,26 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
     return certificate
 
 
-def adversarial_inputs(*, seed: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Inputs that show what photographs hide: noise, extremes, the finest pattern, odd sizes, one pixel."""
+def adversarial_inputs(*, seed: int, fixed: Sequence[int]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Inputs that show what photographs hide: noise, extremes, the finest pattern, odd sizes, one pixel.
+
+    Args:
+        seed: of the noise.
+        fixed: what a fixed model takes, images at a time, height and width; its own size is the only one then.
+    """
     rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:256, :256]
+    _, height, width = fixed or (0, 256, 256)
+    rows, columns = np.mgrid[:height, :width]
     checkerboard = np.repeat((((rows + columns) % 2) * 255).astype(np.uint8)[None, :, :, None], 3, axis=3)
-    yield "random", rng.integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
-    yield "random, odd size", rng.integers(0, 256, (3, 313, 217, 3), dtype=np.uint8)
-    yield "random, long and narrow", rng.integers(0, 256, (1, 33, 701, 3), dtype=np.uint8)
-    yield "all black", np.zeros((1, 256, 256, 3), dtype=np.uint8)
-    yield "all white", np.full((1, 256, 256, 3), 255, dtype=np.uint8)
+    yield "random", rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    if not fixed:
+        yield "random, odd size", rng.integers(0, 256, (3, 313, 217, 3), dtype=np.uint8)
+        yield "random, long and narrow", rng.integers(0, 256, (1, 33, 701, 3), dtype=np.uint8)
+    yield "all black", np.zeros((1, height, width, 3), dtype=np.uint8)
+    yield "all white", np.full((1, height, width, 3), 255, dtype=np.uint8)
     yield "checkerboard of one pixel", checkerboard
-    yield "one pixel", np.full((1, 1, 1, 3), 128, dtype=np.uint8)
+    if not fixed:
+        yield "one pixel", np.full((1, 1, 1, 3), 128, dtype=np.uint8)
 
 
 def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[np.uint8]]]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from anomaly.samplers.base import Sampler
 from anomaly.sampling.file import SamplerMetadata, function_graph, merge
 from anomaly.sampling.onnx_sampler import PREPARE, OnnxSampler, draw_input, golden_of
 from anomaly.scoring.artifact import CONTRACT, graph_sha256, write_model
-from anomaly.scoring.scorer import Device, open_session, relative_difference
+from anomaly.scoring.scorer import relative_difference
+from anomaly.scoring.session import Device, open_session
 
 SAMPLER_FILE = "sampler.onnx"
 TARGET, REFUSE = 1e-4, 1e-3
@@ -99,7 +100,9 @@ def export_sampler(sampler: Sampler, description: Description, path: Path) -> di
     )
     for name in examples:
         data = function_graph(model, metadata, name)
-        session, _ = open_session(data, name=f"the exported {name}", device="cpu", num_threads=0)
+        session, _ = open_session(
+            data, name=f"the exported {name}", device="cpu", num_threads=0, precision="fp32", is_fixed=False
+        )
         metadata.golden[name] = golden_of(session, name)
     write_model(path, model, metadata)
     return {"file": path.name, "graph": metadata.sha256, "functions": list(metadata.functions)}

@@ -31,7 +31,7 @@ from anomaly.sampling.contact_sheet import contact_sheet
 from anomaly.sampling.latent_diffusion import LatentDiffusionProcess
 from anomaly.sampling.onnx_sampler import OnnxSampler
 from anomaly.sampling.process import Options
-from anomaly.scoring.scorer import Device
+from anomaly.scoring.session import Device
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

@@ -49,8 +49,12 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("ground", "data", "metrics", "scoring"),
     ),
     "export": (
-        ("anomaly.export", "anomaly.onnx_graph", "anomaly.parity", "anomaly.sampler_export", "anomaly.torch_scorer"),
-        ("ground", "detectors", "samplers", "sampling", "scoring", "training"),
+        (
+            "anomaly.export", "anomaly.onnx_graph", "anomaly.parity", "anomaly.sampler_export", "anomaly.torch_scorer",
+            "anomaly.conversion", "anomaly.graph_fixed", "anomaly.graph_folding", "anomaly.graph_half", "anomaly.graph_int8",
+            "anomaly.int8_choice", "anomaly.precision_guard",
+        ),
+        ("ground", "data", "metrics", "detectors", "samplers", "sampling", "scoring", "training"),
     ),
     "report": (
         ("anomaly.report", "anomaly.report_charts", "anomaly.report_pictures", "anomaly.report_contents"),

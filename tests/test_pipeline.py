@@ -18,7 +18,8 @@ from anomaly.image import decode_image, write_png
 from anomaly.scoring import pipeline
 from anomaly.scoring.pipeline import ONLY, Scored, Settings, batches_by_size, score_images
 from anomaly.scoring.regions import Region, find_regions
-from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
+from anomaly.scoring.scorer import OnnxScorer, Scores
+from anomaly.scoring.session import SESSION_ERRORS
 from anomaly.scoring.sources import Item
 
 SIZES = [(72, 88), (40, 60), (72, 88), (88, 72), (40, 60), (72, 88), (1, 1), (72, 88), (40, 60)]

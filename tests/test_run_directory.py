@@ -43,7 +43,14 @@ class Fake:
             name: {"mean": 60.0, "deviation": 20.0} for name in ("brightness", "contrast", "sharpness", "colour")
         }
         calibration = SimpleNamespace(scores=list(self.held_out))
-        self.metadata = SimpleNamespace(white=255, resize="squash", calibration=calibration, image_stats=image_stats)
+        self.metadata = SimpleNamespace(
+            white=255,
+            resize="squash",
+            calibration=calibration,
+            image_stats=image_stats,
+            check_size=lambda *_, **__: None,
+        )
+        self.num_in_flight = 1
         self.sha256, self.device, self.seconds = hash_file(model), "cpu", seconds
 
     def score(self, image: NDArray[np.uint8]) -> Scores:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 import anomaly
 from anomaly.errors import ModelError, ProviderError
-from anomaly.scoring import scorer as scorer_module
+from anomaly.scoring import session as session_module
 from anomaly.scoring.processors import has_cuda_device, num_cpus
-from anomaly.scoring.scorer import Device, OnnxScorer, relative_difference, score_bytes
+from anomaly.scoring.scorer import OnnxScorer, relative_difference, score_bytes
+from anomaly.scoring.session import Device
 
 
 def noise(*shape: int) -> NDArray[np.uint8]:
@@ -112,7 +113,7 @@ def test_provider_asked_for_by_name_and_missing_is_an_error(model: Path, device:
 def test_automatic_device_falls_back_where_the_driver_promises_too_much(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scorer_module, "has_cuda_device", lambda: True)
+    monkeypatch.setattr(session_module, "has_cuda_device", lambda: True)
     assert load(model, device="auto").provider == "CPUExecutionProvider"
 
 

@@ -14,7 +14,9 @@ from anomaly.errors import ModelError
 from anomaly.sampling import process_class
 from anomaly.sampling.file import function_graph, read_sampler
 from anomaly.sampling.process import Array, Process
-from anomaly.scoring.scorer import GOLDEN_TOLERANCE, Device, open_session, relative_difference
+from anomaly.scoring.artifact import GOLDEN_TOLERANCE
+from anomaly.scoring.scorer import relative_difference
+from anomaly.scoring.session import Device, open_session
 
 PREPARE = "prepare"
 """The function from raw images (n, H, W, 3) uint8 to x (n, 3, h, w) in [0, 1]"""
@@ -60,7 +62,9 @@ class OnnxSampler:
         if function not in self._sessions:
             name = f"{function} of {self.path}"
             data = function_graph(self._graph, self.metadata, function)
-            session, _ = open_session(data, name=name, device=self._device, num_threads=self._num_threads)
+            session, _ = open_session(
+                data, name=name, device=self._device, num_threads=self._num_threads, precision="fp32", is_fixed=False
+            )
             self._check_golden(function, session)
             self._sessions[function] = session
         return self._sessions[function]

@@ -20,7 +20,7 @@ from anomaly.run_card import RunCard
 from anomaly.sampling.contact_sheet import contact_sheet, to_bytes
 from anomaly.sampling.onnx_sampler import OnnxSampler
 from anomaly.sampling.process import Array, Options, Process, in_batches
-from anomaly.scoring.scorer import Device
+from anomaly.scoring.session import Device
 
 SYNTHETIC = {"Comment": "synthetic image, drawn by a generative model"}
 MODES = ("reconstruct", "interpolate", "inpaint", "attribute")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from anomaly.errors import ModelError, OutputError
+from anomaly.errors import ImageError, ModelError, OutputError
 
 CONTRACT = 1
 """Version of inputs, outputs and metadata; a file of another version is refused"""
@@ -28,6 +29,9 @@ OPSET = 18
 IR_VERSION = 8
 """The lowest that opset 18 allows; ONNX Runtime reads it from 1.14 on"""
 PREFIX = "anomaly."
+Precision = Literal["fp32", "fp16", "int8"]
+GOLDEN_TOLERANCE = 1e-3
+"""Of the golden image where a file stores no other, in calibrated units, `|a - b| / max(1, |a|)`"""
 GOLDEN_SIDE = 96
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")
@@ -56,6 +60,8 @@ class Golden:
     """base64"""
     score: float
     map_maximum: float
+    tolerance: dict[str, float] = field(default_factory=dict)
+    """execution provider -> what the two may differ by there; `GOLDEN_TOLERANCE` for others"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,23 @@ class Metadata:
     sha256: str
     """of the graph's bytes without metadata"""
     golden: Golden
+    precision: Precision = "fp32"
+    fixed: list[int] = field(default_factory=list)
+    """images at a time, height and width of a graph that takes no others; empty for any"""
+
+    def check_size(self, image: NDArray[np.uint8], *, name: str) -> None:
+        """Refuse images (..., H, W, 3) that a fixed model does not take.
+
+        Raises:
+            ImageError: their size is another; `unsupported_pixels`.
+        """
+        if self.fixed and image.shape[-3:-1] != tuple(self.fixed[1:]):
+            _, height, width = self.fixed
+            raise ImageError(
+                "unsupported_pixels",
+                f"{name}: {image.shape[-2]}×{image.shape[-3]} pixels, and this model is fixed to {width}×{height}:"
+                " give images of that size, or export the model without --fixed",
+            )
 
 
 def golden_png(image: NDArray[np.uint8]) -> str:
@@ -110,6 +133,20 @@ def golden_image(golden: Golden) -> NDArray[np.uint8]:
     if stored is None:
         raise ModelError("the golden image in the model's metadata is damaged: export the model again")
     return np.ascontiguousarray(stored[..., ::-1]).astype(np.uint8, copy=False)
+
+
+def golden_batch(golden: Golden, *, fixed: Sequence[int]) -> NDArray[np.uint8]:
+    """Give the golden image as a graph takes it, (n, H, W, 3): a fixed graph's is enlarged by nearest neighbour and repeated.
+
+    Raises:
+        ModelError: it cannot be decoded.
+    """
+    image = golden_image(golden)
+    if not fixed:
+        return image[None]
+    num, height, width = fixed
+    enlarged = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
+    return np.repeat(np.asarray(enlarged, dtype=np.uint8)[None], num, axis=0)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -158,7 +195,10 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
             )
         values["calibration"] = CalibrationRecord(**values["calibration"])
         values["golden"] = Golden(**values["golden"])
-        metadata = Metadata(**{field.name: values[field.name] for field in fields(Metadata)})
+        optional = {one.name for one in fields(Metadata) if (one.default, one.default_factory) != (MISSING, MISSING)}
+        # what an older file lacks has its default
+        chosen = [one.name for one in fields(Metadata) if one.name in values or one.name not in optional]
+        metadata = Metadata(**{name: values[name] for name in chosen})
     except (KeyError, TypeError) as error:
         raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
     check_graph(model, metadata.sha256, name=name)

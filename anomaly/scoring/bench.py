@@ -17,7 +17,8 @@ from anomaly.errors import UsageError
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard
 from anomaly.scoring.artifact import golden_image
-from anomaly.scoring.scorer import SESSION_ERRORS, Device, OnnxScorer
+from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.session import SESSION_ERRORS, Device
 
 NUM_LEAST = 5
 """Runs of every batch size at least, after the first one, which warms up"""
@@ -38,7 +39,7 @@ def bench(
 
     Args:
         model: the .onnx file.
-        height: of the raw images in pixels.
+        height: of the raw images in pixels; a fixed model is timed at its own size.
         width: of the raw images in pixels.
         batch_sizes: images per inference, each timed.
         seconds: of timing for every batch size; at least five runs are made.
@@ -59,6 +60,8 @@ def bench(
         raise UsageError(f"{width}×{height} pixels in batches of {batch_sizes} for {seconds} s: give numbers above 0")
     with card.timed("load"):
         scorer = OnnxScorer(model, device=device, num_threads=num_threads)
+    if scorer.metadata.fixed:
+        _, height, width = scorer.metadata.fixed
     golden = golden_image(scorer.metadata.golden)
     image = np.asarray(cv2.resize(golden, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
     lines: dict[int, dict[str, float]] = {}
@@ -76,10 +79,15 @@ def bench(
     card.facts["result"] = {
         "model": scorer.sha256,
         "provider": scorer.provider,
+        "precision": scorer.metadata.precision,
         "batches": {str(batch): line for batch, line in lines.items()},
         "best_batch": best,
     }
-    _print(lines, best=best, title=f"{model.name} on {scorer.provider}, {width}×{height} pixels")
+    _print(
+        lines,
+        best=best,
+        title=f"{model.name} ({scorer.metadata.precision}) on {scorer.provider}, {width}×{height} pixels",
+    )
     if out:
         card.write(Path(out))
     result: dict[str, Any] = card.facts["result"]

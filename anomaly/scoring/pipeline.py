@@ -24,10 +24,12 @@ from anomaly.errors import ImageError, UsageError
 from anomaly.image import decode_image
 from anomaly.image_header import Frame
 from anomaly.overlay import enlarge_map
+from anomaly.scoring.artifact import Metadata
 from anomaly.scoring.image_stats import image_statistics
 from anomaly.scoring.regions import find_regions
 from anomaly.scoring.rows import Row
-from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
+from anomaly.scoring.scorer import OnnxScorer, Scores
+from anomaly.scoring.session import SESSION_ERRORS
 from anomaly.scoring.sources import Item, read_item
 
 WINDOW_BATCHES = 4
@@ -144,7 +146,7 @@ def score_images(
     cv2.setNumThreads(0)  # one image per thread; OpenCV's own threads would fight them
     seconds.setdefault("decode", 0.0)
     seconds.setdefault("infer", 0.0)
-    white = {product: scorer.metadata.white for product, scorer in scorers.items()}
+    models = {product: scorer.metadata for product, scorer in scorers.items()}
     with ThreadPoolExecutor(settings.num_threads) as pool:
 
         def begin() -> tuple[list[Future[Loaded]], bool]:
@@ -155,7 +157,7 @@ def score_images(
                     if futures:
                         return futures, True
                     continue
-                futures.append(pool.submit(load_item, item, white=white, settings=settings))
+                futures.append(pool.submit(load_item, item, models=models, settings=settings))
                 if len(futures) == settings.window:
                     break
             return futures, False
@@ -183,24 +185,24 @@ def batches_by_size(shapes: Sequence[Hashable], *, batch_size: int) -> list[list
     return [group[at : at + batch_size] for group in by_shape.values() for at in range(0, len(group), batch_size)]
 
 
-def load_item(item: Item, *, white: Mapping[str, int], settings: Settings) -> Loaded:
+def load_item(item: Item, *, models: Mapping[str, Metadata], settings: Settings) -> Loaded:
     """Read, hash and decode one image; a failure is a value, for the row.
 
     Args:
         item: the image.
-        white: product -> the stored value of 16-bit images that its model takes for 255.
+        models: product -> what its model takes.
         settings: of the run.
     """
     sha256, path = "", item.path
     try:
         data = read_item(item, max_pixels=settings.max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
-        if item.product not in white:
-            known = ", ".join(sorted(white)) or "none"
+        if item.product not in models:
+            known = ", ".join(sorted(models)) or "none"
             raise ImageError("no_model", f"{path}: no model for the product {item.product!r}; --models has {known}")
-        image = decode_image(
-            data, name=path, white=white[item.product], max_pixels=settings.max_pixels, frame=settings.frame
-        )
+        model = models[item.product]
+        image = decode_image(data, name=path, white=model.white, max_pixels=settings.max_pixels, frame=settings.frame)
+        model.check_size(image, name=path)
         return Loaded(item, sha256, image, image_statistics(image) if settings.measure else None, None)
     except ImageError as error:
         return Loaded(item, sha256, NO_IMAGE, None, error)
@@ -222,23 +224,20 @@ def score_window(
     usable = [n for n, one in enumerate(loaded) if one.error is None]
     results: dict[int, Scores | ImageError] = {}
     kinds = [(loaded[n].item.product, loaded[n].image.shape) for n in usable]
-    for batch in batches_by_size(kinds, batch_size=settings.batch_size):
-        members = [usable[position] for position in batch]
-        scorer = scorers[loaded[members[0]].item.product]
-        start = time.perf_counter()
-        try:
-            scores = scorer.score(np.stack([loaded[n].image for n in members]))
-        except SESSION_ERRORS as error:
-            for n in members:
-                message = f"{loaded[n].item.path}: inference failed ({error}); take a smaller batch or another device"
-                results[n] = ImageError("internal", message)
-        else:
-            for n, score, anomaly_map in zip(members, scores.score, scores.anomaly_map, strict=True):
+    batches = [[usable[at] for at in batch] for batch in batches_by_size(kinds, batch_size=settings.batch_size)]
+    start = time.perf_counter()
+    for members, said in _infer(batches, loaded, scorers):
+        if isinstance(said, Scores):
+            for n, score, anomaly_map in zip(members, said.score, said.anomaly_map, strict=True):
                 results[n] = Scores(score, anomaly_map)
                 if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):  # a nan would pass for good
                     message = f"{loaded[n].item.path}: its score ({score}) or map is not finite; take another device"
                     results[n] = ImageError("internal", message)
-        seconds["infer"] += time.perf_counter() - start
+        else:
+            for n in members:
+                message = f"{loaded[n].item.path}: inference failed ({said}); take a smaller batch or another device"
+                results[n] = ImageError("internal", message)
+    seconds["infer"] += time.perf_counter() - start
     for n, one in enumerate(loaded):
         outcome = one.error or results[n]
         scorer_of = scorers.get(one.item.product)
@@ -247,6 +246,26 @@ def score_window(
             yield _failed(one, outcome, scorer_of.sha256[:16] if scorer_of else "", settings)
         else:
             yield _scored(one, outcome, scorer_of, settings)
+
+
+def _infer(
+    batches: Sequence[list[int]], loaded: Sequence[Loaded], scorers: Mapping[str, OnnxScorer]
+) -> Iterator[tuple[list[int], Scores | Exception]]:
+    """Score batches of positions, on a GPU two at a time; in their order, each with its scores or why there are none."""
+
+    def score(members: list[int]) -> tuple[list[int], Scores | Exception]:
+        scorer = scorers[loaded[members[0]].item.product]
+        try:
+            return members, scorer.score(np.stack([loaded[n].image for n in members]))
+        except SESSION_ERRORS as error:
+            return members, error
+
+    lanes = min((scorers[loaded[members[0]].item.product].num_in_flight for members in batches), default=1)
+    if lanes == 1:
+        yield from map(score, batches)
+    else:
+        with ThreadPoolExecutor(lanes) as pool:
+            yield from pool.map(score, batches)
 
 
 def _failed(one: Loaded, error: ImageError, model: str, settings: Settings) -> Scored:

@@ -25,8 +25,10 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from anomaly.errors import AnomalyError, UsageError
+from anomaly.scoring.artifact import Metadata
 from anomaly.scoring.pipeline import NO_IMAGE, Scored, Settings, load_item, score_window
-from anomaly.scoring.scorer import Device, OnnxScorer
+from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.session import Device
 from anomaly.scoring.sources import Item
 from anomaly.scoring.tables import OverlaysOf, is_drawn
 
@@ -99,22 +101,22 @@ class RayEngine:
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         on_gpu = next(iter(scorers.values())).device != "cpu"
-        models = {product: (scorer.path.name, scorer.path.read_bytes()) for product, scorer in scorers.items()}
-        white = {product: scorer.metadata.white for product, scorer in scorers.items()}
+        files = {product: (scorer.path.name, scorer.path.read_bytes()) for product, scorer in scorers.items()}
+        models = {product: scorer.metadata for product, scorer in scorers.items()}
         rows = ray.data.from_items(
             [{"number": number, "items": window} for number, window in enumerate(windows)],
             override_num_blocks=len(windows),
         )
         decoded = rows.map(
             _decode,
-            fn_kwargs={"white": white, "settings": settings},
+            fn_kwargs={"models": models, "settings": settings},
             compute=TaskPoolStrategy(size=self.num_decoders),
             num_cpus=1,
         )
         scored = decoded.map(
             _Scoring,
             fn_constructor_kwargs={
-                "models": ray.put(models),
+                "files": ray.put(files),
                 "hashes": {product: scorer.sha256 for product, scorer in scorers.items()},
                 "device": {product: scorer.device for product, scorer in scorers.items()},
                 "settings": settings,
@@ -140,12 +142,12 @@ def _windows(items: Iterable[Item | None], length: int) -> Iterator[list[Item]]:
         yield window
 
 
-def _decode(row: dict[str, Any], *, white: Mapping[str, int], settings: Settings) -> dict[str, Any]:
+def _decode(row: dict[str, Any], *, models: Mapping[str, Metadata], settings: Settings) -> dict[str, Any]:
     """Read and decode the images of a window."""
     cv2.setNumThreads(0)
     begin = time.perf_counter()
     items = [Item(**(values | {"place": tuple(values["place"])})) for values in json.loads(row["items"])]
-    loaded = [load_item(item, white=white, settings=settings) for item in items]
+    loaded = [load_item(item, models=models, settings=settings) for item in items]
     return {
         "number": row["number"],
         "loaded": pickle.dumps(loaded, protocol=5),
@@ -159,7 +161,7 @@ class _Scoring:
     def __init__(
         self,
         *,
-        models: ray.ObjectRef[dict[str, tuple[str, bytes]]],
+        files: ray.ObjectRef[dict[str, tuple[str, bytes]]],
         hashes: Mapping[str, str],
         device: Mapping[str, Device],
         settings: Settings,
@@ -168,7 +170,7 @@ class _Scoring:
         self.settings, self.overlays_of = settings, overlays_of
         self.scorers = {}
         with tempfile.TemporaryDirectory() as folder:
-            for number, (product, (name, data)) in enumerate(ray.get(models).items()):
+            for number, (product, (name, data)) in enumerate(ray.get(files).items()):
                 path = Path(folder) / f"{number:02d}_{name}"
                 path.write_bytes(data)
                 self.scorers[product] = OnnxScorer(path, device=device[product], num_threads=1)

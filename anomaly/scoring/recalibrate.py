@@ -18,9 +18,8 @@ from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard, now, versions, write_json
 from anomaly.scoring.artifact import (
     CalibrationRecord,
-    Golden,
     calibration_tensors,
-    golden_image,
+    golden_batch,
     golden_png,
     graph_sha256,
     load_graph,
@@ -30,7 +29,8 @@ from anomaly.scoring.artifact import (
 from anomaly.scoring.image_stats import image_statistics, summarise
 from anomaly.scoring.pipeline import ONLY, Settings, score_images
 from anomaly.scoring.processors import num_cpus
-from anomaly.scoring.scorer import Device, OnnxScorer, relative_difference, score_bytes
+from anomaly.scoring.scorer import OnnxScorer, relative_difference, score_bytes
+from anomaly.scoring.session import Device
 from anomaly.scoring.sources import Item
 
 REFUSE = 1e-3
@@ -69,11 +69,66 @@ def calibrate(
     """
     card = RunCard("calibrate", config=dict(locals()))
     path = Path(out) if out else model
-    scorer = OnnxScorer(model, device=device, num_threads=0)
-    metadata = scorer.metadata
     paths = list_images(good)
     alpha = resolve_alpha(alpha, num_images=len(paths), promise=promise)
+    certificate = recalibrate(
+        model,
+        paths,
+        out=path,
+        source=Path(good).name or good,  # the file travels: no path of this machine in it
+        num_groups=len(paths),
+        excluded=[],
+        alpha=alpha,
+        promise=promise,
+        device=device,
+        max_pixels=max_pixels,
+    )
+    write_json(path.with_suffix(".certificate.json"), certificate)
+    card.facts["result"] = certificate
+    card.write(path.with_suffix(".calibrate.run.json"))
+    print(
+        f"{path}: {len(paths)} good images, alpha {alpha:.4g} ({promise}); expected false-alarm rate"
+        f" {certificate['expected_rate']:.2%}, at most {certificate['rate_bound']:.2%} with 95 % confidence"
+    )
+    return path
+
+
+def recalibrate(
+    model: Path,
+    paths: Sequence[str],
+    *,
+    out: Path,
+    source: str,
+    num_groups: int,
+    excluded: list[str],
+    alpha: float,
+    promise: Promise,
+    device: Device,
+    max_pixels: int,
+) -> dict[str, Any]:
+    """Fit zero and unit on good images scored through the very file, and write it with all that follows from them.
+
+    Args:
+        model: the .onnx file.
+        paths: good photographs that the model was not trained on.
+        out: the file to write; until it is certified what was there stays.
+        source: name of the photographs' origin, for the metadata.
+        num_groups: parts or lots among them.
+        excluded: names of photographs that were left out.
+        alpha: share of good parts that may be rejected.
+        promise: what alpha bounds.
+        device: to score on.
+        max_pixels: largest width × height that is decoded.
+
+    Returns:
+        The certificate: what the promise is, and how far the file is from the arithmetic.
+
+    Raises:
+        DataError, CalibrationError, ParityError: as `calibrate`.
+    """
     promised = guarantee(len(paths), alpha=alpha, promise=promise)  # refuse before scoring, not after
+    scorer = OnnxScorer(model, device=device, num_threads=0)
+    metadata = scorer.metadata
     scores, peaks, statistics = _score_good(paths, scorer, max_pixels=max_pixels)
     graph = load_graph(model)
     old = calibration_tensors(graph)
@@ -87,26 +142,27 @@ def calibrate(
     expected_scores = _rescale(scores, old["zero_score"], old["unit_score"], scale["score"])
     expected_peaks = _rescale(peaks, old["zero_map"], old["unit_map"], scale["map"])
     typical = paths[int(np.argsort(expected_scores)[len(paths) // 2])]
-    golden = Golden(golden_png(read_image(typical, white=metadata.white, max_pixels=max_pixels)), 0.0, 0.0)
-    said = score_bytes(graph.SerializeToString(), golden_image(golden)[None])
+    photograph = read_image(typical, white=metadata.white, max_pixels=max_pixels)
+    golden = dataclasses.replace(metadata.golden, png=golden_png(photograph))
+    said = score_bytes(graph.SerializeToString(), golden_batch(golden, fixed=metadata.fixed))
     metadata = dataclasses.replace(
         metadata,
         alpha=alpha,
         promise=promise,
         calibration=CalibrationRecord(
             num_images=len(paths),
-            num_groups=len(paths),
+            num_groups=num_groups,
             scores=[float(s) for s in np.sort(expected_scores)],
             date=now(),
-            source=Path(good).name or good,  # the file travels: no path of this machine in it
-            excluded=[],
+            source=source,
+            excluded=excluded,
         ),
         image_stats=summarise(statistics),
         versions=versions(),
         sha256=graph_sha256(graph),
-        golden=dataclasses.replace(golden, score=float(said.score[0]), map_maximum=float(said.anomaly_map.max())),
+        golden=dataclasses.replace(golden, score=float(said.score[0]), map_maximum=float(said.anomaly_map[0].max())),
     )
-    candidate = path.with_name(path.name + ".candidate")  # the old file stays until the new one is certified
+    candidate = out.with_name(out.name + ".candidate")  # the old file stays until the new one is certified
     write_model(candidate, graph, metadata)
     try:
         rewritten = OnnxScorer(candidate, device=device, num_threads=0)
@@ -133,17 +189,10 @@ def calibrate(
                 f"the rewritten file differs from the arithmetic by {worst:.2g}, above {REFUSE:g}, and is not kept:"
                 " calibrate on another device"
             )
-        candidate.replace(path)
+        candidate.replace(out)
     finally:
         candidate.unlink(missing_ok=True)
-    write_json(path.with_suffix(".certificate.json"), certificate)
-    card.facts["result"] = certificate
-    card.write(path.with_suffix(".calibrate.run.json"))
-    print(
-        f"{path}: {len(paths)} good images, alpha {alpha:.4g} ({promise}); expected false-alarm rate"
-        f" {promised.expected_rate:.2%}, at most {promised.rate_bound:.2%} with 95 % confidence"
-    )
-    return path
+    return certificate
 
 
 def _score_good(

@@ -21,7 +21,8 @@ from anomaly.scoring.pipeline import ONLY, Settings, score_images
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.rows import row_values
 from anomaly.scoring.run_directory import MODELS, check_manifest, hash_file, read_inputs, read_ledger
-from anomaly.scoring.scorer import Device, OnnxScorer
+from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.session import Device
 from anomaly.scoring.sinks import Values, read_rows
 from anomaly.scoring.sources import MEMBER, SCHEME, Item
 

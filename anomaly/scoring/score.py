@@ -17,7 +17,8 @@ from anomaly.run_card import RunCard
 from anomaly.scoring.pipeline import ONLY, Engine, Settings, score_images
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.run import Wanted, score_run
-from anomaly.scoring.scorer import Device, OnnxScorer
+from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.session import Device
 from anomaly.scoring.sinks import Format
 from anomaly.scoring.sources import open_source, source_of
 from anomaly.scoring.tables import OverlaysOf, score_to_tables

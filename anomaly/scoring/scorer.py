@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from anomaly.errors import ModelError, ProviderError
+from anomaly.errors import ModelError
 from anomaly.scoring.artifact import (
+    GOLDEN_TOLERANCE,
     INPUT,
     OUTPUTS,
     Golden,
     Metadata,
-    golden_image,
+    golden_batch,
     load_graph,
     read_metadata,
 )
-from anomaly.scoring.processors import has_cuda_device, num_cpus
-
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
-GOLDEN_TOLERANCE = 1e-3
-"""In calibrated units, `|a - b| / max(1, |a|)`"""
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-_OPTIONS = {"cuda": {"use_tf32": "0"}}
-"""TF32 keeps 10 bits of each factor: scores would leave the certificate's tolerance"""
-SESSION_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    ort_errors.EPFail,
-)
+from anomaly.scoring.buffers import BufferPool
+from anomaly.scoring.session import Device, open_session
 
 
 class Scores(NamedTuple):
@@ -77,6 +62,7 @@ class OnnxScorer:
     Raises:
         ModelError: a corrupt or foreign file, another contract, or a golden image that scores differently.
         ProviderError: the device is not to be had.
+        OutputError: the folder of TensorRT's engines cannot be made.
     """
 
     def __init__(self, path: Path, *, device: Device, num_threads: int) -> None:
@@ -85,7 +71,22 @@ class OnnxScorer:
         self.path = path
         data = path.read_bytes()
         self.sha256 = hashlib.sha256(data).hexdigest()
-        self.session, self.device = open_session(data, name=str(path), device=device, num_threads=num_threads)
+        fixed = self.metadata.fixed
+        self.session, self.device = open_session(
+            data,
+            name=str(path),
+            device=device,
+            num_threads=num_threads,
+            precision=self.metadata.precision,
+            is_fixed=bool(fixed),
+        )
+        self.num_in_flight = 2 if self.device == "cuda" and not fixed else 1
+        """Batches that may be scored at a time: while one is computed the next is copied. A CUDA graph allows one"""
+        # on a GPU whatever can be is bound beforehand; where the map's size follows from the image's nothing can
+        known = all(isinstance(length, int) for output in self.session.get_outputs() for length in output.shape[1:])
+        self._run: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]] = self._plainly
+        if known and self.device != "cpu":
+            self._run = BufferPool(self.session, device="cuda", num=self.num_in_flight).run
         self.held_out = np.asarray(self.metadata.calibration.scores)
         """calibrated scores of the held-out good images, ascending"""
         self._check_golden(self.metadata.golden)
@@ -96,80 +97,48 @@ class OnnxScorer:
         return str(self.session.get_providers()[0])
 
     def score(self, image: NDArray[np.uint8]) -> Scores:
-        """Score images (n, H, W, 3) uint8 RGB of one size, n and size free."""
-        score, anomaly_map = self.session.run(list(OUTPUTS), {INPUT: image})
-        return Scores(score, anomaly_map)
+        """Score images (n, H, W, 3) uint8 RGB of one size, n and size free.
+
+        A fixed model takes its own size only; what is not a multiple of its number of images is filled up.
+
+        Raises:
+            ImageError: a fixed model and images of another size.
+        """
+        if not self.metadata.fixed:
+            return Scores(*self._run(image))
+        num, *_ = self.metadata.fixed
+        self.metadata.check_size(image, name=f"{len(image)} images")
+        parts = []
+        for at in range(0, len(image), num):
+            part = image[at : at + num]
+            filled = np.concatenate((part, np.repeat(part[-1:], num - len(part), axis=0)))
+            said = Scores(*self._run(filled))
+            parts.append(Scores(said.score[: len(part)], said.anomaly_map[: len(part)]))
+        return Scores(*(np.concatenate(both) for both in zip(*parts, strict=True)))
+
+    def _plainly(self, image: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        said: Sequence[NDArray[np.float32]] = self.session.run(list(OUTPUTS), {INPUT: image})
+        return said
 
     def _check_golden(self, golden: Golden) -> None:
-        scores = self.score(golden_image(golden)[None])
+        scores = self.score(golden_batch(golden, fixed=self.metadata.fixed))
+        tolerance = golden.tolerance.get(self.provider, GOLDEN_TOLERANCE)
         for name, stored, value in (
             ("score", golden.score, float(scores.score[0])),
-            ("map's maximum", golden.map_maximum, float(scores.anomaly_map.max())),
+            ("map's maximum", golden.map_maximum, float(scores.anomaly_map[0].max())),
         ):
             difference = float(relative_difference(np.array(stored), np.array(value)))
-            if not difference <= GOLDEN_TOLERANCE:
+            if not difference <= tolerance:
                 raise ModelError(
                     f"{self.path} does not score its golden image as it did at export on {self.provider}: {name} is"
-                    f" {value:.6g}, was {stored:.6g}. This runtime computes something else: use another provider or"
-                    " version, or calibrate and certify the model for this one"
+                    f" {value:.6g}, was {stored:.6g}, more than {tolerance:.2g} apart. This runtime computes something"
+                    " else: use another provider or version, or calibrate and certify the model for this one"
                 )
 
 
 def score_bytes(model: bytes, image: NDArray[np.uint8]) -> Scores:
     """Score images (n, H, W, 3) on the CPU through the bytes of a graph that is not yet a certified file."""
-    session, _ = open_session(model, name="the exported graph", device="cpu", num_threads=0)
+    session, _ = open_session(
+        model, name="the exported graph", device="cpu", num_threads=0, precision="fp32", is_fixed=False
+    )
     return Scores(*session.run(list(OUTPUTS), {INPUT: image}))
-
-
-def open_session(model: bytes, *, name: str, device: Device, num_threads: int) -> tuple[ort.InferenceSession, str]:
-    """Open a session on a graph's bytes, on the device asked for or not at all.
-
-    Args:
-        model: the serialised graph.
-        name: of its file, for messages.
-        device: as `OnnxScorer` has it.
-        num_threads: of one inference on the CPU; 0 takes all this process may use.
-
-    Returns:
-        The session, and the device that it runs on.
-
-    Raises:
-        ModelError: a graph that this runtime cannot load.
-        ProviderError: the device is not to be had.
-    """
-    if device not in ("auto", *PROVIDERS):
-        raise ProviderError(f"no device {device!r}: choose auto, cpu, cuda or tensorrt")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads or num_cpus()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # decode threads want the cores
-    options.log_severity_level = 3
-    available = ort.get_available_providers()
-    ort.set_default_logger_severity(4)  # what goes wrong is raised below, in words
-    wanted: list[str] = [device] if device != "auto" else ["cpu"]
-    if device == "auto" and PROVIDERS["cuda"] in available and has_cuda_device():
-        wanted = ["cuda", "cpu"]
-    for choice in wanted:
-        provider = PROVIDERS[choice]
-        if provider not in available:
-            raise ProviderError(
-                f"{choice} asked for, but this ONNX Runtime has no {provider} (it has {', '.join(available)}):"
-                " install anomaly[serve-gpu] or the vendor's wheel, or take --device cpu"
-            )
-        if choice != "cpu" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
-        fallback = [] if choice == "cpu" else [PROVIDERS["cpu"]]
-        try:
-            session = ort.InferenceSession(model, options, providers=[(provider, _OPTIONS.get(choice, {})), *fallback])
-        except SESSION_ERRORS as error:
-            if choice != wanted[-1]:
-                continue
-            raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name} on {choice}: {error}") from error
-        # a provider that lacks its driver is dropped silently: look at what the session really uses
-        if session.get_providers()[0] == provider:
-            return session, choice
-        if device != "auto":
-            raise ProviderError(
-                f"{choice} asked for, but the session runs on {session.get_providers()[0]}: no device, driver or"
-                f" libraries for {provider} here; repair them or take --device cpu"
-            )
-    raise ProviderError(f"no usable provider among {', '.join(available)}: install anomaly[serve-cpu]")
