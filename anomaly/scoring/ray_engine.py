@@ -15,7 +15,7 @@ import pickle  # of our own objects, between processes of one cluster
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class RayEngine:
             UsageError: no cluster at the address.
         """
         seconds |= {"decode": 0.0, "infer": 0.0}
-        windows = [json.dumps([asdict(item) for item in window]) for window in _windows(items, settings.window)]
+        windows = [json.dumps([vars(item) for item in window]) for window in _windows(items, settings.window)]
         if not windows:
             return
         began = self._join()

@@ -101,7 +101,7 @@ def _single(value: float | None) -> float | None:
 
 def row_values(row: Row) -> dict[str, Any]:
     """Give a row as plain values, in the order of its columns, those passed through last."""
-    values: dict[str, Any] = asdict(row)
+    values: dict[str, Any] = vars(row) | {"regions": [asdict(region) for region in row.regions]}
     extra: dict[str, Any] = values.pop("extra")
     for name in ("path", "message"):  # names of files need not be text
         values[name] = values[name].encode("utf-8", "backslashreplace").decode("utf-8")

@@ -22,7 +22,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -162,7 +161,7 @@ class RunDirectory:
         try:
             with partial.open("w", encoding="ascii") as file:
                 for item in source.items:
-                    file.write(json.dumps(asdict(item)) + "\n")
+                    file.write(json.dumps(vars(item)) + "\n")
                     num += 1
                 file.flush()
                 os.fsync(file.fileno())
@@ -187,7 +186,7 @@ class RunDirectory:
                 self._growing = path.open("r+b")
                 self._growing.truncate(_whole_lines(path))
                 self._growing.seek(0, os.SEEK_END)
-            self._growing.write((json.dumps(asdict(item)) + "\n").encode("ascii"))
+            self._growing.write((json.dumps(vars(item)) + "\n").encode("ascii"))
             self._growing.flush()
             os.fsync(self._growing.fileno())
         except OSError as error:
