@@ -124,11 +124,16 @@ def learned_tensors(detector: Detector) -> frozenset[str]:
 
 
 def export_graph(detector: Detector) -> onnx.ModelProto:
-    """Export `detector.forward` as a graph from raw uint8 images of any number and size.
+    """Export `detector.forward` as a graph from raw uint8 images of any number and size, without dead work.
 
     Raises:
         ModelError: a graph whose inputs, outputs or calibration tensors are not those of the contract.
     """
+    return fold(trace_graph(detector))
+
+
+def trace_graph(detector: Detector) -> onnx.ModelProto:
+    """Export `detector.forward` operation by operation, as it was written; errors as `export_graph` has them."""
     detector = copy.deepcopy(detector).eval().cpu()
     calibrated = {key: float(value) for key, value in detector.calibration.state_dict().items()}
     # four different values that are neither 0 nor 1: the exporter merges equal tensors and drops neutral operations
@@ -151,7 +156,6 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
         raise ModelError(
             f"the exported graph goes from {found[0]} to {found[1]}, the contract is {[INPUT]} to {OUTPUTS}"
         )
-    fold(model)
     set_calibration_tensors(model, calibrated)
     if calibration_tensors(model) != calibrated:
         raise ModelError(f"the exported graph holds {calibration_tensors(model)} as its calibration, not {calibrated}")
