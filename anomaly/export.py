@@ -24,6 +24,7 @@ from anomaly.sampler_export import SAMPLER_FILE, export_sampler
 from anomaly.samplers.base import Sampler
 from anomaly.scoring.artifact import (
     CONTRACT,
+    GOLDEN_TOLERANCE,
     INPUT,
     OUTPUTS,
     Golden,
@@ -36,6 +37,7 @@ from anomaly.scoring.artifact import (
     write_model,
 )
 from anomaly.scoring.scorer import OnnxScorer, score_bytes
+from anomaly.scoring.session import PROVIDERS
 
 MODEL_FILE = "model.onnx"
 
@@ -88,7 +90,8 @@ def export(
     with progress_bar("export"):
         dynamic = export_graph(detector)
     model = dynamic if size is None else fix(dynamic, size)
-    golden = Golden(png=description.golden, score=0.0, map_maximum=0.0)
+    tolerance = dict.fromkeys(PROVIDERS.values(), GOLDEN_TOLERANCE)
+    golden = Golden(png=description.golden, score=0.0, map_maximum=0.0, tolerance=tolerance)
     scores = score_bytes(model.SerializeToString(), golden_batch(golden, fixed=size or ()))
     golden = dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map[0].max()))
     metadata = dataclasses.replace(

@@ -22,9 +22,9 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def options(
-    device: str, *, model: bytes = b"m", precision: Precision = "fp32", is_fixed: bool = False
+    device: str, *, model: bytes = b"m", precision: Precision = "fp32", captured: bool = False
 ) -> dict[str, dict[str, str]]:
-    return dict(provider_options(device, model=model, precision=precision, is_fixed=is_fixed))
+    return dict(provider_options(device, model=model, precision=precision, captured=captured))
 
 
 def test_cpu_has_no_options() -> None:
@@ -34,7 +34,7 @@ def test_cpu_has_no_options() -> None:
 def test_cuda_computes_without_tf32_and_replays_fixed_graphs_only() -> None:
     assert list(options("cuda")) == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert options("cuda")["CUDAExecutionProvider"] == {"use_tf32": "0"}
-    fixed = options("cuda", is_fixed=True)["CUDAExecutionProvider"]
+    fixed = options("cuda", captured=True)["CUDAExecutionProvider"]
     assert fixed == {"use_tf32": "0", "enable_cuda_graph": "1"}
 
 
@@ -52,8 +52,8 @@ def test_tensorrt_keeps_an_engine_for_each_file(tmp_path: Path, monkeypatch: pyt
         options("tensorrt", model=b"two")["TensorrtExecutionProvider"]["trt_engine_cache_path"]
         != one["trt_engine_cache_path"]
     )
-    assert "enable_cuda_graph" not in options("tensorrt", is_fixed=True)["CUDAExecutionProvider"]
-    assert options("tensorrt", is_fixed=True)["TensorrtExecutionProvider"]["trt_cuda_graph_enable"] == "1"
+    assert "enable_cuda_graph" not in options("tensorrt", captured=True)["CUDAExecutionProvider"]
+    assert options("tensorrt", captured=True)["TensorrtExecutionProvider"]["trt_cuda_graph_enable"] == "1"
 
 
 @pytest.mark.parametrize(
