@@ -90,6 +90,7 @@ def verify(
         "precision": precision,
         "fixed": fixed,
         "provider": exported.provider,
+        "golden_tolerance": exported.metadata.golden.tolerance,
         "versions": versions() | {"onnxruntime_used": onnxruntime.__version__},
         "hardware": hardware(),
         "date": now(),

@@ -25,6 +25,7 @@ from anomaly.detectors.autoencoder import Autoencoder
 from anomaly.detectors.base import Anomaly
 from anomaly.errors import ModelError, OutputError, ParityError
 from anomaly.export import export, export_graph
+from anomaly.graph_fixed import Fixed, fix
 from anomaly.image import write_png
 from anomaly.parity import adversarial_inputs, compare, verify
 from anomaly.run_folder import load
@@ -69,7 +70,9 @@ def test_exported_graph_agrees_for_every_batch_and_size(case: str, category: Pat
     images = [(1 - t) * draw_part(n) + t * noise(72, 88, 3, seed=n) for n, t in enumerate(share)]
     random = collate([(torch.from_numpy(image.astype(np.uint8)), str(n)) for n, image in enumerate(images)])
     detector.calibrate([random], alpha=0.1, promise="expected")
-    graph = export_graph(detector).SerializeToString()
+    exported_graph = export_graph(detector)
+    graph = exported_graph.SerializeToString()
+    fixed_graph = fix(exported_graph, Fixed(3, *SIZES[0])).SerializeToString()
     for height, width in SIZES:
         for num in range(1, 6):
             image = noise(num, height, width, 3, seed=num)
@@ -81,6 +84,10 @@ def test_exported_graph_agrees_for_every_batch_and_size(case: str, category: Pat
             assert exported.score.dtype == exported.anomaly_map.dtype == np.float32
             assert relative_difference(trained.score.numpy(), exported.score).max() < 1e-4
             assert relative_difference(trained.anomaly_map.numpy(), exported.anomaly_map).max() < 1e-4
+            if (num, height, width) == (3, *SIZES[0]):
+                fixed = score_bytes(fixed_graph, image)
+                assert relative_difference(trained.score.numpy(), fixed.score).max() < 1e-4
+                assert relative_difference(trained.anomaly_map.numpy(), fixed.anomaly_map).max() < 1e-4
 
 
 def test_file_keeps_the_contract(run_folder: Path, category: Path, tmp_path: Path) -> None:

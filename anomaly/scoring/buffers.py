@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import OrderedDict
 
@@ -86,8 +87,8 @@ class BufferPool:
 
 def page_locked(session: ort.InferenceSession, *, shape: tuple[int, ...]) -> ort.OrtValue | None:
     """Give host memory for images that a GPU copies from by itself; None where the runtime or the device has none."""
-    if not hasattr(ort, "OrtDeviceMemoryType"):  # older runtimes lend none to Python
-        return None
+    if "memory_info" not in inspect.signature(ort.OrtValue.ortvalue_from_shape_and_type).parameters:
+        return None  # older runtimes lend none to Python
     (owner, *_) = session.get_input_epdevices()
     memory = owner.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE) if owner is not None else None
     if memory is None:

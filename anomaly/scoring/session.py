@@ -65,7 +65,13 @@ def open_session(
     wanted: list[str] = [device] if device != "auto" else ["cpu"]
     if device == "auto" and PROVIDERS["cuda"] in available and has_cuda_device():
         wanted = ["cuda", "cpu"]
-    for choice in wanted:
+    # a graph of which some node has no kernel on the GPU cannot be captured, but it can be run
+    attempts = [
+        (choice, captured)
+        for choice in wanted
+        for captured in ((True, False) if is_fixed and choice != "cpu" else (False,))
+    ]
+    for choice, captured in attempts:
         provider = PROVIDERS[choice]
         if provider not in available:
             raise ProviderError(
@@ -74,11 +80,11 @@ def open_session(
             )
         if choice != "cpu" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        chosen = provider_options(choice, model=model, precision=precision, is_fixed=is_fixed)
+        chosen = provider_options(choice, model=model, precision=precision, captured=captured)
         try:
             session = ort.InferenceSession(model, options, providers=chosen)
         except SESSION_ERRORS as error:
-            if choice != wanted[-1]:
+            if (choice, captured) != attempts[-1]:
                 continue
             raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name} on {choice}: {error}") from error
         # a provider that lacks its driver is dropped silently: look at what the session really uses
@@ -93,7 +99,7 @@ def open_session(
 
 
 def provider_options(
-    device: str, *, model: bytes, precision: Precision, is_fixed: bool
+    device: str, *, model: bytes, precision: Precision, captured: bool
 ) -> Sequence[tuple[str, dict[str, str]]]:
     """Give the execution providers of a device with their options, best first.
 
@@ -101,7 +107,7 @@ def provider_options(
         device: cpu, cuda or tensorrt.
         model: the serialised graph, whose hash names the folder of its TensorRT engine.
         precision: that the graph computes in; only an fp16 file gets an fp16 engine.
-        is_fixed: whether all its sizes are numbers.
+        captured: whether a GPU is to replay it as one CUDA graph, which wants all its sizes to be numbers.
 
     Raises:
         OutputError: the folder of TensorRT's engines cannot be made.
@@ -110,7 +116,7 @@ def provider_options(
     if "cuda" in options:
         # TF32 keeps 10 bits of each factor: scores would leave the certificate's tolerance
         options["cuda"] = {"use_tf32": "0"}
-        if is_fixed and device == "cuda":
+        if captured and device == "cuda":
             options["cuda"]["enable_cuda_graph"] = "1"
     if "tensorrt" in options:
         root = engine_cache()
@@ -130,7 +136,7 @@ def provider_options(
             "trt_timing_cache_path": str(root),
             "trt_fp16_enable": "1" if precision == "fp16" else "0",
             "trt_int8_enable": "1" if precision == "int8" else "0",
-            "trt_cuda_graph_enable": "1" if is_fixed else "0",
+            "trt_cuda_graph_enable": "1" if captured else "0",
         }
     return [(PROVIDERS[name], given) for name, given in options.items()]
 

@@ -1,0 +1,107 @@
+"""What fp16, int8, a fixed size and folding are worth on the CPU: milliseconds, drawn defects told apart, flips and bytes.
+
+    anomaly fit DATA/bottle --out RUN --config configs/detectors/fastflow.yaml
+    python -m benchmarks.export_precision RUN --out benchmarks/results/export_precision.json
+
+All files score the first held-out photograph in turn, round by round, on one thread each. Times are of the processor, not
+of the clock, so that other work on the machine counts less; the figure is the median over rounds, the ratio the median of
+the rounds' ratios to fp32. AUROC and flips are those of the certificates that `anomaly export` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from anomaly.conversion import read_photographs
+from anomaly.errors import ParityError
+from anomaly.export import export, trace_graph
+from anomaly.run_card import RunCard
+from anomaly.run_folder import load
+from anomaly.scoring.artifact import INPUT, Precision
+from anomaly.scoring.session import open_session
+
+KEPT = (
+    "auroc_before",
+    "auroc_after",
+    "num_flips",
+    "num_good",
+    "num_drawn_defects",
+    "num_int8",
+    "num_convolutions",
+    "score",
+)
+REFERENCE = "fp32"
+
+
+def processor_ms(sessions: dict[str, ort.InferenceSession], image: Any, *, rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each session, and its ratio to fp32, over rounds in which all take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(rounds + 2):  # two warm up
+        for name, session in sessions.items():
+            begin = time.process_time()
+            session.run(None, {INPUT: image})
+            taken[name].append(1e3 * (time.process_time() - begin))
+    return {
+        name: {
+            "ms": round(statistics.median(times[2:]), 2),
+            "times_faster": round(
+                statistics.median(a / b for a, b in zip(taken[REFERENCE][2:], times[2:], strict=True)), 3
+            ),
+        }
+        for name, times in taken.items()
+    }
+
+
+def main() -> None:
+    """Export in every form, time all of them, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--note", default="", help="what else ran on the machine")
+    asked = parser.parse_args()
+    detector, description = load(asked.run)
+    config = {"detector": description.detector, "category": description.category, "rounds": asked.rounds, "threads": 1}
+    card = RunCard("benchmarks/export_precision.py", config=config | {"model": description.config})
+    card.facts["note"] = asked.note
+    (photograph,) = read_photographs(description.held_out[:1], description)
+    height, width = photograph.shape[:2]
+    result: dict[str, dict[str, Any]] = {}
+    models = {"fp32 before folding": trace_graph(detector).SerializeToString()}
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, precision, fixed in (*((p, p, "") for p in precisions), ("fixed", "fp32", f"1,{height},{width}")):
+            file = Path(folder) / f"{name}.onnx"
+            begin = time.perf_counter()
+            try:
+                export(asked.run, out=str(file), precision=precision, fixed=fixed)
+            except ParityError as error:
+                result[name] = {"refused": str(error).replace(str(file), name)}
+                continue
+            models[name] = file.read_bytes()
+            result[name] = {"seconds_of_export": round(time.perf_counter() - begin, 1), "bytes": len(models[name])}
+            certificate = file.with_suffix(".certificate.json")
+            if certificate.is_file():
+                found = json.loads(certificate.read_text(encoding="utf-8"))
+                result[name] |= {key: found[key] for key in KEPT if key in found}
+    sessions = {
+        name: open_session(model, name=name, device="cpu", num_threads=1, precision="fp32", is_fixed=False)[0]
+        for name, model in models.items()
+    }
+    for name, line in processor_ms(sessions, photograph[None], rounds=asked.rounds).items():
+        result[name] = line | result.get(name, {})
+    card.facts["result"] = result
+    card.write(asked.out)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
