@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,13 +15,11 @@ from anomaly.data.folders import Sample, find_category
 from anomaly.errors import DataError, UsageError
 from anomaly.image import read_image, read_mask
 from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_limit
-from anomaly.overlay import enlarge_map
+from anomaly.overlay import Resize, enlarge_map
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard
 from anomaly.scoring.pipeline import batches_by_size
 from anomaly.scoring.scorer import Device, OnnxScorer, Scorer
-
-Resize = Literal["squash", "letterbox"]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -19,6 +20,7 @@ from anomaly.sampler_export import SAMPLER_FILE, export_sampler
 from anomaly.samplers.base import Sampler
 from anomaly.scoring.artifact import (
     CONTRACT,
+    CONTRACT_OF_WINDOWS,
     INPUT,
     OUTPUTS,
     Golden,
@@ -62,7 +64,7 @@ def export(run: Path, *, out: str = "") -> Path:
     with progress_bar("export"):
         model = export_graph(detector)
     golden = Golden(png=description.golden, score=0.0, map_maximum=0.0)
-    scores = score_bytes(model.SerializeToString(), golden_image(golden)[None])
+    scores = score_bytes(model.SerializeToString(), golden_image(golden)[None], tiling=description.tiling)
     golden = dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map.max()))
     write_model(path, model, _metadata(detector, description, golden, graph_sha256(model)))
     scorer = OnnxScorer(path, device="cpu", num_threads=0)
@@ -82,14 +84,11 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
     # four different values that are neither 0 nor 1: the exporter merges equal tensors and drops neutral operations
     for number, key in enumerate(calibrated):
         getattr(detector.calibration, key).fill_(0.375 + number)
-    height, width = detector.preprocess.size
-    # sizes of 0 and 1 would be taken for constants, equal ones for the same symbol
-    example = torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8)
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    example, shapes = _example(detector)
     model = to_onnx(
         detector,
         (example,),
-        shapes=(dynamic,),
+        shapes=(shapes,),
         inputs=[INPUT],
         outputs=list(OUTPUTS),
         obstacle=detector.export_obstacle,
@@ -105,9 +104,23 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
     return model
 
 
+def _example(detector: Detector) -> tuple[torch.Tensor, dict[int, Any]]:
+    """Images to trace the graph with, and which of their axes stay free; windows of a large image are not resized."""
+    height, width = detector.preprocess.size
+    free = torch.export.Dim.DYNAMIC
+    if detector.preprocess.resize != "native":
+        # sizes of 0 and 1 would be taken for constants, equal ones for the same symbol
+        return torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8), {0: free, 1: free, 2: free}
+    stride = 0 if detector.tile_obstacle else detector.stride
+    if not stride:
+        return torch.zeros(2, height, width, 3, dtype=torch.uint8), {0: free}
+    rows, columns = (stride * torch.export.Dim(name) for name in ("rows", "columns"))
+    return torch.zeros(2, 5 * stride, 7 * stride, 3, dtype=torch.uint8), {0: free, 1: rows, 2: columns}
+
+
 def _metadata(detector: Detector, description: Description, golden: Golden, sha256: str) -> Metadata:
     return Metadata(
-        contract=CONTRACT,
+        contract=CONTRACT_OF_WINDOWS if description.tiling else CONTRACT,
         kind="detector",
         detector=description.detector,
         category=description.category,
@@ -125,6 +138,7 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         seed=description.seed,
         sha256=sha256,
         golden=golden,
+        tiling=description.tiling,
     )
 
 

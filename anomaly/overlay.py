@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from anomaly.errors import UsageError
 
+Resize = Literal["squash", "letterbox", "native"]
+"""How an image becomes the network's input; `native` leaves its pixels as they are"""
 _AT_LIMIT = np.array([255, 210, 0], dtype=np.float32)  # yellow
 _AT_TWICE_THE_LIMIT = np.array([215, 0, 60], dtype=np.float32)  # red
 _CONTOUR = (0, 255, 255)  # cyan, seen on both
 _OPACITY = 0.6
 
 
-def enlarge_map(
-    anomaly_map: NDArray[np.float32], *, height: int, width: int, resize: Literal["squash", "letterbox"]
-) -> NDArray[np.float32]:
+def enlarge_map(anomaly_map: NDArray[np.float32], *, height: int, width: int, resize: Resize) -> NDArray[np.float32]:
     """Enlarge a map (h, w) to its image's (height, width), bilinear with half-pixel centres.
 
-    "squash" holds the image stretched to the whole map, "letterbox" the image scaled by min(h / height, w / width) and
-    centred, to a fraction of a pixel, with padding around that is left out. Beyond the outermost map pixels with their
-    centre on the image, those are repeated.
+    "squash" and "native" hold the image stretched to the whole map, "letterbox" the image scaled by
+    min(h / height, w / width) and centred, to a fraction of a pixel, with padding around that is left out. Beyond the
+    outermost map pixels with their centre on the image, those are repeated.
 
     Raises:
         UsageError: the map has no two dimensions, or a side is below 1.

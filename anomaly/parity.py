@@ -20,14 +20,16 @@ from anomaly.run_card import RunCard, hardware, now, versions, write_json
 from anomaly.sampler_export import SAMPLER_FILE, verify_sampler
 from anomaly.samplers.base import Sampler
 from anomaly.scoring.pipeline import batches_by_size
-from anomaly.scoring.scorer import Device, OnnxScorer, Scorer, Scores, relative_difference
+from anomaly.scoring.scorer import Device, OnnxScorer, Scorer, relative_difference
+from anomaly.scoring.tiles import seam
 from anomaly.torch_scorer import TorchScorer
 
 TARGET, REFUSE = 1e-4, 1e-3
 """Difference of score and map in calibrated units: what fp32 reaches, and above which the file is refused"""
 FLIP_MARGIN = 1e-3
 """Verdicts closer to the limit than this do not count as flips"""
-MAX_CALIBRATION_IMAGES = 64
+MAX_CALIBRATION_IMAGES, MAX_PIXELS = 64, 100_000_000
+"""Photographs that are compared at most, and pixels of all of them after which no further one is"""
 
 
 def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: int = 4, seed: int = 0) -> dict[str, Any]:
@@ -52,8 +54,11 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     description = trained.description
-    chosen = description.held_out[:MAX_CALIBRATION_IMAGES]
-    images = [read_image(p, white=description.white, max_pixels=description.max_pixels) for p in chosen]
+    images: list[NDArray[np.uint8]] = []
+    for path_of in description.held_out[:MAX_CALIBRATION_IMAGES]:
+        images.append(read_image(path_of, white=description.white, max_pixels=description.max_pixels))
+        if sum(image[..., 0].size for image in images) > MAX_PIXELS:
+            break
     if isinstance(trained.detector, Sampler):
         drawing = verify_sampler(
             trained.detector, path.with_name(SAMPLER_FILE), photographs=images, device=device, seed=seed
@@ -67,6 +72,8 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
     ]
     inputs += list(adversarial_inputs(seed=seed))
     certificate = compare(trained, exported, inputs)
+    if description.tiling and description.tiling.mode == "seamless":
+        certificate["seam"] = seam(exported.score_windows, images[0], tiling=description.tiling)
     certificate |= {
         "model": exported.sha256,
         "detector": description.detector,
@@ -84,6 +91,11 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
             f"{path} differs from the trained model by {worst:.3g} in calibrated units, above {REFUSE:g}"
             f" ({certificate['num_flips']} verdicts flip), worst on {certificate['worst_input']!r}: do not ship it;"
             " export it again, and see the certificate beside it"
+        )
+    if not certificate.get("seam", 0.0) <= REFUSE:
+        raise ParityError(
+            f"{path} gives a stitched map that differs by {certificate['seam']:.3g} from the one without tiles, above"
+            f" {REFUSE:g}: its windows are not what the network needs on this device; score on another, or fit it again"
         )
     print(f"{path}: parity {worst:.2g} (target {TARGET:g}, refused above {REFUSE:g}), no verdict flips")
     return certificate
@@ -112,13 +124,13 @@ def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[n
         inputs: name and images (n, H, W, 3) uint8 RGB of one size each.
     """
     by_input: dict[str, dict[str, float]] = {}
-    pairs: list[tuple[Scores, Scores]] = []
+    scores: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     sums = {"score": 0.0, "map": 0.0}
     counts = {"score": 0, "map": 0}
     with progress_bar("verify") as report:
         for done, (name, image) in enumerate(inputs):
             a, b = trained.score(image), exported.score(image)
-            pairs.append((a, b))
+            scores.append((a.score, b.score))
             worst = by_input.setdefault(name, {"score": 0.0, "map": 0.0})
             for part, x, y in (("score", a.score, b.score), ("map", a.anomaly_map, b.anomaly_map)):
                 difference = np.nan_to_num(relative_difference(x, y), nan=np.inf)  # no number is no agreement
@@ -126,8 +138,7 @@ def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[n
                 sums[part] += float(difference.sum())
                 counts[part] += difference.size
             report(done + 1, len(inputs))
-    a_scores = np.concatenate([a.score for a, _ in pairs])
-    b_scores = np.concatenate([b.score for _, b in pairs])
+    a_scores, b_scores = (np.concatenate(part) for part in zip(*scores, strict=True))
     flips = ((a_scores > 1) != (b_scores > 1)) & (np.abs(a_scores - 1) > FLIP_MARGIN)
     return {
         "kind": "parity",

@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,9 +21,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from anomaly.errors import ModelError, OutputError
+from anomaly.overlay import Resize
+from anomaly.scoring.tiles import Tiling
 
-CONTRACT = 1
-"""Version of inputs, outputs and metadata; a file of another version is refused"""
+CONTRACT, CONTRACT_OF_WINDOWS = 1, 2
+"""Version of inputs, outputs and metadata, and that of a graph which takes windows of an image; other files are refused"""
 OPSET = 18
 IR_VERSION = 8
 """The lowest that opset 18 allows; ONNX Runtime reads it from 1.14 on"""
@@ -68,7 +70,7 @@ class Metadata:
     detector: str
     category: str
     config: dict[str, Any]
-    resize: Literal["squash", "letterbox"]
+    resize: Resize
     white: int
     """stored value of a 16-bit image that becomes 255"""
     size: list[int]
@@ -86,6 +88,8 @@ class Metadata:
     sha256: str
     """of the graph's bytes without metadata"""
     golden: Golden
+    tiling: Tiling | None = None
+    """how a host walks over an image whose windows the graph takes; none where it takes whole images"""
 
 
 def golden_png(image: NDArray[np.uint8]) -> str:
@@ -158,6 +162,7 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
             )
         values["calibration"] = CalibrationRecord(**values["calibration"])
         values["golden"] = Golden(**values["golden"])
+        values["tiling"] = Tiling(**values["tiling"]) if values.get("tiling") else None
         metadata = Metadata(**{field.name: values[field.name] for field in fields(Metadata)})
     except (KeyError, TypeError) as error:
         raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
@@ -180,9 +185,9 @@ def stored_values(model: onnx.ModelProto, *, name: str) -> dict[str, Any]:
         values = {key: json.loads(value) for key, value in found.items()}
     except json.JSONDecodeError as error:
         raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
-    if values["contract"] != CONTRACT:
+    if values["contract"] not in (CONTRACT, CONTRACT_OF_WINDOWS):
         raise ModelError(
-            f"{name} follows contract {values['contract']}, this version reads {CONTRACT}:"
+            f"{name} follows contract {values['contract']}, this version reads {CONTRACT} and {CONTRACT_OF_WINDOWS}:"
             " score it with the version that made it, or export it again"
         )
     return values

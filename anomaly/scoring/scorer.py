@@ -22,6 +22,7 @@ from anomaly.scoring.artifact import (
     read_metadata,
 )
 from anomaly.scoring.processors import has_cuda_device, num_cpus
+from anomaly.scoring.tiles import Tiling, score_tiled
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 GOLDEN_TOLERANCE = 1e-3
@@ -97,6 +98,12 @@ class OnnxScorer:
 
     def score(self, image: NDArray[np.uint8]) -> Scores:
         """Score images (n, H, W, 3) uint8 RGB of one size, n and size free."""
+        if self.metadata.tiling:
+            return Scores(*score_tiled(self.score_windows, image, tiling=self.metadata.tiling))
+        return self.score_windows(image)
+
+    def score_windows(self, image: NDArray[np.uint8]) -> Scores:
+        """Run the graph once: on images, or on windows of an image where the model walks over large ones."""
         score, anomaly_map = self.session.run(list(OUTPUTS), {INPUT: image})
         return Scores(score, anomaly_map)
 
@@ -115,10 +122,14 @@ class OnnxScorer:
                 )
 
 
-def score_bytes(model: bytes, image: NDArray[np.uint8]) -> Scores:
+def score_bytes(model: bytes, image: NDArray[np.uint8], *, tiling: Tiling | None = None) -> Scores:
     """Score images (n, H, W, 3) on the CPU through the bytes of a graph that is not yet a certified file."""
     session, _ = open_session(model, name="the exported graph", device="cpu", num_threads=0)
-    return Scores(*session.run(list(OUTPUTS), {INPUT: image}))
+
+    def score(windows: NDArray[np.uint8]) -> Scores:
+        return Scores(*session.run(list(OUTPUTS), {INPUT: windows}))
+
+    return Scores(*score_tiled(score, image, tiling=tiling)) if tiling else score(image)
 
 
 def open_session(model: bytes, *, name: str, device: Device, num_threads: int) -> tuple[ort.InferenceSession, str]:
