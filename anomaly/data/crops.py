@@ -37,8 +37,9 @@ class Crops(Dataset[tuple[Tensor, str]]):
 class CropOrder(Sampler[Crop]):
     """Crops of one epoch after the other: as many of a photograph as cover it, at random places spread evenly over it.
 
-    Places are drawn one in each cell of a grid over the photograph and moved inside where they stick out, so that its
-    border is seen as often as its middle. Everything follows from the seed and the epoch's number.
+    One is centred in each cell of a grid over the photograph, at random, and moved inside where it sticks out: no part is
+    left out for long, and the last pixel of the border is seen half as often as the others. Everything follows from the
+    seed and the epoch's number.
 
     Args:
         shapes: height and width of the photographs.

@@ -155,7 +155,10 @@ class Riad(Detector):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.patience = patience
         self.needs_stopping_images = patience > 0
-        self.stride, self.tile_obstacle = size, ""  # the sets repeat with that period; the U-Net's own stride divides it
+        self.stride, self.tile_obstacle = (
+            size,
+            "",
+        )  # the sets repeat with that period; the U-Net's own stride divides it
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
         fixed = torch.Generator().manual_seed(seed)
         self.register_buffer("sets", torch.stack([self._draw(region, fixed) for region in self.regions]))
