@@ -22,6 +22,7 @@ from anomaly.samplers.base import Sampler
 from anomaly.scoring.pipeline import batches_by_size
 from anomaly.scoring.scorer import Device, OnnxScorer, Scorer, relative_difference
 from anomaly.scoring.tiles import seam
+from anomaly.tiling import TARGET as SEAM_TARGET
 from anomaly.torch_scorer import TorchScorer
 
 TARGET, REFUSE = 1e-4, 1e-3
@@ -98,6 +99,8 @@ def verify(run: Path, *, model: str = "", device: Device = "cpu", batch_size: in
             f" {REFUSE:g}: its windows are not what the network needs on this device; score on another, or fit it again"
         )
     print(f"{path}: parity {worst:.2g} (target {TARGET:g}, refused above {REFUSE:g}), no verdict flips")
+    if "seam" in certificate:
+        print(f"stitched map within {certificate['seam']:.2g} of the one without tiles (target {SEAM_TARGET:g})")
     return certificate
 
 

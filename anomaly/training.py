@@ -121,7 +121,7 @@ def fit(
 
     tiling = None
     if tile or windows:
-        heights, widths = zip(*read([s for s in kept if s not in parts.stopping]).sizes(), strict=True)
+        heights, widths = zip(*read(kept).sizes(), strict=True)
         tiling = choose_tiling(built, tile=tile, windows=windows, smallest=(min(heights), min(widths)), roi=roi)
     loaders = GoodData(
         train=parts.train,

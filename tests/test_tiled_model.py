@@ -117,8 +117,8 @@ def test_a_file_of_whole_images_has_no_walk_and_its_old_contract(model: Path) ->
     assert read_metadata(graph, name="m").tiling is None
     for prop in graph.metadata_props:
         if prop.key == "anomaly.contract":
-            prop.value = "3"
-    with pytest.raises(ModelError, match="follows contract 3, this version reads 1 and 2"):
+            prop.value = "2"
+    with pytest.raises(ModelError, match="follows contract 2, this version reads 1, of windows 2"):
         read_metadata(graph, name="m")
 
 

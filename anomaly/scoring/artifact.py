@@ -185,9 +185,9 @@ def stored_values(model: onnx.ModelProto, *, name: str) -> dict[str, Any]:
         values = {key: json.loads(value) for key, value in found.items()}
     except json.JSONDecodeError as error:
         raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
-    if values["contract"] not in (CONTRACT, CONTRACT_OF_WINDOWS):
+    if values["contract"] != (CONTRACT_OF_WINDOWS if values.get("tiling") else CONTRACT):
         raise ModelError(
-            f"{name} follows contract {values['contract']}, this version reads {CONTRACT} and {CONTRACT_OF_WINDOWS}:"
+            f"{name} follows contract {values['contract']}, this version reads {CONTRACT}, of windows {CONTRACT_OF_WINDOWS}:"
             " score it with the version that made it, or export it again"
         )
     return values
