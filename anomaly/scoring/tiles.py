@@ -40,7 +40,7 @@ class Tiling:
     window: list[int]
     """height and width in pixels of what the network sees at a time, at most"""
     step: list[int]
-    """from one window to the next; in the mode `seamless` the size of a tile"""
+    """from one window to the next; in the mode `seamless` the size of a tile between its halos"""
     stride: int
     """of the network in pixels: seamless windows begin and end at its multiples"""
 
@@ -76,10 +76,13 @@ def _spans(length: int, *, axis: int, tiling: Tiling) -> list[_Span]:
         return [_Span(at, at + window, at, at + window) for at in starts]
     whole = -(-length // tiling.stride) * tiling.stride
     window, halo = min(window, whole), tiling.halo[axis]
-    found = []
-    for core in range(0, whole, step):
+    found, core = [], 0
+    while core < whole:
         start = min(max(core - halo, 0), whole - window)  # moved inwards at a border: all windows have one size
-        found.append(_Span(start, start + window, core, min(core + step, whole)))
+        end = start + window
+        core_end = whole if end == whole else end - halo  # a border needs no halo
+        found.append(_Span(start, end, core, core_end))
+        core = core_end
     return found
 
 
@@ -104,9 +107,7 @@ def score_tiled(score: ScoreWindows, image: NDArray[np.uint8], *, tiling: Tiling
     num, height, width = image.shape[:3]
     total = np.empty(num, dtype=np.float32)
     maps = np.full((num, height, width), -np.inf, dtype=np.float32)
-    grid = list(
-        itertools.product(_spans(height, axis=0, tiling=tiling), _spans(width, axis=1, tiling=tiling)),
-    )
+    grid = list(itertools.product(_spans(height, axis=0, tiling=tiling), _spans(width, axis=1, tiling=tiling)))
     for n in range(num):
         largest = [_lay(maps[n], part, *score(windows)) for part, windows in _batches(image[n], grid)]
         total[n] = maps[n].max() if tiling.mode == "seamless" else np.max(largest)
