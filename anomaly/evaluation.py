@@ -191,7 +191,7 @@ def test(
         data: a category in MVTec layout.
         out: the JSON file to write.
         device: auto, cpu, cuda or tensorrt, for an .onnx file.
-        batch_size: images per inference.
+        batch_size: images per inference; a model of windows takes one image at a time.
         max_pixels: largest width × height that is decoded.
         seed: of the resampling behind the intervals.
 
@@ -209,16 +209,17 @@ def test(
 
         scorer = torch_scorer = TorchScorer(model)
         resize, white, category = torch_scorer.resize, torch_scorer.white, torch_scorer.category
+        tiling = torch_scorer.description.tiling
     else:
         scorer = onnx_scorer = OnnxScorer(model, device=device, num_threads=0)
         metadata = onnx_scorer.metadata
-        resize, white, category = metadata.resize, metadata.white, metadata.category
+        resize, white, category, tiling = metadata.resize, metadata.white, metadata.category, metadata.tiling
     cv2.setNumThreads(0)
     samples = find_category(data).test
     with card.timed("test"):
         evaluation = evaluate(
             samples, scorer=scorer, resize=resize, white=white, limit=1.0, max_pixels=max_pixels,
-            batch_size=batch_size, seed=seed,
+            batch_size=1 if tiling else batch_size, seed=seed,
         )  # fmt: skip
     figures = {"model": str(model), "category": category, **evaluation.to_dict()}
     card.facts["result"] = figures

@@ -20,6 +20,7 @@ from test_detectors import OPTIONS
 from anomaly.data.crops import NUM_OPEN, CropOrder, Crops
 from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError, TrainingError, UsageError
+from anomaly.evaluation import test as evaluate_file
 from anomaly.export import export
 from anomaly.image import read_image, write_png
 from anomaly.parity import verify
@@ -143,6 +144,22 @@ def test_line_scan_is_scored_with_regions_and_overlay_where_the_defect_is(
     assert 50 <= strongest["y"] <= 85
     (drawn,) = (tmp_path / "drawn").iterdir()
     assert read_image(drawn, white=255, max_pixels=10**6).shape == image.shape
+
+
+def test_figures_are_those_of_the_stitched_maps(seamless_run: Path, tmp_path: Path) -> None:
+    for part in ("train/good", "test/good", "test/knot", "ground_truth/knot"):
+        (tmp_path / part).mkdir(parents=True)
+    write_png(tmp_path / "train/good/0.png", draw_web(50))
+    for n in range(4):
+        image, mask = draw_web(60 + n), np.zeros(SHAPES[n % 2], dtype=np.uint8)
+        write_png(tmp_path / f"test/good/{n}.png", draw_web(70 + n))
+        cv2.circle(mask, (40 + 30 * n, 90), 8, 255, -1)
+        image[mask > 0] = (250, 30, 30)
+        write_png(tmp_path / f"test/knot/{n}.png", image)
+        write_png(tmp_path / f"ground_truth/knot/{n}_mask.png", mask)
+    figures = evaluate_file(seamless_run / "model.onnx", tmp_path, out=tmp_path / "figures.json", device="cpu")
+    assert figures["image"]["auroc"]["value"] == 1.0
+    assert figures["pixel"]["auroc"]["value"] > 0.95
 
 
 def test_file_is_calibrated_again_through_the_tiles(seamless_run: Path, webs: Path, tmp_path: Path) -> None:

@@ -55,4 +55,4 @@ def _reach(function: Callable[[Tensor], Tensor], *, stride: int, axis: int) -> i
         if max(found) < half:
             return max(found)
         half *= 2
-    raise UsageError(f"each pixel of its map depends on the whole of an image of {2 * half // 2} pixels")
+    raise UsageError(f"each pixel of its map depends on the whole of an image of {half} pixels")
