@@ -34,6 +34,7 @@ from anomaly.scoring.artifact import (
 from anomaly.scoring.recalibrate import recalibrate
 from anomaly.scoring.scorer import OnnxScorer, score_bytes
 from anomaly.scoring.session import PROVIDERS
+from anomaly.scoring.tiles import Tiling
 
 NUM_TRAINING_IMAGES = 16
 """Photographs, spread over the training set, that set ranges and choose convolutions"""
@@ -139,6 +140,15 @@ def read_photographs(paths: Collection[str], description: Description) -> list[N
     return [read_image(path, white=description.white, max_pixels=description.max_pixels) for path in paths]
 
 
+def central_window(image: NDArray[np.uint8], tiling: Tiling) -> NDArray[np.uint8]:
+    """Cut a window such as the network sees out of the middle of a photograph (H, W, 3)."""
+    (top, height), (left, width) = (
+        ((side - window) // 2, window) if side > window else (0, side - side % tiling.stride)
+        for side, window in zip(image.shape, tiling.window, strict=False)
+    )
+    return image[top : top + height, left : left + width]
+
+
 def check_sizes(photographs: Collection[NDArray[np.uint8]], fixed: Fixed) -> None:
     """Refuse a fixed size that the held-out photographs do not have: through it they could not be scored.
 
@@ -159,6 +169,8 @@ def _to_int8(
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     step = max(1, len(description.train) // NUM_TRAINING_IMAGES)
     good = read_photographs(description.train[::step][:NUM_TRAINING_IMAGES], description)
+    if description.tiling:
+        good = [central_window(image, description.tiling) for image in good]
     defects = list(draw_defects(good, num_each=1, seed=SEED + 1))
     with progress_bar("choose convolutions for int8") as report:
         choice = choose(dynamic, learned=learned, good=good, defects=defects, report=report)
@@ -172,7 +184,9 @@ def _to_int8(
 
 def _write_uncalibrated(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> None:
     """Write a file that loads: its golden image is what it says now, its calibration still that of the other."""
-    said = score_bytes(graph.SerializeToString(), golden_batch(metadata.golden, fixed=metadata.fixed))
+    said = score_bytes(
+        graph.SerializeToString(), golden_batch(metadata.golden, fixed=metadata.fixed), tiling=metadata.tiling
+    )
     golden = dataclasses.replace(
         metadata.golden, score=float(said.score[0]), map_maximum=float(said.anomaly_map[0].max())
     )

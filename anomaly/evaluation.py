@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,14 +15,12 @@ from anomaly.data.folders import Sample, find_category
 from anomaly.errors import DataError, UsageError
 from anomaly.image import read_image, read_mask
 from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_limit
-from anomaly.overlay import enlarge_map
+from anomaly.overlay import Resize, enlarge_map
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard
 from anomaly.scoring.pipeline import batches_by_size
 from anomaly.scoring.scorer import OnnxScorer, Scorer
 from anomaly.scoring.session import Device
-
-Resize = Literal["squash", "letterbox"]
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ def test(
         data: a category in MVTec layout.
         out: the JSON file to write.
         device: auto, cpu, cuda or tensorrt, for an .onnx file.
-        batch_size: images per inference.
+        batch_size: images per inference; a model of windows takes one image at a time.
         max_pixels: largest width × height that is decoded.
         seed: of the resampling behind the intervals.
 
@@ -212,16 +210,17 @@ def test(
 
         scorer = torch_scorer = TorchScorer(model)
         resize, white, category = torch_scorer.resize, torch_scorer.white, torch_scorer.category
+        tiling = torch_scorer.description.tiling
     else:
         scorer = onnx_scorer = OnnxScorer(model, device=device, num_threads=0)
         metadata = onnx_scorer.metadata
-        resize, white, category = metadata.resize, metadata.white, metadata.category
+        resize, white, category, tiling = metadata.resize, metadata.white, metadata.category, metadata.tiling
     cv2.setNumThreads(0)
     samples = find_category(data).test
     with card.timed("test"):
         evaluation = evaluate(
             samples, scorer=scorer, resize=resize, white=white, limit=1.0, max_pixels=max_pixels,
-            batch_size=batch_size, seed=seed,
+            batch_size=1 if tiling else batch_size, seed=seed,
         )  # fmt: skip
     figures = {"model": str(model), "category": category, **evaluation.to_dict()}
     card.facts["result"] = figures

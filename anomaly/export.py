@@ -6,13 +6,14 @@ import copy
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 
 from anomaly.conversion import check_sizes, read_photographs, write_converted
 from anomaly.detectors.base import Detector
-from anomaly.errors import ModelError
+from anomaly.errors import ModelError, UsageError
 from anomaly.graph_fixed import fix, parse_fixed
 from anomaly.graph_folding import fold
 from anomaly.onnx_graph import to_onnx
@@ -24,6 +25,7 @@ from anomaly.sampler_export import SAMPLER_FILE, export_sampler
 from anomaly.samplers.base import Sampler
 from anomaly.scoring.artifact import (
     CONTRACT,
+    CONTRACT_OF_WINDOWS,
     GOLDEN_TOLERANCE,
     INPUT,
     OUTPUTS,
@@ -85,6 +87,8 @@ def export(
         if not detector.scores:
             card.write(drawing.with_suffix(".export.run.json"))
             return drawing
+    if size is not None and description.tiling:
+        raise UsageError("--fixed takes whole images, and this model walks over large ones: leave --fixed out")
     if size is not None:
         check_sizes(read_photographs(description.held_out, description), size)
     with progress_bar("export"):
@@ -92,7 +96,7 @@ def export(
     model = dynamic if size is None else fix(dynamic, size)
     tolerance = dict.fromkeys(PROVIDERS.values(), GOLDEN_TOLERANCE)
     golden = Golden(png=description.golden, score=0.0, map_maximum=0.0, tolerance=tolerance)
-    scores = score_bytes(model.SerializeToString(), golden_batch(golden, fixed=size or ()))
+    scores = score_bytes(model.SerializeToString(), golden_batch(golden, fixed=size or ()), tiling=description.tiling)
     golden = dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map[0].max()))
     metadata = dataclasses.replace(
         _metadata(detector, description, golden, graph_sha256(model)), fixed=list(size or ())
@@ -142,14 +146,11 @@ def trace_graph(detector: Detector) -> onnx.ModelProto:
     # four different values that are neither 0 nor 1: the exporter merges equal tensors and drops neutral operations
     for number, key in enumerate(calibrated):
         getattr(detector.calibration, key).fill_(0.375 + number)
-    height, width = detector.preprocess.size
-    # sizes of 0 and 1 would be taken for constants, equal ones for the same symbol
-    example = torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8)
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    example, shapes = _example(detector)
     model = to_onnx(
         detector,
         (example,),
-        shapes=(dynamic,),
+        shapes=(shapes,),
         inputs=[INPUT],
         outputs=list(OUTPUTS),
         obstacle=detector.export_obstacle,
@@ -165,9 +166,23 @@ def trace_graph(detector: Detector) -> onnx.ModelProto:
     return model
 
 
+def _example(detector: Detector) -> tuple[torch.Tensor, dict[int, Any]]:
+    """Images to trace the graph with, and which of their axes stay free; windows of a large image are not resized."""
+    height, width = detector.preprocess.size
+    free = torch.export.Dim.DYNAMIC
+    if detector.preprocess.resize != "native":
+        # sizes of 0 and 1 would be taken for constants, equal ones for the same symbol
+        return torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8), {0: free, 1: free, 2: free}
+    stride = 0 if detector.tile_obstacle else detector.stride
+    if not stride:
+        return torch.zeros(2, height, width, 3, dtype=torch.uint8), {0: free}
+    rows, columns = (stride * torch.export.Dim(name) for name in ("rows", "columns"))
+    return torch.zeros(2, 5 * stride, 7 * stride, 3, dtype=torch.uint8), {0: free, 1: rows, 2: columns}
+
+
 def _metadata(detector: Detector, description: Description, golden: Golden, sha256: str) -> Metadata:
     return Metadata(
-        contract=CONTRACT,
+        contract=CONTRACT_OF_WINDOWS if description.tiling else CONTRACT,
         kind="detector",
         detector=description.detector,
         category=description.category,
@@ -185,6 +200,7 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         seed=description.seed,
         sha256=sha256,
         golden=golden,
+        tiling=description.tiling,
     )
 
 

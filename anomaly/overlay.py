@@ -11,20 +11,22 @@ from numpy.typing import NDArray
 
 from anomaly.errors import UsageError
 
+Resize = Literal["squash", "letterbox", "native"]
+"""How an image becomes the network's input; `native` leaves its pixels as they are"""
 _AT_LIMIT = np.array([255, 210, 0], dtype=np.float32)  # yellow
 _AT_TWICE_THE_LIMIT = np.array([215, 0, 60], dtype=np.float32)  # red
 _CONTOUR = (0, 255, 255)  # cyan, seen on both
 _OPACITY = 0.6
+_ROWS = 128
+"""Drawn at a time: colours take twelve times the memory of their pixels"""
 
 
-def enlarge_map(
-    anomaly_map: NDArray[np.float32], *, height: int, width: int, resize: Literal["squash", "letterbox"]
-) -> NDArray[np.float32]:
+def enlarge_map(anomaly_map: NDArray[np.float32], *, height: int, width: int, resize: Resize) -> NDArray[np.float32]:
     """Enlarge a map (h, w) to its image's (height, width), bilinear with half-pixel centres.
 
-    "squash" holds the image stretched to the whole map, "letterbox" the image scaled by min(h / height, w / width) and
-    centred, to a fraction of a pixel, with padding around that is left out. Beyond the outermost map pixels with their
-    centre on the image, those are repeated.
+    "squash" and "native" hold the image stretched to the whole map, "letterbox" the image scaled by
+    min(h / height, w / width) and centred, to a fraction of a pixel, with padding around that is left out. Beyond the
+    outermost map pixels with their centre on the image, those are repeated.
 
     Raises:
         UsageError: the map has no two dimensions, or a side is below 1.
@@ -32,6 +34,8 @@ def enlarge_map(
     if anomaly_map.ndim != 2 or min(*anomaly_map.shape, height, width) < 1:
         raise UsageError(f"a map {anomaly_map.shape} cannot be enlarged to {height}×{width}; give one map (h, w)")
     h, w = anomaly_map.shape
+    if (h, w) == (height, width):
+        return anomaly_map
     scale_y, scale_x = h / height, w / width
     if resize == "letterbox":
         scale_y = scale_x = min(scale_y, scale_x)
@@ -72,10 +76,13 @@ def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, limit
         raise UsageError(f"a map {anomaly_map.shape} does not fit an image {image.shape}; enlarge the map first")
     if not limit > 0:
         raise UsageError(f"the limit is {limit}; a calibrated map is drawn to a limit above 0")
-    ratio = (anomaly_map / np.float32(limit))[..., None]
-    colour = _AT_LIMIT + (_AT_TWICE_THE_LIMIT - _AT_LIMIT) * np.clip(ratio - 1, 0, 1)
-    opacity = _OPACITY * np.clip(2 * ratio - 1, 0, 1)
-    drawn: NDArray[np.uint8] = np.rint(image + (colour - image) * opacity).astype(np.uint8)
+    drawn = np.empty_like(image)
+    for top in range(0, len(image), _ROWS):
+        part = image[top : top + _ROWS]
+        ratio = (anomaly_map[top : top + _ROWS] / np.float32(limit))[..., None]
+        colour = _AT_LIMIT + (_AT_TWICE_THE_LIMIT - _AT_LIMIT) * np.clip(ratio - 1, 0, 1)
+        opacity = _OPACITY * np.clip(2 * ratio - 1, 0, 1)
+        drawn[top : top + _ROWS] = np.rint(part + (colour - part) * opacity).astype(np.uint8)
     contours, _ = cv2.findContours((anomaly_map > limit).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(drawn, contours, -1, _CONTOUR, thickness=max(1, round(min(image.shape[:2]) / 500)))
     return drawn

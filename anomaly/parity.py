@@ -15,19 +15,23 @@ from scipy.stats import spearmanr
 from anomaly.conversion import read_photographs
 from anomaly.errors import ParityError
 from anomaly.export import MODEL_FILE
+from anomaly.image import read_image
 from anomaly.precision_guard import FLIP_MARGIN, Bounds, compare_verdicts, refuse_beyond, summary
 from anomaly.progress import progress_bar
 from anomaly.run_card import RunCard, hardware, now, versions, write_json
 from anomaly.sampler_export import SAMPLER_FILE, verify_sampler
 from anomaly.samplers.base import Sampler
 from anomaly.scoring.pipeline import batches_by_size
-from anomaly.scoring.scorer import OnnxScorer, Scorer, Scores, relative_difference
+from anomaly.scoring.scorer import OnnxScorer, Scorer, relative_difference
 from anomaly.scoring.session import Device
+from anomaly.scoring.tiles import seam
+from anomaly.tiling import TARGET as SEAM_TARGET
 from anomaly.torch_scorer import TorchScorer
 
 TARGET, REFUSE = 1e-4, 1e-3
 """Difference of score and map in calibrated units: what fp32 reaches, and above which the file is refused"""
-MAX_CALIBRATION_IMAGES = 64
+MAX_CALIBRATION_IMAGES, MAX_PIXELS = 64, 100_000_000
+"""Photographs that are compared at most, and pixels of all of them after which no further one is"""
 
 
 def verify(
@@ -66,7 +70,11 @@ def verify(
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     description = trained.description
-    images = read_photographs(description.held_out, description)
+    images: list[NDArray[np.uint8]] = []
+    for path_of in description.held_out[:MAX_CALIBRATION_IMAGES]:
+        images.append(read_image(path_of, white=description.white, max_pixels=description.max_pixels))
+        if sum(image[..., 0].size for image in images) > MAX_PIXELS:
+            break
     if isinstance(trained.detector, Sampler):
         drawing = verify_sampler(
             trained.detector, path.with_name(SAMPLER_FILE), photographs=images, device=device, seed=seed
@@ -77,13 +85,16 @@ def verify(
     precision, fixed = exported.metadata.precision, exported.metadata.fixed
     inputs = [
         ("calibration", np.stack([images[n] for n in batch]))
-        for batch in batches_by_size([i.shape for i in images[:MAX_CALIBRATION_IMAGES]], batch_size=batch_size)
+        for batch in batches_by_size([i.shape for i in images], batch_size=batch_size)
     ]
     inputs += list(adversarial_inputs(seed=seed, fixed=fixed))
     certificate = compare(trained, exported, inputs)
     if precision != "fp32":
+        good = read_photographs(description.held_out, description)
         with progress_bar("compare verdicts") as report:
-            certificate |= compare_verdicts(trained, exported, good=images, seed=seed, report=report)
+            certificate |= compare_verdicts(trained, exported, good=good, seed=seed, report=report)
+    if description.tiling and description.tiling.mode == "seamless":
+        certificate["seam"] = seam(exported.score_windows, images[0], tiling=description.tiling)
     certificate |= {
         "model": exported.sha256,
         "detector": description.detector,
@@ -109,7 +120,14 @@ def verify(
             f" ({certificate['num_flips']} verdicts flip), worst on {certificate['worst_input']!r}: do not ship it;"
             " export it again, and see the certificate beside it"
         )
+    if not certificate.get("seam", 0.0) <= REFUSE:
+        raise ParityError(
+            f"{path} gives a stitched map that differs by {certificate['seam']:.3g} from the one without tiles, above"
+            f" {REFUSE:g}: its windows are not what the network needs on this device; score on another, or fit it again"
+        )
     print(f"{path}: parity {worst:.2g} (target {TARGET:g}, refused above {REFUSE:g}), no verdict flips")
+    if "seam" in certificate:
+        print(f"stitched map within {certificate['seam']:.2g} of the one without tiles (target {SEAM_TARGET:g})")
     return certificate
 
 
@@ -144,13 +162,13 @@ def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[n
         inputs: name and images (n, H, W, 3) uint8 RGB of one size each.
     """
     by_input: dict[str, dict[str, float]] = {}
-    pairs: list[tuple[Scores, Scores]] = []
+    scores: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     sums = {"score": 0.0, "map": 0.0}
     counts = {"score": 0, "map": 0}
     with progress_bar("verify") as report:
         for done, (name, image) in enumerate(inputs):
             a, b = trained.score(image), exported.score(image)
-            pairs.append((a, b))
+            scores.append((a.score, b.score))
             worst = by_input.setdefault(name, {"score": 0.0, "map": 0.0})
             for part, x, y in (("score", a.score, b.score), ("map", a.anomaly_map, b.anomaly_map)):
                 difference = np.nan_to_num(relative_difference(x, y), nan=np.inf)  # no number is no agreement
@@ -158,8 +176,7 @@ def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[n
                 sums[part] += float(difference.sum())
                 counts[part] += difference.size
             report(done + 1, len(inputs))
-    a_scores = np.concatenate([a.score for a, _ in pairs])
-    b_scores = np.concatenate([b.score for _, b in pairs])
+    a_scores, b_scores = (np.concatenate(part) for part in zip(*scores, strict=True))
     flips = ((a_scores > 1) != (b_scores > 1)) & (np.abs(a_scores - 1) > FLIP_MARGIN)
     return {
         "kind": "parity",

@@ -21,6 +21,7 @@ from anomaly.options import nearest
 from anomaly.registry import detector_class
 from anomaly.run_card import write_json
 from anomaly.scoring.artifact import CalibrationRecord
+from anomaly.scoring.tiles import Tiling
 
 STATE_FILE, DESCRIPTION_FILE, CARD_FILE = "detector.safetensors", "detector.json", "run.json"
 
@@ -52,6 +53,8 @@ class Description:
     """paths of the photographs calibrated on"""
     stopping: list[str]
     """paths of the photographs that gave the stopping signal"""
+    tiling: Tiling | None = None
+    """how it walks over large images; none where they are scored whole"""
 
 
 def build_detector(name: str, options: dict[str, Any]) -> Detector:
@@ -97,6 +100,8 @@ def load(run: Path) -> tuple[Detector, Description]:
     try:
         values = json.loads((run / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         values["calibration"] = CalibrationRecord(**values["calibration"])
+        if values.get("tiling"):
+            values["tiling"] = Tiling(**values["tiling"])
         description = Description(**values)
         state = load_file(run / STATE_FILE)
         options = dict(description.config)
@@ -104,6 +109,8 @@ def load(run: Path) -> tuple[Detector, Description]:
             options["weights"] = "none"  # the state brings them
         detector = build_detector(description.detector, options)
         detector.load_state_dict(state)
+        if description.tiling:
+            detector.preprocess.resize = "native"
     except (json.JSONDecodeError, TypeError, KeyError, SafetensorError, RuntimeError) as error:
         raise ModelError(f"{run} holds a damaged or foreign detector ({error}): fit it again") from error
     return detector.eval(), description

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from anomaly.run_folder import load
 from anomaly.scoring.scorer import Scores
+from anomaly.scoring.tiles import score_tiled
+from anomaly.tiling import window_scorer
 
 
 class TorchScorer:
@@ -30,6 +31,6 @@ class TorchScorer:
 
     def score(self, image: NDArray[np.uint8]) -> Scores:
         """Score images (n, H, W, 3) uint8 RGB of one size."""
-        with torch.no_grad():
-            said = self.detector(torch.from_numpy(image))
-        return Scores(said.score.numpy(), said.anomaly_map.numpy())
+        if self.description.tiling:
+            return Scores(*score_tiled(window_scorer(self.detector), image, tiling=self.description.tiling))
+        return Scores(*window_scorer(self.detector)(image))

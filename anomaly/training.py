@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +22,12 @@ from anomaly.errors import DataError, OutputError, UsageError
 from anomaly.image import read_file, read_image, read_mask, stored_maximum, white_level
 from anomaly.image_header import image_header
 from anomaly.progress import progress_bar
+from anomaly.registry import detector_class
 from anomaly.run_card import RunCard, now
 from anomaly.run_folder import CARD_FILE, Description, build_detector, save
 from anomaly.scoring.artifact import CalibrationRecord, golden_png
 from anomaly.scoring.image_stats import image_statistics, summarise
+from anomaly.tiling import check_seam, choose_tiling, raw_scores
 from anomaly.training_loop import INTERRUPTED, Precision, TrainingDevice, train
 
 
@@ -45,6 +49,8 @@ def fit(
     device: TrainingDevice = "auto",
     cache_gib: float = 2.0,
     resume: bool = False,
+    tile: str = "",
+    windows: int = 0,
 ) -> Path:
     """Train a detector or a sampler on good photographs, calibrate what scores on held-out ones; no test image is touched.
 
@@ -65,6 +71,9 @@ def fit(
         device: to train on.
         cache_gib: memory in GiB for decoded photographs.
         resume: go on from an interrupted fit in `out`.
+        tile: H,W in pixels: large images are scored in seamless tiles of their own pixels, by a fully convolutional detector
+            that learns from crops of its size; its options `resize` and `cache_gib` then mean nothing.
+        windows: pixels from one window to the next: large images are scored in overlapping windows of the detector's size.
 
     Returns:
         The run folder.
@@ -74,6 +83,7 @@ def fit(
         CalibrationError: an alpha that the held-out photographs cannot support.
         TrainingError: a loss that is no number, or too little memory; what was learned is kept for `resume`.
         OutputError: a run folder that cannot be written.
+        UsageError: an option that cannot be, such as tiles of a detector that has none, with the reason.
     """
     card = RunCard("fit", config=dict(locals()))
     try:
@@ -87,7 +97,10 @@ def fit(
         duplicates = duplicate_files([s.path for s in kept], max_pixels=max_pixels, progress=report)
     white = choose_white(white, kept, max_pixels=max_pixels)
     pl.seed_everything(seed, verbose=False)
-    built = build_detector(detector, dict(model or {}))
+    options = dict(model or {})
+    if (tile or windows) and "cache_gib" in inspect.signature(detector_class(detector)).parameters:
+        options["cache_gib"] = 0.0  # no crop comes twice
+    built = build_detector(detector, options)
     card.facts["config"]["model"] = dict(built.hparams)
     groups = find_groups(kept, root=category.root, group=group, duplicates=duplicates)
     parts = split(
@@ -103,6 +116,13 @@ def fit(
     def read(some: Sequence[Sample]) -> GoodImages:
         return GoodImages(some, white=white, max_pixels=max_pixels, cache_gib=cache_gib)
 
+    def photograph(sample: Sample) -> NDArray[np.uint8]:
+        return read_image(sample.path, white=white, max_pixels=max_pixels)
+
+    tiling = None
+    if tile or windows:
+        heights, widths = zip(*read(kept).sizes(), strict=True)
+        tiling = choose_tiling(built, tile=tile, windows=windows, smallest=(min(heights), min(widths)), roi=roi)
     loaders = GoodData(
         train=parts.train,
         held_out=parts.held_out,
@@ -110,20 +130,27 @@ def fit(
         batch_size=built.batch_size,
         read=read,
         seed=seed,
+        crop=built.preprocess.size if tiling else None,
     )
-    held_out = [read_image(s.path, white=white, max_pixels=max_pixels) for s in parts.held_out]
     if roi:
-        mask = read_roi(roi, height=held_out[0].shape[0], width=held_out[0].shape[1], max_pixels=max_pixels)
+        height, width = photograph(parts.held_out[0]).shape[:2]
+        mask = read_roi(roi, height=height, width=width, max_pixels=max_pixels)
         built.preprocess.set_roi(torch.from_numpy(mask))
         if not built.preprocess.roi.any():
             height, width = built.preprocess.size
             raise UsageError(f"region {roi!r} holds no whole pixel of the network's {width}×{height}: make it larger")
     with card.timed("fit"):
         train(built, loaders, out=out, precision=precision, device=device, resume=resume)
-    scores = np.zeros(0)
+    scores, difference = np.zeros(0), 0.0
     if built.scores:
         with card.timed("calibrate"):
-            scores = built.calibrate(loaders.held_out_dataloader(), alpha=alpha, promise=promise)
+            if tiling:
+                raw = raw_scores(built, map(photograph, parts.held_out), tiling=tiling)
+                scores = built.calibration.settle(*raw, alpha=alpha, promise=promise)
+                difference = check_seam(built, photograph(parts.held_out[0]), tiling=tiling)
+            else:
+                scores = built.calibrate(loaders.held_out_dataloader(), alpha=alpha, promise=promise)
+    typical = parts.held_out[int(np.argsort(scores)[len(scores) // 2]) if built.scores else 0]
     description = Description(
         detector=detector,
         config=dict(built.hparams),
@@ -143,11 +170,12 @@ def fit(
             source="held-out",
             excluded=sorted(s.path.name for s in dropped),
         ),
-        image_stats=summarise([image_statistics(image) for image in held_out]),
-        golden=golden_png(held_out[int(np.argsort(scores)[len(scores) // 2]) if built.scores else 0]),
+        image_stats=summarise([image_statistics(photograph(s)) for s in parts.held_out]),
+        golden=golden_png(photograph(typical)),
         train=[str(s.path) for s in parts.train],
         held_out=[str(s.path) for s in parts.held_out],
         stopping=[str(s.path) for s in parts.stopping],
+        tiling=tiling,
     )
     save(built, description, out)
     card.facts["result"] = {
@@ -158,6 +186,8 @@ def fit(
         "num_stopping": len(parts.stopping),
         "num_excluded": len(dropped),
     }
+    if tiling:
+        card.facts["result"]["tiling"] = asdict(tiling) | {"largest_difference": difference}
     card.write(out / CARD_FILE)
     (out / INTERRUPTED).unlink(missing_ok=True)
     return out

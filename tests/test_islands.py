@@ -42,7 +42,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "arguments": (("anomaly.arguments",), ("ground", "registry")),
     "inspect": (("anomaly.inspect",), ("ground", "data")),
     "training": (
-        ("anomaly.training", "anomaly.training_loop", "anomaly.run_folder"),
+        ("anomaly.training", "anomaly.training_loop", "anomaly.run_folder", "anomaly.tiling"),
         ("ground", "data", "nn", "detectors", "registry", "scoring"),
     ),
     "evaluation": (

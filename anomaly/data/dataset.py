@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from anomaly.data.crops import Crop, CropOrder, Crops
 from anomaly.data.folders import Sample
-from anomaly.image import read_image
+from anomaly.image import read_file, read_image
+from anomaly.image_header import image_header
 
 
 class Batch(NamedTuple):
@@ -49,6 +51,15 @@ class GoodImages(Dataset[tuple[Tensor, str]]):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Read height and width of the photographs from their headers.
+
+        Raises:
+            ImageError: a file that cannot be read or is no image.
+        """
+        headers = (image_header(read_file(s.path, max_pixels=self._max_pixels), name=str(s.path)) for s in self.samples)
+        return [(header.height, header.width) for header in headers]
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         path = str(self.samples[index].path)
@@ -113,6 +124,8 @@ class GoodData(pl.LightningDataModule):
         batch_size: images per batch.
         read: builds the data set of some samples.
         seed: of the order of training.
+        crop: height and width of crops to train on, at the photographs' own resolution; none where they are trained on
+            whole. Held-out photographs are whole in any case.
     """
 
     def __init__(
@@ -124,14 +137,21 @@ class GoodData(pl.LightningDataModule):
         batch_size: int,
         read: Callable[[Sequence[Sample]], GoodImages],
         seed: int,
+        crop: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.train = tuple(train)
-        self._train = read(train)
         self._held_out = read(held_out)
-        self._stopping = read(stopping)
         self._batch_size = batch_size
-        self._order = SeededOrder(len(self._train), seed=seed)
+        photographs = read(train), read(stopping)
+        self._train: Dataset[tuple[Tensor, str]] = photographs[0]
+        self._stopping: Dataset[tuple[Tensor, str]] = photographs[1]
+        self._order: SeededOrder | CropOrder = SeededOrder(len(train), seed=seed)
+        self._stopping_order: Sequence[int] | Sequence[Crop] = range(len(stopping))
+        if crop:
+            self._train, self._stopping = (Crops(some, size=crop) for some in photographs)
+            self._order, fixed = (CropOrder(some.sizes(), size=crop, seed=seed) for some in photographs)
+            self._stopping_order = list(fixed)  # the same ones in each epoch
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
@@ -142,8 +162,8 @@ class GoodData(pl.LightningDataModule):
         self._order.skip(num * self._batch_size, epoch=epoch)
 
     def probe_dataloader(self, batch_size: int) -> DataLoader[Any]:
-        """Training batches of another size, in order, to find one that fits into memory."""
-        return DataLoader(self._train, batch_size=batch_size, collate_fn=collate)
+        """Training batches of another size, to find one that fits into memory."""
+        return DataLoader(self._train, batch_size=batch_size, sampler=list(self._order), collate_fn=collate)
 
     def held_out_dataloader(self) -> DataLoader[Any]:
         """Held-out good batches, in order."""
@@ -151,4 +171,5 @@ class GoodData(pl.LightningDataModule):
 
     def stopping_dataloader(self) -> DataLoader[Any]:
         """Batches of the stopping part, in order."""
-        return DataLoader(self._stopping, batch_size=self._batch_size, collate_fn=collate)
+        order: Any = self._stopping_order
+        return DataLoader(self._stopping, batch_size=self._batch_size, sampler=order, collate_fn=collate)

@@ -66,6 +66,8 @@ def deploy(
             " delay of 0 or more"
         )
     metadata = read_metadata(load_graph(model), name=str(model))
+    if metadata.tiling:
+        raise UsageError(f"{model} walks over large images, which Triton cannot do: serve it with `anomaly serve`")
     if tensorrt and (device == "cpu" or not metadata.fixed):
         raise UsageError("--tensorrt takes a GPU and a graph of fixed size: export the model with --fixed N,H,W")
     config = model_config(

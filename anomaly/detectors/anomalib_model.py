@@ -69,6 +69,7 @@ class AnomalibModel(Detector):
         WeightsError: weights that are nowhere to be had or do not fit.
     """
 
+    tile_obstacle = "what anomalib's networks do beyond their own size is not known here"
     is_fitted: Tensor
 
     def __init__(

@@ -95,6 +95,7 @@ class Autoencoder(Detector):
             self.network = UNet(widths=(width, 2 * width, 4 * width, 6 * width, 8 * width), skips=skips)
         self.corruption = corruption
         self.loss, self.score, self.smooth, self.standardise = loss, score, smooth, standardise
+        self.stride, self.tile_obstacle = 32, _tile_obstacle(network, score=score, standardise=standardise)
         self.scale = PixelScale((size, size))
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
@@ -162,5 +163,16 @@ class Autoencoder(Detector):
 
     def anomaly(self, x: Tensor) -> Anomaly:
         """Score by the residual of the reconstruction, smoothed, in its scale: score is the map's maximum."""
-        anomaly_map = self.inside_roi(self.scale(self._map(x)))
+        r = self._map(x)
+        anomaly_map = self.inside_roi(self.scale(r) if self.standardise else r)
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
+
+
+def _tile_obstacle(network: str, *, score: Measure, standardise: bool) -> str:
+    if network == "strided":
+        return "its code is one vector of the whole input (take network unet)"
+    if standardise:
+        return "each pixel of its map has a scale of its own, by its place in the input (take standardise false)"
+    if "ssim" in score:
+        return "its SSIM takes the mean of the whole input (take score l2 or msgms)"
+    return ""

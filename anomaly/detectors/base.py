@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomaly.calibration import Promise, fit_scale
@@ -51,6 +52,23 @@ class Calibration(nn.Module):
             (raw.score - self.zero_score) / self.unit_score, (raw.anomaly_map - self.zero_map) / self.unit_map
         )
 
+    def settle(
+        self, score: NDArray[np.float64], peak: NDArray[np.float64], *, alpha: float, promise: Promise
+    ) -> NDArray[np.float64]:
+        """Fit zero and unit of score and map on the raw scores of good images and their maps' maxima, (n,) each.
+
+        Returns:
+            The calibrated scores (n,).
+
+        Raises:
+            CalibrationError: too few images for alpha, or scores without spread.
+        """
+        for part, values in (("score", score), ("map", peak)):
+            scale = fit_scale(values, alpha=alpha, promise=promise)
+            getattr(self, f"zero_{part}").fill_(scale.zero)
+            getattr(self, f"unit_{part}").fill_(scale.unit)
+        return (score - float(self.zero_score)) / float(self.unit_score)
+
 
 class Detector(pl.LightningModule):
     """Base of all detectors.
@@ -72,6 +90,13 @@ class Detector(pl.LightningModule):
     export_obstacle = ""
     """Why the graph cannot be exported, in words, where that is known"""
 
+    stride = 0
+    """By how many pixels, or a multiple, x can move so that the map moves alike; 0 where the map is no such function"""
+    tile_obstacle = "its class names no stride, and a map that does not move with the image cannot be stitched"
+    """Why large images cannot be scored in seamless tiles, in words; empty where they can"""
+    window_obstacle = ""
+    """Why it cannot learn from parts of photographs, in words; empty where it can"""
+
     def __init__(self, *, preprocess: Preprocess, epochs: int, batch_size: int) -> None:
         super().__init__()
         self.preprocess = preprocess
@@ -92,6 +117,10 @@ class Detector(pl.LightningModule):
             x: (N, 3, h, w) float32, as `preprocess` gives it.
         """
         raise NotImplementedError(f"{type(self).__name__} must write anomaly(x)")
+
+    def dependence(self, x: Tensor) -> Tensor:
+        """Give any map (N, h, w) whose pixels depend on the same pixels of x as the anomaly map's; nothing need be learned."""
+        return self.anomaly(x).anomaly_map
 
     def forward(self, image: Tensor | list[Tensor]) -> Anomaly:
         """Score images: preprocess, network, calibration. This is the exported graph.
@@ -150,9 +179,7 @@ class Detector(pl.LightningModule):
         return torch.where(self.preprocess.roi, anomaly_map, anomaly_map.amin(dim=(1, 2), keepdim=True))
 
     @torch.no_grad()
-    def calibrate(
-        self, good: Iterable[Batch], *, alpha: float, promise: Promise
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def calibrate(self, good: Iterable[Batch], *, alpha: float, promise: Promise) -> NDArray[np.float64]:
         """Fit zero and unit of score and map on held-out good images (FORMATS: split conformal).
 
         Args:
@@ -172,10 +199,4 @@ class Detector(pl.LightningModule):
             raw = self.anomaly(self.preprocessed(batch))
             score.append(raw.score.double().cpu().numpy())
             peak.append(raw.anomaly_map.amax(dim=(1, 2)).double().cpu().numpy())
-        scores = np.concatenate(score)
-        for part, values in (("score", scores), ("map", np.concatenate(peak))):
-            scale = fit_scale(values, alpha=alpha, promise=promise)
-            getattr(self.calibration, f"zero_{part}").fill_(scale.zero)
-            getattr(self.calibration, f"unit_{part}").fill_(scale.unit)
-        zero, unit = float(self.calibration.zero_score), float(self.calibration.unit_score)
-        return (scores - zero) / unit
+        return self.calibration.settle(np.concatenate(score), np.concatenate(peak), alpha=alpha, promise=promise)

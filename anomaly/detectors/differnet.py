@@ -72,6 +72,7 @@ class DifferNet(Detector):
         seed: of the random rotations.
     """
 
+    tile_obstacle = "its features are means over the whole input"
     kernel: Tensor
     typical: Tensor
 

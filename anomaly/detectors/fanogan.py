@@ -81,6 +81,7 @@ class FAnoGan(Detector):
         cache_gib: memory in GiB for preprocessed images kept between epochs.
     """
 
+    tile_obstacle = "its encoder gives one code of the whole input"
     num_steps: Tensor
     """() int64, steps done; it decides the phase, so that an interrupted fit goes on in its own"""
 

@@ -120,6 +120,11 @@ class FastFlow(Detector):
             batch_size=batch_size,
         )
         self.save_hyperparameters()
+        self.tile_obstacle = (
+            "each patch of its backbone attends to all others"
+            if network.is_transformer
+            else "its norm takes mean and variance of the whole map and has a weight for each place of it"
+        )
         self.backbone = network
         self.provenance = network.provenance
         self.flows = nn.ModuleList(

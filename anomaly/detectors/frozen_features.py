@@ -39,6 +39,7 @@ from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
 from anomaly.nn.backbones import Backbone
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.residual_map import smoothed
 
 Method = Literal["one_class_svm", "nearest_neighbour", "gmm", "pca"]
 Matrix = NDArray[np.float64]
@@ -235,6 +236,11 @@ class FrozenFeatures(Detector):
         self.automatic_optimization = False
         self.backbone, self.provenance = network, network.provenance
         self.grid = max((h, w) for _, h, w in network.shapes)
+        self.finest = [shape[1:] for shape in network.shapes].index(self.grid)
+        if network.is_transformer:
+            self.tile_obstacle = "each patch of its backbone attends to all others (take a convolutional one)"
+        else:
+            self.stride, self.tile_obstacle = size // min(h for _, h, _ in network.shapes), ""
         width = sum(channels for channels, _, _ in network.shapes)
         if not 0 <= dimensions <= width:
             raise UsageError(f"dimensions {dimensions}: the features have {width}; take 0 for all of them, or fewer")
@@ -256,13 +262,19 @@ class FrozenFeatures(Detector):
 
     def _patches(self, x: Tensor) -> Tensor:
         """Features of the patches of images: (N, 3, size, size) to (N, h, w, D), h and w those of the grid."""
-        levels = []
-        for level in self.backbone(x):
+        maps = self.backbone(x)
+        grid, levels = maps[self.finest].shape[2:], []
+        for level, (_, *shape) in zip(maps, self.backbone.shapes, strict=True):
             pooled = functional.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False)
-            if tuple(pooled.shape[2:]) != self.grid:
-                pooled = functional.interpolate(pooled, self.grid, mode="bilinear", align_corners=False)
+            if tuple(shape) != self.grid:
+                pooled = functional.interpolate(pooled, grid, mode="bilinear", align_corners=False)
             levels.append(pooled)
         return torch.cat(levels, dim=1).permute(0, 2, 3, 1)
+
+    def dependence(self, x: Tensor) -> Tensor:
+        """The map of a model that takes the mean of each patch."""
+        patches = self._patches(x)
+        return self._enlarged(patches.mean(dim=3)[:, None], x)
 
     def _inside(self) -> Tensor:
         """Patches of the grid (h, w) that lie in the region of interest by more than half."""
@@ -331,20 +343,20 @@ class FrozenFeatures(Detector):
         """
         if not self.model.is_fitted:
             raise UsageError(f"{self.hparams['method']!r} has learned from no image yet: fit it first")
-        height, width = self.grid
-        y = self._standardised(self._patches(x).flatten(0, 2))
-        scores = self.model(y).view(-1, 1, height, width)
+        patches = self._patches(x)
+        height, width = patches.shape[1:3]
+        scores = self.model(self._standardised(patches.flatten(0, 2))).view(-1, 1, height, width)
         if self.preprocess.has_roi:
             inside = self._inside()
             least = scores.masked_fill(~inside, torch.inf).amin(dim=(2, 3), keepdim=True)
             scores = torch.where(inside, scores, least)
-        scores = functional.interpolate(scores, self.preprocess.size, mode="bilinear", align_corners=False)
-        if self.smooth > 1:
-            reach = self.smooth // 2
-            padded = functional.pad(scores, (reach,) * 4, mode="replicate")
-            scores = functional.avg_pool2d(padded, self.smooth, stride=1)
-        anomaly_map = self.inside_roi(scores[:, 0])
+        anomaly_map = self.inside_roi(self._enlarged(scores, x))
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
+
+    def _enlarged(self, scores: Tensor, x: Tensor) -> Tensor:
+        """Scores of patches (N, 1, h, w) as a smoothed map (N, H, W) of x's size."""
+        enlarged = functional.interpolate(scores, x.shape[2:], mode="bilinear", align_corners=False)
+        return smoothed(enlarged[:, 0], window=self.smooth)
 
 
 def _model(method: Method, *, nu: float, num_gaussians: int, num_components: int) -> PatchModel:

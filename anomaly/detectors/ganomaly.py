@@ -88,6 +88,8 @@ class Ganomaly(Detector):
         UsageError: a size, window or batch that it cannot have.
     """
 
+    tile_obstacle = "its encoder gives one code of the whole input"
+
     def __init__(
         self,
         *,

@@ -155,6 +155,10 @@ class Riad(Detector):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.patience = patience
         self.needs_stopping_images = patience > 0
+        self.stride, self.tile_obstacle = (
+            size,
+            "",
+        )  # the sets repeat with that period; the U-Net's own stride divides it
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
         fixed = torch.Generator().manual_seed(seed)
         self.register_buffer("sets", torch.stack([self._draw(region, fixed) for region in self.regions]))
@@ -168,8 +172,8 @@ class Riad(Detector):
         """Inpaint every set of regions from the rest of the image and put the pieces together.
 
         Args:
-            x: (N, 3, size, size) in [-1, 1].
-            sets: (size, size), the number of the set that each pixel is in.
+            x: (N, 3, h, w) in [-1, 1].
+            sets: (h, w), the number of the set that each pixel is in.
 
         Returns:
             x_hat, of x's shape, float32 in [-1, 1].
@@ -225,11 +229,23 @@ class Riad(Detector):
         """Drop the cached images."""
         self._cache.clear()
 
+    def _sets_of(self, x: Tensor) -> list[Tensor]:
+        """The sets of each region size for x (N, 3, h, w), (h, w) each; over a large image they come again and again."""
+        if self.preprocess.resize != "native":
+            return list(self.sets)
+        rows, columns = (torch.arange(length, device=x.device) % self.size for length in x.shape[2:])
+        return [sets.index_select(0, rows).index_select(1, columns) for sets in self.sets]
+
+    def dependence(self, x: Tensor) -> Tensor:
+        """The map of the first region size alone; the others look as far."""
+        r = 1 - self.msgms(x, self.reconstruct(x, self._sets_of(x)[0]))
+        return smoothed(r, window=self.smooth)
+
     def anomaly(self, x: Tensor) -> Anomaly:
         """Score by 1 - MSGMS of x and x_hat: its mean over region sizes, smoothed, is the map; the score is its maximum."""
         image = (x + 1) / 2
         r = torch.zeros((), device=x.device)
-        for number in range(len(self.regions)):
-            r = r + 1 - self.msgms(image, (self.reconstruct(x, self.sets[number]) + 1) / 2)
+        for sets in self._sets_of(x):
+            r = r + 1 - self.msgms(image, (self.reconstruct(x, sets) + 1) / 2)
         anomaly_map = self.inside_roi(smoothed(r / len(self.regions), window=self.smooth))
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)

@@ -37,7 +37,8 @@ class Preprocess(nn.Module):
     def __init__(self, *, size: tuple[int, int], resize: Resize, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.size = size
-        self.resize = resize
+        self.resize: Resize | Literal["native"] = resize
+        """`native` takes the pixels as they are: the images are windows of a large one (`anomaly.scoring.tiles`)"""
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255.0)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255.0)
         self.register_buffer("roi", torch.ones(size, dtype=torch.bool))
@@ -70,12 +71,15 @@ class Preprocess(nn.Module):
             image: (N, H, W, 3) uint8 RGB, or a list of N such images (H, W, 3) of any sizes.
 
         Returns:
-            (N, 3, h, w) float32, zero mean and unit deviation over the backbone's training set.
+            (N, 3, h, w) float32, zero mean and unit deviation over the backbone's training set; h and w are those of
+            `size`, or the image's own where nothing is resized.
         """
         if isinstance(image, list):
             return torch.cat([self(single[None]) for single in image])
         x = image.permute(0, 3, 1, 2).to(torch.float32)
-        if self.resize == "squash":
+        if self.resize == "native":
+            x = (x - self.mean) / self.std
+        elif self.resize == "squash":
             x = functional.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
             x = (x - self.mean) / self.std
         else:

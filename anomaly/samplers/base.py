@@ -44,6 +44,7 @@ class Sampler(Detector):
         batch_size: images per step.
     """
 
+    window_obstacle = "a sampler draws and rebuilds whole photographs"
     density: ClassVar[Density] = "none"
     """What `log_prob` gives"""
     process: ClassVar[str] = "decoder"

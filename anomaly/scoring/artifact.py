@@ -22,9 +22,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from anomaly.errors import ImageError, ModelError, OutputError
+from anomaly.overlay import Resize
+from anomaly.scoring.tiles import Tiling
 
-CONTRACT = 1
-"""Version of inputs, outputs and metadata; a file of another version is refused"""
+CONTRACT, CONTRACT_OF_WINDOWS = 1, 2
+"""Version of inputs, outputs and metadata, and that of a graph which takes windows of an image; other files are refused"""
 OPSET = 18
 IR_VERSION = 8
 """The lowest that opset 18 allows; ONNX Runtime reads it from 1.14 on"""
@@ -74,7 +76,7 @@ class Metadata:
     detector: str
     category: str
     config: dict[str, Any]
-    resize: Literal["squash", "letterbox"]
+    resize: Resize
     white: int
     """stored value of a 16-bit image that becomes 255"""
     size: list[int]
@@ -95,6 +97,8 @@ class Metadata:
     precision: Precision = "fp32"
     fixed: list[int] = field(default_factory=list)
     """images at a time, height and width of a graph that takes no others; empty for any"""
+    tiling: Tiling | None = None
+    """how a host walks over an image whose windows the graph takes; none where it takes whole images"""
 
     def check_size(self, image: NDArray[np.uint8], *, name: str) -> None:
         """Refuse images (..., H, W, 3) that a fixed model does not take.
@@ -195,6 +199,7 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
             )
         values["calibration"] = CalibrationRecord(**values["calibration"])
         values["golden"] = Golden(**values["golden"])
+        values["tiling"] = Tiling(**values["tiling"]) if values.get("tiling") else None
         optional = {one.name for one in fields(Metadata) if (one.default, one.default_factory) != (MISSING, MISSING)}
         # what an older file lacks has its default
         chosen = [one.name for one in fields(Metadata) if one.name in values or one.name not in optional]
@@ -220,9 +225,9 @@ def stored_values(model: onnx.ModelProto, *, name: str) -> dict[str, Any]:
         values = {key: json.loads(value) for key, value in found.items()}
     except json.JSONDecodeError as error:
         raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
-    if values["contract"] != CONTRACT:
+    if values["contract"] != (CONTRACT_OF_WINDOWS if values.get("tiling") else CONTRACT):
         raise ModelError(
-            f"{name} follows contract {values['contract']}, this version reads {CONTRACT}:"
+            f"{name} follows contract {values['contract']}, this version reads {CONTRACT}, of windows {CONTRACT_OF_WINDOWS}:"
             " score it with the version that made it, or export it again"
         )
     return values

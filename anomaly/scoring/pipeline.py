@@ -62,6 +62,7 @@ class Settings:
         num_threads: of reading and decoding.
         frame: of files with several frames or pages: `only` refuses them, `first` takes the first.
         measure: whether image statistics are taken, for the drift watch.
+        large: whether images may be large: then one is scored at a time, whatever the batch, while the next is decoded.
         review_limit: above it, up to the limit, the verdict is `review`; by default there is no such verdict.
 
     Raises:
@@ -75,11 +76,12 @@ class Settings:
     frame: Frame = "only"
     review_limit: float = math.inf
     measure: bool = False
+    large: bool = False
 
     @property
     def window(self) -> int:
         """Images in a window."""
-        return self.batch_size * WINDOW_BATCHES
+        return 1 if self.large else self.batch_size * WINDOW_BATCHES
 
     def verdict(self, score: float) -> str:
         """Judge a calibrated score: `good`, `defect`, or `review` between the two limits where there are two."""

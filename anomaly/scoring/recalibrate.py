@@ -144,7 +144,7 @@ def recalibrate(
     typical = paths[int(np.argsort(expected_scores)[len(paths) // 2])]
     photograph = read_image(typical, white=metadata.white, max_pixels=max_pixels)
     golden = dataclasses.replace(metadata.golden, png=golden_png(photograph))
-    said = score_bytes(graph.SerializeToString(), golden_batch(golden, fixed=metadata.fixed))
+    said = score_bytes(graph.SerializeToString(), golden_batch(golden, fixed=metadata.fixed), tiling=metadata.tiling)
     metadata = dataclasses.replace(
         metadata,
         alpha=alpha,
@@ -199,7 +199,9 @@ def _score_good(
     paths: Sequence[str], scorer: OnnxScorer, *, max_pixels: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[dict[str, float]]]:
     """Scores and maxima of the maps of good images, and what the images look like; a bad file is an error."""
-    settings = Settings(limit=1.0, batch_size=8, max_pixels=max_pixels, num_threads=num_cpus())
+    settings = Settings(
+        limit=1.0, batch_size=8, max_pixels=max_pixels, num_threads=num_cpus(), large=scorer.metadata.tiling is not None
+    )
     scores, peaks, statistics, bad = [], [], [], []
     with progress_bar("score the good images") as report:
         scoring = score_images(map(Item, paths), scorers={ONLY: scorer}, settings=settings, seconds={})

@@ -67,12 +67,13 @@ def replay(
         frame=asked["frame"],
         review_limit=math.inf if asked["review_limit"] is None else asked["review_limit"],
     )
-    settings = replace(recorded, batch_size=batch_size) if batch_size else recorded
     scorers = {}
     for number, product in enumerate(sorted(asked["models"])):
         (file,) = (run / MODELS).glob(f"{number:02d}_*")
         on = asked["device"][product] if device == "recorded" else device
         scorers[product] = OnnxScorer(file, device=on, num_threads=0)
+    recorded = replace(recorded, large=any(scorer.metadata.tiling for scorer in scorers.values()))
+    settings = replace(recorded, batch_size=batch_size) if batch_size else recorded
     here = {"host": hardware(), "versions": versions()}
     same = settings == recorded and all(scorers[p].device == asked["device"][p] for p in scorers)
     exact = same and all(begun[key] == here[key] for key in here)

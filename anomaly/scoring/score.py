@@ -68,7 +68,7 @@ def score(
         promise: what alpha bounds, the expected rate or its 95 % upper bound.
         review_limit: above it, up to the limit, the verdict is `review`.
         device: auto, cpu, cuda or tensorrt.
-        batch_size: images per inference.
+        batch_size: images per inference; a model of windows takes one image at a time.
         overlays: folder for pictures with the map laid over, beside one result file; none by default.
         overlays_of: draw those with the verdict defect, all, or none; in a run directory they lie in its overlays/.
         maps: write every map as 16-bit PNG into the run directory's maps/.
@@ -109,14 +109,16 @@ def score(
     chosen = choose_limit(scorer, limit=limit, alpha=alpha, promise=promise)
     if overlays and not chosen > 0:
         raise UsageError(f"limit {chosen:g}: overlays are drawn to a limit above 0; leave --overlays out")
+    large = any(scorer.metadata.tiling for scorer in scorers.values())
     settings = Settings(
         limit=chosen,
-        batch_size=1 if watch else batch_size,
+        batch_size=1 if watch or large else batch_size,
         max_pixels=max_pixels,
         num_threads=num_cpus(),
         frame=frame,
         review_limit=math.inf if review_limit == "none" else review_limit,
         measure=bool(run),
+        large=large,
     )
     if watch and shard:
         raise UsageError("--watch and --shard at once: images that arrive have no list to share out")

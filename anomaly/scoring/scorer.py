@@ -23,6 +23,7 @@ from anomaly.scoring.artifact import (
 )
 from anomaly.scoring.buffers import BufferPool
 from anomaly.scoring.session import Device, open_session
+from anomaly.scoring.tiles import Tiling, score_tiled
 
 
 class Scores(NamedTuple):
@@ -99,22 +100,28 @@ class OnnxScorer:
     def score(self, image: NDArray[np.uint8]) -> Scores:
         """Score images (n, H, W, 3) uint8 RGB of one size, n and size free.
 
-        A fixed model takes its own size only; what is not a multiple of its number of images is filled up.
+        A fixed model takes its own size only; what is not a multiple of its number of images is filled up. A model of
+        windows walks over each image.
 
         Raises:
             ImageError: a fixed model and images of another size.
         """
+        if self.metadata.tiling:
+            return Scores(*score_tiled(self.score_windows, image, tiling=self.metadata.tiling))
         if not self.metadata.fixed:
-            return Scores(*self._run(image))
+            return self.score_windows(image)
         num, *_ = self.metadata.fixed
         self.metadata.check_size(image, name=f"{len(image)} images")
         parts = []
         for at in range(0, len(image), num):
             part = image[at : at + num]
-            filled = np.concatenate((part, np.repeat(part[-1:], num - len(part), axis=0)))
-            said = Scores(*self._run(filled))
+            said = self.score_windows(np.concatenate((part, np.repeat(part[-1:], num - len(part), axis=0))))
             parts.append(Scores(said.score[: len(part)], said.anomaly_map[: len(part)]))
         return Scores(*(np.concatenate(both) for both in zip(*parts, strict=True)))
+
+    def score_windows(self, image: NDArray[np.uint8]) -> Scores:
+        """Run the graph once: on images, or on windows of an image where the model walks over large ones."""
+        return Scores(*self._run(image))
 
     def _plainly(self, image: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
         said: Sequence[NDArray[np.float32]] = self.session.run(list(OUTPUTS), {INPUT: image})
@@ -136,9 +143,13 @@ class OnnxScorer:
                 )
 
 
-def score_bytes(model: bytes, image: NDArray[np.uint8]) -> Scores:
+def score_bytes(model: bytes, image: NDArray[np.uint8], *, tiling: Tiling | None = None) -> Scores:
     """Score images (n, H, W, 3) on the CPU through the bytes of a graph that is not yet a certified file."""
     session, _ = open_session(
         model, name="the exported graph", device="cpu", num_threads=0, precision="fp32", is_fixed=False
     )
-    return Scores(*session.run(list(OUTPUTS), {INPUT: image}))
+
+    def score(windows: NDArray[np.uint8]) -> Scores:
+        return Scores(*session.run(list(OUTPUTS), {INPUT: windows}))
+
+    return Scores(*score_tiled(score, image, tiling=tiling)) if tiling else score(image)

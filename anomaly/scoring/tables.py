@@ -11,7 +11,7 @@ from typing import Literal
 
 from anomaly.errors import OutputError
 from anomaly.image import write_png
-from anomaly.overlay import enlarge_map, overlay
+from anomaly.overlay import Resize, enlarge_map, overlay
 from anomaly.progress import progress_bar
 from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
 from anomaly.scoring.rows import Tables
@@ -90,7 +90,7 @@ def overlay_name(number: int, item: Item) -> str:
     return f"{number:06d}_{Path(item.path).stem[:60]}.png"
 
 
-def draw_overlay(scored: Scored, path: Path, *, resize: Literal["squash", "letterbox"]) -> None:
+def draw_overlay(scored: Scored, path: Path, *, resize: Resize) -> None:
     """Write one picture of an image with its map laid over, on the scale fixed by the limit."""
     height, width = scored.image.shape[:2]
     enlarged = enlarge_map(scored.anomaly_map, height=height, width=width, resize=resize)
