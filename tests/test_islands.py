@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nn": (("anomaly.nn",), ("ground",)),
     "detectors": (("anomaly.detectors",), ("ground", "data", "nn")),
     "scoring": (("anomaly.scoring",), ("ground", "data")),
+    "service": (("anomaly.service",), ("ground", "data", "scoring")),
     "sampling": (("anomaly.sampling",), ("ground", "data", "scoring")),
     "synthesis": (("anomaly.synthesis",), ("ground", "data", "sampling", "scoring")),
     "samplers": (("anomaly.samplers",), ("ground", "data", "nn", "detectors", "sampling")),
