@@ -12,6 +12,7 @@ from anomaly.image_header import Frame
 from anomaly.scoring.pipeline import Settings
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.scorer import Device
+from anomaly.scoring.watch import stopped_by_signals
 from anomaly.service.app import Service, create_app
 from anomaly.service.connection import IDLE_SECONDS, make_server
 from anomaly.service.limits import Limits
@@ -102,18 +103,21 @@ def serve(
     listener = _listen(family, address, port)
     shown = f"[{address}]" if ":" in address else address
     print(f"serving on http://{shown}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    server.run(sockets=[listener])
+    with stopped_by_signals():  # the server takes them, and hands them on when it has ended
+        server.run(sockets=[listener])
     return 0
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:
-    """Find the one address that a host name stands for."""
-    try:
-        found = socket.getaddrinfo(host or "?", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError, OverflowError) as error:
+    """Find the one address that a host name stands for; none is not every address."""
+    if not host or not 0 <= port < 2**16:
         raise UsageError(
-            f"{host!r} port {port} is no address to listen on ({error}): 127.0.0.1 is this machine"
-        ) from error
+            f"{host!r} port {port} is no address to listen on: 127.0.0.1 is this machine, ports are below 65536"
+        )
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{host!r} is no address to listen on ({error}): 127.0.0.1 is this machine") from error
     family, _, _, _, address = found[0]
     return family, str(address[0])
 
@@ -121,7 +125,7 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:
 def _listen(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
     try:
         return socket.create_server((address, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise OutputError(f"{address} port {port} cannot be listened on ({error}): choose another --port") from error
 
 
