@@ -9,11 +9,20 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from served import make_service, running
 
 from anomaly.service.openapi import document
 
-SCHEMA = schemathesis.openapi.from_dict(document())
+# the same handlers answer with a version in the path
+SCHEMA = schemathesis.openapi.from_dict(document()).exclude(path_regex="versions")
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+"""Not that what fits the document is accepted: it cannot say which bytes are an image"""
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +32,6 @@ def base_url(run_folder: Path) -> Iterator[str]:
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_generated_requests_are_answered_as_documented(case: Case, base_url: str) -> None:
-    case.call_and_validate(base_url=base_url)
+    case.call_and_validate(base_url=base_url, checks=CHECKS)
