@@ -276,10 +276,10 @@ def test_body_above_the_limit_is_refused_declared_or_not(client: TestClient) -> 
 
 
 def test_memory_of_all_requests_is_bounded_and_given_back(served_model: Path) -> None:
-    service = make_service(served_model, max_memory=2**23, max_body=2**20)
+    service = make_service(served_model, max_memory=2**25, max_body=2**20)
     with TestClient(make_app(service), base_url=BASE) as client:
         with service._memory.holding() as held:
-            held.take(2**23 - 1000)
+            held.take(2**25 - 1000)
             answer = client.post("/score", content=png(draw_part(0)))
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert client.post("/score", content=png(draw_part(0))).status_code == 200

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from anomaly.errors import RequestError
 from anomaly.scoring.scorer import Scores
-from anomaly.service.protocol import MAX_JSON, InferRequest, encode_response, parse_request
+from anomaly.service.limits import MAX_JSON
+from anomaly.service.protocol import InferRequest, encode_response, parse_request, split_body
 
 IMAGE: NDArray[np.uint8] = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
 TENSOR: dict[str, Any] = {
@@ -26,7 +27,11 @@ JSON_TENSOR: dict[str, Any] = {"name": "image", "datatype": "UINT8", "shape": [2
 
 def parse(header: Any, *, binary: bytes = b"") -> InferRequest:
     data = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return parse_request(data + binary, header_length=str(len(data)) if binary else None, max_pixels=100)
+    return read(data + binary, header_length=str(len(data)) if binary else None)
+
+
+def read(body: bytes, *, header_length: str | None) -> InferRequest:
+    return parse_request(*split_body(body, header_length=header_length), max_pixels=100)
 
 
 def test_tensor_is_read_from_bytes_and_from_json_nested_or_flat() -> None:
@@ -128,7 +133,7 @@ def test_malformed_request_is_refused_with_its_reason(header: Any, words: str) -
 @pytest.mark.parametrize("length", ["", "0", "-1", "1.5", "x", "²", "9" * 30, "9" * 5000, "1000000"])
 def test_header_length_that_is_none_is_refused(length: str) -> None:
     with pytest.raises(RequestError, match="Inference-Header-Content-Length is"):
-        parse_request(json.dumps({"inputs": [JSON_TENSOR]}).encode(), header_length=length, max_pixels=100)
+        read(json.dumps({"inputs": [JSON_TENSOR]}).encode(), header_length=length)
 
 
 def test_bytes_beside_a_json_tensor_and_too_many_or_few_are_refused() -> None:
@@ -165,7 +170,7 @@ def test_fuzzed_requests_are_read_or_refused_and_nothing_else() -> None:
                 data = data[: at + 1]
         length = str(len(header)) if rng.random() < 0.7 else str(rng.randint(0, len(whole) + 5))
         try:
-            found = parse_request(bytes(data), header_length=length, max_pixels=100)
+            found = read(bytes(data), header_length=length)
         except RequestError:
             num_refused += 1
         else:

@@ -33,7 +33,7 @@ from anomaly.service import protocol
 from anomaly.service.batching import Batcher
 from anomaly.service.bodies import read_body, unpacked
 from anomaly.service.gate import GONE, Gate, JsonResponse, Log, refused
-from anomaly.service.limits import Holding, Limits, Memory
+from anomaly.service.limits import BYTES_A_JSON_BYTE, Holding, Limits, Memory
 from anomaly.service.metrics import CONTENT_TYPE, Metrics
 from anomaly.service.models import Models, Served
 from anomaly.service.openapi import document
@@ -165,11 +165,10 @@ class Service:
             deadline = time.monotonic() + self.limits.timeout
 
             def parse() -> protocol.InferRequest:
-                return protocol.parse_request(
-                    self._plain(request, body, held),
-                    header_length=request.headers.get(protocol.HEADER_LENGTH),
-                    max_pixels=self.settings.max_pixels,
-                )
+                length = request.headers.get(protocol.HEADER_LENGTH)
+                header, binary = protocol.split_body(self._plain(request, body, held), header_length=length)
+                held.take(BYTES_A_JSON_BYTE * len(header))
+                return protocol.parse_request(header, binary, max_pixels=self.settings.max_pixels)
 
             asked = await self._in_thread(parse, deadline=deadline)
             deadline = min(deadline, time.monotonic() + asked.timeout)
@@ -198,7 +197,7 @@ class Service:
             kind = request.headers.get("content-type", "")
 
             def open_form() -> tuple[str, bytes]:
-                return image_of(self._plain(request, body, held), content_type=kind)
+                return image_of(self._plain(request, body, held), content_type=kind, held=held)
 
             name, data = await self._in_thread(open_form, deadline=deadline)
             try:
@@ -234,7 +233,7 @@ class Service:
         """
         scorer = served.scorer
         pending = asyncio.wrap_future(self._batcher.submit(scorer, image))
-        gone = asyncio.ensure_future(request.receive())
+        gone = asyncio.ensure_future(_disconnected(request))
         either: set[asyncio.Future[Any]] = {pending, gone}
         try:
             await asyncio.wait(
@@ -271,6 +270,12 @@ class Service:
 
     def _too_slow(self) -> RequestError:
         return RequestError(503, "the time of this request is over: try again later")
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client of a request that was read is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _reason(served: Served) -> str:

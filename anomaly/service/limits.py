@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from anomaly.errors import RequestError, UsageError
 
 BYTES_A_PIXEL = 3
+"""Of an image of 8 bits; one of 16 takes twice as many while it is decoded"""
+MAX_JSON = 2**24
+"""Bytes of JSON in a request: the interpreter stands still while it is parsed; tensors go as bytes"""
+BYTES_A_JSON_BYTE = 24
+"""What parsed JSON takes at most for one byte of text: an empty object in a list"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,8 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise UsageError(f"{name} is {value}: give a number above 0")
-        needed = 2 * self.max_body + BYTES_A_PIXEL * self.max_pixels
+        parsed = BYTES_A_JSON_BYTE * min(MAX_JSON, self.max_body)
+        needed = 3 * self.max_body + max(2 * BYTES_A_PIXEL * self.max_pixels, parsed)  # as sent, unpacked, and its file
         if self.max_memory < needed:
             raise UsageError(
                 f"{self.max_memory >> 20} MiB do not hold one request of {self.max_body >> 20} MiB and {self.max_pixels:,}"

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from anomaly.errors import RequestError
 from anomaly.scoring.artifact import INPUT, OUTPUTS
 from anomaly.scoring.scorer import Scores
+from anomaly.service.limits import MAX_JSON
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration")
 HEADER_LENGTH = "inference-header-content-length"
 PLATFORM = "onnxruntime_onnx"
-MAX_JSON = 2**24
-"""Bytes of JSON in a request: what is parsed takes many times the memory, and the interpreter alone; tensors go as bytes"""
 RANKS = {"score": 1, "anomaly_map": 3}
 
 
@@ -45,16 +44,15 @@ class InferRequest:
     """seconds, infinite where the client names none"""
 
 
-def parse_request(body: bytes, *, header_length: str | None, max_pixels: int) -> InferRequest:
-    """Read an inference request.
+def split_body(body: bytes, *, header_length: str | None) -> tuple[bytes, memoryview]:
+    """Part a request into its JSON and the bytes of its tensors.
 
     Args:
         body: JSON, with the bytes of tensors after it.
         header_length: the value of `Inference-Header-Content-Length`, None where all is JSON.
-        max_pixels: width × height of an image at most.
 
     Raises:
-        RequestError: 400, or 413 where an image or the JSON is too large.
+        RequestError: 400 a length that is none, 413 too much JSON.
     """
     length = len(body)
     if header_length is not None:
@@ -64,27 +62,40 @@ def parse_request(body: bytes, *, header_length: str | None, max_pixels: int) ->
                 400, f"Inference-Header-Content-Length is {header_length[:20]!r}: give the bytes of JSON, 1 to {length}"
             )
         length = int(header_length)
-    header = _json(body[:length])
-    inputs = _list(header, "inputs")
+    if length > MAX_JSON:
+        raise RequestError(413, f"{length:,} bytes of JSON, at most {MAX_JSON:,}: send the tensor as binary data")
+    return body[:length], memoryview(body)[length:]
+
+
+def parse_request(header: bytes, binary: memoryview, *, max_pixels: int) -> InferRequest:
+    """Read an inference request.
+
+    Args:
+        header: JSON.
+        binary: the bytes of its tensors.
+        max_pixels: width × height of an image at most.
+
+    Raises:
+        RequestError: 400, or 413 where an image is too large.
+    """
+    request = _json(header)
+    inputs = _list(request, "inputs")
     if len(inputs) != 1:
         raise RequestError(400, f"{len(inputs)} inputs: this model takes one, {INPUT!r}")
-    parameters = _parameters(header)
-    image = _image(_object(inputs[0], "an input"), memoryview(body)[length:], max_pixels=max_pixels)
-    identity = header.get("id", "")
+    parameters = _parameters(request)
+    image = _image(_object(inputs[0], "an input"), binary, max_pixels=max_pixels)
+    identity = request.get("id", "")
     if not isinstance(identity, str):
         raise RequestError(400, "`id` is no string")
     return InferRequest(
         id=identity,
         image=image,
-        outputs=_outputs(header, binary=_flag(parameters, "binary_data_output", default=False)),
+        outputs=_outputs(request, binary=_flag(parameters, "binary_data_output", default=False)),
         timeout=_timeout(parameters),
     )
 
 
 def _json(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_JSON:
-        raise RequestError(413, f"{len(data):,} bytes of JSON, at most {MAX_JSON:,}: send the tensor as binary data")
-
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
 

@@ -38,14 +38,19 @@ MAX_PARTS = 16
 UNNAMED = "image"
 
 
-def image_of(body: bytes, *, content_type: str) -> tuple[str, bytes]:
+def image_of(body: bytes, *, content_type: str, held: Holding) -> tuple[str, bytes]:
     """Take the image file out of a body: the first file of a form, or else the whole body.
+
+    Args:
+        body: as it was sent, unpacked.
+        content_type: that came with it.
+        held: grows by a file that is taken out of a form.
 
     Returns:
         The file's name as the client gives it, and its bytes.
 
     Raises:
-        RequestError: 400, a form that is damaged or holds no file.
+        RequestError: 400, a form that is damaged or holds no file; 503, no memory just now.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
@@ -61,6 +66,7 @@ def image_of(body: bytes, *, content_type: str) -> tuple[str, bytes]:
         ) from error
     if form.filename is None or not form.is_whole:
         raise RequestError(400, "the form holds no whole file: send the image as a part with a filename")
+    held.take(len(form.data))
     name = form.filename.decode("utf-8", "replace")[:200]
     return name or UNNAMED, bytes(form.data)
 
