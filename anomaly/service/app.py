@@ -2,7 +2,8 @@
 
     read the body ──► unpack and decode in a thread ──► wait in the queue ──► one inference ──► write the answer in a thread
 
-The event loop only moves bytes. A page for people can be added as a route at `/` beside those of `routes`.
+The event loop only moves bytes. A request keeps the scorer that it found, whatever is loaded meanwhile. A page for people can
+be added as a route at `/` beside those of `routes`, and to `OPEN_PATHS` where it shall be shown without a token.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from starlette.types import ASGIApp
 import anomaly
 from anomaly.errors import ImageError, RequestError
 from anomaly.scoring.pipeline import Settings
-from anomaly.scoring.scorer import SESSION_ERRORS, Scores
+from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
 from anomaly.service import protocol
 from anomaly.service.batching import Batcher
 from anomaly.service.bodies import read_body, unpacked
 from anomaly.service.gate import GONE, Gate, JsonResponse, Log, refused
 from anomaly.service.limits import BYTES_A_JSON_BYTE, Holding, Limits, Memory
 from anomaly.service.metrics import CONTENT_TYPE, Metrics
-from anomaly.service.models import Models, Served
+from anomaly.service.models import Models, Place, Served
 from anomaly.service.openapi import document
 from anomaly.service.score_image import STATUS, answer, decode, image_of, overlay_png, refusal
 from anomaly.service.security import Guard
@@ -172,7 +173,7 @@ class Service:
 
             asked = await self._in_thread(parse, deadline=deadline)
             deadline = min(deadline, time.monotonic() + asked.timeout)
-            scores = await self._scores(request, served, asked.image, deadline=deadline)
+            scores = await self._scores(request, scorer, asked.image, place=served.place, deadline=deadline)
 
             def write() -> tuple[bytes, int | None]:
                 place = served.place
@@ -205,7 +206,7 @@ class Service:
                     lambda: decode(data, name=name, white=scorer.metadata.white, settings=settings, held=held),
                     deadline=deadline,
                 )
-                scores = await self._scores(request, served, image[None], deadline=deadline)
+                scores = await self._scores(request, scorer, image[None], place=served.place, deadline=deadline)
             except ImageError as error:
                 row = refusal(name, data, error, model=scorer.sha256[:16], settings=settings)
                 return JsonResponse(row, status_code=STATUS[error.code])
@@ -223,7 +224,9 @@ class Service:
         encoding = request.headers.get("content-encoding", "")
         return unpacked(body, encoding=encoding, limits=self.limits, held=held)
 
-    async def _scores(self, request: Request, served: Served, image: NDArray[np.uint8], *, deadline: float) -> Scores:
+    async def _scores(
+        self, request: Request, scorer: OnnxScorer, image: NDArray[np.uint8], *, place: Place, deadline: float
+    ) -> Scores:
         """Wait for the scores of images; those of a client that went away, or of a time that is over, are not computed.
 
         Raises:
@@ -231,7 +234,6 @@ class Service:
             ImageError: `internal`, the inference failed or gave no numbers.
             ClientDisconnect: the client went away.
         """
-        scorer = served.scorer
         pending = asyncio.wrap_future(self._batcher.submit(scorer, image))
         gone = asyncio.ensure_future(_disconnected(request))
         either: set[asyncio.Future[Any]] = {pending, gone}
@@ -243,14 +245,13 @@ class Service:
                 raise ClientDisconnect if gone.done() else self._too_slow()
             scores = pending.result()
         except SESSION_ERRORS as error:
-            print(f"{served.place.name} does not run on {image.shape}: {error}", file=sys.stderr)
+            print(f"{place.name} does not run on {image.shape}: {error}", file=sys.stderr)
             raise ImageError("internal", "the model cannot be run on these images: make them smaller") from error
         finally:
             pending.cancel()
             gone.cancel()
         if not (np.isfinite(scores.score).all() and np.isfinite(scores.anomaly_map).all()):
             raise ImageError("internal", "the model gives no numbers for these images: tell who runs the service")
-        place = served.place
         self.metrics.observe_scores(
             scores.score, limit=self.settings.limit, model=place.name, version=str(place.version)
         )
