@@ -3,9 +3,10 @@
     python -m benchmarks.service MODEL.onnx IMAGE --out benchmarks/results/service.json [--device cuda] [--memory 20000]
 
 The service runs in a process of its own; the clients are one other process with a thread each, which send IMAGE as the raw
-tensor of one inference, and as a file to `POST /score`. Gathering (`--batch-size 8`) and one image an inference
-(`--batch-size 1`) take turns. `scorer_alone` is the same image through the scorer in a loop without a service: what the
-machine has to give. Memory is the resident set of the service after so many requests.
+tensor of one inference, and as a file to `POST /score`. Gathering (`--batch-size` images) and one image
+an inference take turns, and their ratios are medians of those of neighbours; processor time an image (`core_ms`) stands
+beside throughput, as other work on the machine moves it less. `scorer_alone` is the same image through the scorer in a loop,
+without a service. Memory is the resident set of the service after each tenth of the requests.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,55 +128,73 @@ def gauge(port: int, name: str) -> float:
     return float(found[1])
 
 
-def alone(scorer: OnnxScorer, image: Any, *, rounds: int) -> float:
-    """Images a second of the scorer in a loop, the median of some rounds of two seconds."""
-    found = []
+def alone(scorer: OnnxScorer, image: Any, *, rounds: int) -> dict[str, float]:
+    """Images a second and processor time of an image of the scorer in a loop, medians of some rounds of two seconds."""
+    per_second, core_ms = [], []
     for _ in range(rounds):
-        begin, num = time.perf_counter(), 0
+        begin, before, num = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - begin < 2.0:
             scorer.score(image)
             num += 1
-        found.append(num / (time.perf_counter() - begin))
-    return round(statistics.median(found), 2)
+        per_second.append(num / (time.perf_counter() - begin))
+        core_ms.append(1e3 * (time.process_time() - before) / num)
+    return {
+        "images_per_second": round(statistics.median(per_second), 2),
+        "core_ms": round(statistics.median(core_ms), 2),
+    }
 
 
 def speed(asked: argparse.Namespace, tensor: dict[str, Any], file: dict[str, Any]) -> dict[str, Any]:
-    """Requests a second and latency by number of clients, gathered and not, in turn."""
+    """Requests a second, latency and processor time by number of clients, gathered and not, in turn."""
     found: dict[str, list[dict[str, Any]]] = {}
-    images_per_batch: dict[str, float] = {}
-    for _ in range(asked.rounds):
-        for name, batch_size in (("gathered", "8"), ("one_by_one", "1")):
-            with service(asked, "--batch-size", batch_size, "--max-queue", "128") as port:
-                Load(port, **tensor).run(num_clients=8, seconds=2.0, num_requests=0)  # warms up
-                for num_clients in CLIENTS:
-                    key = f"infer_{name}_{num_clients}"
-                    before = [gauge(port, f"anomaly_batch_images_{what}") for what in ("sum", "count")]
-                    line = Load(port, **tensor).run(num_clients=num_clients, seconds=asked.seconds, num_requests=0)
-                    after = [gauge(port, f"anomaly_batch_images_{what}") for what in ("sum", "count")]
-                    found.setdefault(key, []).append(line)
-                    images_per_batch[key] = round((after[0] - before[0]) / (after[1] - before[1]), 2)
-                if name == "gathered":
-                    for num_clients in CLIENTS:
-                        line = Load(port, **file).run(num_clients=num_clients, seconds=asked.seconds, num_requests=0)
-                        found.setdefault(f"score_{num_clients}", []).append(line)
-    result: dict[str, Any] = {}
-    for key, lines in found.items():
-        middle = {name: statistics.median(line[name] for line in lines) for name in lines[0] if name != "statuses"}
-        statuses: Counter[str] = Counter()
-        for line in lines:
-            statuses.update(line["statuses"])
-        result[key] = middle | {"statuses": dict(statuses)}
-        if key in images_per_batch:
-            result[key]["images_per_inference"] = images_per_batch[key]
-    result["gathered_over_one_by_one"] = {
-        str(n): round(
-            result[f"infer_gathered_{n}"]["requests_per_second"]
-            / result[f"infer_one_by_one_{n}"]["requests_per_second"],
-            3,
-        )
-        for n in CLIENTS
-    }
+    options = {"gathered": str(asked.batch_size), "one_by_one": "1"}
+    with ExitStack() as opened:
+        ports = {
+            name: opened.enter_context(service(asked, "--batch-size", size, "--max-queue", "128"))
+            for name, size in options.items()
+        }
+        for port in ports.values():
+            Load(port, **tensor).run(num_clients=2 * asked.batch_size, seconds=3.0, num_requests=0)  # warms up
+        for number in range(asked.rounds):
+            for num_clients in CLIENTS:
+                for name in sorted(ports, reverse=bool(number % 2)):
+                    line = measured(ports[name], tensor, num_clients=num_clients, seconds=asked.seconds)
+                    found.setdefault(f"infer_{name}_{num_clients}", []).append(line)
+                line = measured(ports["gathered"], file, num_clients=num_clients, seconds=asked.seconds)
+                found.setdefault(f"score_{num_clients}", []).append(line)
+    result: dict[str, Any] = {key: middle(lines) for key, lines in found.items()}
+    for name, figure in (("requests_per_second", "throughput"), ("core_ms", "processor_time")):
+        result[f"gathered_over_one_by_one_{figure}"] = {
+            str(n): round(
+                statistics.median(
+                    a[name] / b[name]
+                    for a, b in zip(found[f"infer_gathered_{n}"], found[f"infer_one_by_one_{n}"], strict=True)
+                ),
+                3,
+            )
+            for n in CLIENTS
+        }
     return result
+
+
+def measured(port: int, load: dict[str, Any], *, num_clients: int, seconds: float) -> dict[str, Any]:
+    """One load, with what it took of the processors and how many images shared an inference."""
+    names = ("process_cpu_seconds_total", "anomaly_batch_images_sum", "anomaly_batch_images_count")
+    before = [gauge(port, name) for name in names]
+    line = Load(port, **load).run(num_clients=num_clients, seconds=seconds, num_requests=0)
+    cpu, images, inferences = (gauge(port, name) - value for name, value in zip(names, before, strict=True))
+    return line | {"core_ms": round(1e3 * cpu / images, 2), "images_per_inference": round(images / inferences, 2)}
+
+
+def middle(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of some lines, and the sums of their answers by status."""
+    statuses: Counter[str] = Counter()
+    for line in lines:
+        statuses.update(line["statuses"])
+    numbers = {
+        name: round(statistics.median(line[name] for line in lines), 2) for name in lines[0] if name != "statuses"
+    }
+    return numbers | {"statuses": dict(statuses)}
 
 
 def queue(asked: argparse.Namespace, tensor: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +230,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="of the load; 0 leaves it out")
+    parser.add_argument("--batch-size", type=int, default=8, help="of the gathering")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--memory", type=int, default=20_000, help="requests over which memory is watched; 0: not")
     parser.add_argument("--note", default="", help="what else ran on the machine")
@@ -236,7 +256,7 @@ def main() -> None:
     file = {"path": "/score", "body": asked.image.read_bytes(), "headers": {"Content-Type": "image/*"}}
     result: dict[str, Any] = {"pixels": list(image.shape[1:3])}
     if asked.rounds:
-        result["scorer_alone_images_per_second"] = alone(scorer, image, rounds=asked.rounds)
+        result["scorer_alone"] = alone(scorer, image, rounds=asked.rounds)
         result["load"] = speed(asked, tensor, file)
         result["queue_of_8_before_64_clients"] = queue(asked, tensor)
     if asked.memory:

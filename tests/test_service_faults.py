@@ -71,14 +71,14 @@ def gated(service: Service) -> tuple[list[int], threading.Event]:
 
 
 def test_slow_clients_are_cut_while_others_are_served(model: Path) -> None:
-    service = make_service(model, timeout=0.5)
+    service = make_service(model, timeout=1.5)
     with running(service, idle_seconds=0.5) as address:
         slow_head = raw(address, b"POST /score HT")
         silent = raw(address, b"")
         slow_body = raw(address, head(1000) + b"x" * 10)
         refused_body = raw(address, head(2**30) + b"x")
         assert ask(address)[0] == 200
-        for number in range(10):
+        for number in range(18):
             time.sleep(0.1)
             for trickle, data in ((slow_head, b"T"), (slow_body, b"x"), (refused_body, b"x")):
                 try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from dataclasses import replace
 from typing import Any, Literal
 
 from anomaly.errors import OutputError, UsageError
@@ -19,6 +20,8 @@ from anomaly.service.limits import Limits
 from anomaly.service.models import Models, find_places
 from anomaly.service.security import TOKEN_VARIABLE, Guard, is_loopback, read_token
 
+GPU_BATCH = 8
+
 
 def serve(
     models: list[str],
@@ -30,7 +33,7 @@ def serve(
     device: Device = "auto",
     num_threads: int = 0,
     limit: float | Literal["model"] = "model",
-    batch_size: int = 8,
+    batch_size: int | Literal["device"] = "device",
     max_delay_ms: float = 0.0,
     max_queue: int = 64,
     max_requests: int = 128,
@@ -51,7 +54,8 @@ def serve(
         device: auto, cpu, cuda or tensorrt.
         num_threads: of one inference on the CPU; 0 takes all this process may use.
         limit: of the verdict in calibrated units; by default the model's own, 1.
-        batch_size: images per inference at most.
+        batch_size: images per inference at most, as `anomaly bench` finds it best; by default 1 on the CPU, where most
+            networks gain nothing by more, and 8 elsewhere.
         max_delay_ms: milliseconds that an image may wait for others while nothing is inferred.
         max_queue: images that may wait for a model; more is answered 503.
         max_requests: requests at once; more is answered 503.
@@ -79,7 +83,7 @@ def serve(
     )
     settings = Settings(
         limit=1.0 if limit == "model" else limit,
-        batch_size=batch_size,
+        batch_size=1 if batch_size == "device" else batch_size,
         max_pixels=max_pixels,
         num_threads=num_cpus(),
         frame=frame,
@@ -97,6 +101,8 @@ def serve(
         place, scorer = served.place, served.scorer
         told = f"{place.name} version {place.version}: provider {scorer.provider}; model {scorer.sha256[:16]}"
         print(told, file=sys.stderr)
+    if batch_size == "device" and all(served.scorer.device != "cpu" for served in loaded.all()):
+        settings = replace(settings, batch_size=GPU_BATCH)
     service = Service(loaded, limits=limits, settings=settings, max_delay=max_delay_ms / 1e3)
     app = create_app(service, guard=Guard(token=token, loopback=is_loopback(address)), log=_write_line)
     server = make_server(app, limits=limits, idle_seconds=IDLE_SECONDS)
