@@ -235,7 +235,10 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=20_000, help="requests over which memory is watched; 0: not")
     parser.add_argument("--note", default="", help="what else ran on the machine")
     asked = parser.parse_args()
-    card = RunCard("benchmarks/service.py", config=vars(asked) | {"model": asked.model.name, "image": asked.image.name})
+    card = RunCard(
+        "benchmarks/service.py",
+        config={**vars(asked), **{name: getattr(asked, name).name for name in ("model", "image", "out")}},
+    )
     scorer = OnnxScorer(asked.model, device=asked.device, num_threads=0)
     image = read_image(asked.image, white=scorer.metadata.white, max_pixels=MAX_PIXELS)[None]
     header = json.dumps(

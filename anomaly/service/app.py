@@ -155,7 +155,7 @@ class Service:
 
     async def openapi(self, request: Request) -> Response:
         """Describe the interface."""
-        return JsonResponse(document())
+        return JsonResponse(document([(s.place.name, str(s.place.version)) for s in self.models.all()]))
 
     async def infer(self, request: Request) -> Response:
         """Score tensors."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anomaly
 from anomaly.scoring.artifact import OUTPUTS
-from anomaly.service.models import NAMES
 from anomaly.service.protocol import HEADER_LENGTH
 
 Json = dict[str, Any]
@@ -107,10 +107,16 @@ def _named(parameter: str, *, place: str, schema: Json, required: bool) -> Json:
     return {"name": parameter, "in": place, "required": required, "schema": schema}
 
 
-def document() -> Json:
-    """Give the document; it names no model, so that it is the same for every service of a version."""
-    name = _named("name", place="path", schema={"type": "string", "pattern": f"^{NAMES.pattern}$"}, required=True)
-    version = _named("version", place="path", schema={"type": "string", "pattern": "^[0-9]+$"}, required=True)
+def document(models: Sequence[tuple[str, str]]) -> Json:
+    """Give the document of a service.
+
+    Args:
+        models: name and version of each model that it serves.
+    """
+    names = {"enum": sorted({name for name, _ in models})}
+    versions = {"enum": sorted({version for _, version in models})}
+    name = _named("name", place="path", schema=names, required=True)
+    version = _named("version", place="path", schema=versions, required=True)
     paths: Json = {
         "/v2/health/live": {"get": _get("Whether the process answers", _OBJECT)},
         "/v2/health/ready": {"get": _get("Whether requests are taken", _OBJECT)},
@@ -118,7 +124,7 @@ def document() -> Json:
         "/v2/repository/index": {"post": _get("All models", {"type": "array", "items": _OBJECT})},
         "/metrics": {"get": {"summary": "Prometheus", "responses": _answers(_TEXT, media="text/plain")}},
         "/openapi.json": {"get": _get("This document", _OBJECT)},
-        "/score": {"post": _score()},
+        "/score": {"post": _score(names, versions)},
     }
     for path, parameters in (("/v2/models/{name}", [name]), ("/v2/models/{name}/versions/{version}", [name, version])):
         paths[path] = {"parameters": parameters, "get": _get("A model", _OBJECT, 404)}
@@ -163,7 +169,7 @@ def _infer() -> Json:
     }
 
 
-def _score() -> Json:
+def _score(names: Json, versions: Json) -> Json:
     row: Json = {"$ref": "#/components/schemas/Row"}
     answers = _answers(row, 400, 404, 408, 413, 415, 500)
     either = {"anyOf": [row, {"$ref": "#/components/schemas/Error"}]}
@@ -173,8 +179,8 @@ def _score() -> Json:
     return {
         "summary": "Score one image file",
         "parameters": [
-            _named("model", place="query", schema=_TEXT, required=False),
-            _named("version", place="query", schema=_TEXT, required=False),
+            _named("model", place="query", schema=names, required=False),
+            _named("version", place="query", schema=versions, required=False),
             _named("overlay", place="query", schema={"type": "boolean"}, required=False),
         ],
         "requestBody": {
