@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 
 from anomaly.scoring.pipeline import ONLY, Settings, score_images
 from anomaly.scoring.rows import row_values
-from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
 from anomaly.scoring.sources import Item
 from anomaly.service.protocol import HEADER_LENGTH
 from anomaly.service.security import OPEN_PATHS
@@ -361,6 +361,30 @@ def test_failure_inside_leaks_nothing(served_model: Path, monkeypatch: pytest.Mo
         answer = client.get("/metrics")
         assert (answer.status_code, answer.json()) == (500, {"error": "the service failed; its log says why"})
         assert client.get("/v2").status_code == 200
+
+
+@pytest.mark.parametrize("fault", ["fails", "nan"])
+def test_inference_that_fails_is_told_as_internal(served_model: Path, fault: str) -> None:
+    service = make_service(f"plate={served_model}")
+    (served,) = service.models.all()
+    score = served.scorer.score
+
+    def broken(image: NDArray[np.uint8]) -> Scores:
+        if fault == "fails":
+            raise SESSION_ERRORS[0](f"no memory for {served_model}")
+        scores = score(image)
+        return Scores(scores.score * np.float32(np.nan), scores.anomaly_map)
+
+    body, headers = binary_request(parts(1))
+    with TestClient(make_app(service), base_url=BASE) as client:
+        served.scorer.score = broken  # type: ignore[method-assign]
+        row = client.post("/score", content=png(draw_part(0)))
+        answer = client.post("/v2/models/plate/infer", content=body, headers=headers)
+        served.scorer.score = score  # type: ignore[method-assign]
+        assert (row.status_code, row.json()["status"], row.json()["score"]) == (500, "internal", None)
+        assert (answer.status_code, list(answer.json())) == (500, ["error"])
+        assert str(served_model) not in row.text + answer.text
+        assert client.post("/score", content=png(draw_part(0))).status_code == 200
 
 
 def test_metrics_count_what_happened(served_model: Path, scorer: OnnxScorer) -> None:

@@ -201,7 +201,7 @@ def renamed_model(path: Path, *, category: str) -> bytes:
 
 
 def test_file_is_taken_over_only_when_it_is_whole_and_keeps_its_golden_image(
-    model: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = make_service(f"plate={model}")
     (served,) = service.models.all()
@@ -216,7 +216,7 @@ def test_file_is_taken_over_only_when_it_is_whole_and_keeps_its_golden_image(
         assert served.reload() is False
         assert served.reload() is None
         assert (served.scorer, served.is_current) == (first, False)
-    assert "does not score its golden image" in capsys.readouterr().err
+    assert "does not score its golden image" in caplog.text
     model.unlink()
     assert (served.reload(), served.reload(), served.scorer) == (None, False, first)
     replace_file(model, renamed := good[:])

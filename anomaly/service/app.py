@@ -9,7 +9,7 @@ be added as a route at `/` beside those of `routes`, and to `OPEN_PATHS` where i
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +44,7 @@ from anomaly.service.security import Guard
 POLL_SECONDS = 1.0
 """Between two looks at the models' files"""
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Service:
@@ -245,7 +246,7 @@ class Service:
                 raise ClientDisconnect if gone.done() else self._too_slow()
             scores = pending.result()
         except SESSION_ERRORS as error:
-            print(f"{place.name} does not run on {image.shape}: {error}", file=sys.stderr)
+            _log.warning("%s does not run on %s: %s", place.name, image.shape, error)
             raise ImageError("internal", "the model cannot be run on these images: make them smaller") from error
         finally:
             pending.cancel()

@@ -11,8 +11,8 @@ at export does it take over. Otherwise the model before it stays.
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ NAMES = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """What a model may be called: it stands in addresses and in metrics"""
 
 Identity = tuple[int, int, int]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,12 @@ class Served:
         try:
             scorer = self._load(self.place.path)
         except Exception as error:  # whatever lies there, the model that serves goes on
-            told = f"{error}; the model before it goes on"
-            print(f"{self.place.name} version {self.place.version} is not replaced: {told}", file=sys.stderr)
+            _log.warning(
+                "%s version %d is not replaced: %s; the model before it goes on",
+                self.place.name,
+                self.place.version,
+                error,
+            )
             return False
         if _identity(self.place.path) != identity:  # replaced again meanwhile: the next look will see
             self._loaded = None

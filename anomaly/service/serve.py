@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -136,4 +137,5 @@ def _listen(family: socket.AddressFamily, address: str, port: int) -> socket.soc
 
 
 def _write_line(entry: dict[str, Any]) -> None:
-    print(json.dumps(entry), file=sys.stderr)
+    with suppress(OSError):  # nobody reads any more: requests are answered all the same
+        print(json.dumps(entry), file=sys.stderr)
