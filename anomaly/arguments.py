@@ -71,13 +71,23 @@ def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Options as the parser spells them.
 
     `--max-pixels` becomes `--max_pixels`, a bare `--resume` becomes `--resume=true`, and `--interpolate A B`, an option of
-    two values, becomes `--interpolate=["A", "B"]`.
+    two values, becomes `--interpolate=["A", "B"]`. Where a verb takes a list first, as in `A B --port 1`, what is no option
+    and no option's value becomes `["A", "B"]`.
     """
     hints = {name: getattr(action, "_typehint", None) for action in parser._actions for name in action.option_strings}
+    takes_list = any(
+        get_origin(getattr(action, "_typehint", None)) is list
+        for action in parser._actions
+        if not action.option_strings
+    )
     spelled: list[str] = []
+    first: list[str] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
+        if takes_list and not argument.startswith("--"):
+            first.append(argument)
+            continue
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = name.replace("-", "_").replace("__", "--", 1) + equals + value
@@ -90,8 +100,10 @@ def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
                 if len(values) < num or any(value.startswith("--") for value in values):
                     raise UsageError(f"{name} takes {num} values, as {name} A B")
                 argument += "=" + json.dumps(values)
+            elif takes_list and "=" not in argument and rest:
+                argument += "=" + rest.pop(0)
         spelled.append(argument)
-    return spelled
+    return [json.dumps(first), *spelled] if first else spelled
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str:

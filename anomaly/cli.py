@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "sample": ("anomaly.sampling.sample:sample", "draw images from a sampler, or repair, morph and inpaint given ones"),
     "synthesize": ("anomaly.synthesis:synthesize", "defects with exact masks drawn onto good photographs"),
     "score": ("anomaly.scoring.score:score", "verdicts for a folder, a glob, a list or standard input of images"),
+    "serve": (
+        "anomaly.service.serve:serve",
+        "models over HTTP: the Open Inference Protocol v2, and verdicts for images",
+    ),
     "bench": ("anomaly.scoring.bench:bench", "how fast a model scores here, and its memory"),
     "replay": ("anomaly.scoring.replay:replay", "check a finished run's files and score its images again"),
     "diff": ("anomaly.scoring.compare:diff", "which verdicts change between two runs over the same images"),

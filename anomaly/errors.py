@@ -11,7 +11,8 @@
     ├── ParityError              an export that does not give what the trained model gives
     ├── WeightsError             backbone weights that are neither at hand nor to be had
     ├── ProviderError            an inference provider asked for by name that is not there
-    └── OutputError              a result that cannot be written
+    ├── OutputError              a result that cannot be written
+    └── RequestError             a request to the service that is refused; carries its HTTP `status`
 
 Foreign errors are translated at the seam where they are met (`raise ... from error`).
 """
@@ -88,3 +89,15 @@ class ProviderError(AnomalyError):
 
 class OutputError(AnomalyError):
     """A result that cannot be written."""
+
+
+class RequestError(AnomalyError):
+    """A request to the service that is refused.
+
+    `status` is the HTTP code of the answer; `str(error)` goes to the client, so it names nothing of this host. 503 says
+    that the same request may be taken later.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -19,8 +19,10 @@ from anomaly.arguments import parse
 from anomaly.cli import VERBS, run
 from anomaly.detectors.autoencoder import Autoencoder
 from anomaly.errors import CalibrationError, UsageError
+from anomaly.scoring.merge import merge
 from anomaly.scoring.recalibrate import calibrate
 from anomaly.scoring.score import score
+from anomaly.service.serve import serve
 from anomaly.training import fit
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -294,3 +296,13 @@ def test_error_of_a_verb_is_one_line_and_an_exit_code(
         assert told.out == ""
         assert told.err.startswith("anomaly: ")
         assert told.err.count("\n") == 1
+
+
+def test_list_that_comes_first_is_written_as_words() -> None:
+    runs = [Path("a"), Path("b=c")]
+    for arguments in (["a", "b=c", "--out", "d"], ["--out=d", "a", "b=c"], ["a", "--out", "d", "b=c"]):
+        assert parse("merge", merge, arguments) == {"runs": runs, "out": Path("d")}
+    found = parse("serve", serve, ["m.onnx", "--allow-anonymous", "n.onnx", "--port", "1"])
+    assert (found["models"], found["allow_anonymous"], found["port"]) == (["m.onnx", "n.onnx"], True, 1)
+    with pytest.raises(UsageError):
+        parse("merge", merge, ["--out", "d"])

@@ -34,7 +34,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nn": (("anomaly.nn",), ("ground",)),
     "detectors": (("anomaly.detectors",), ("ground", "data", "nn")),
     "scoring": (("anomaly.scoring",), ("ground", "data")),
-    "deployment": (("anomaly.deployment",), ("ground", "data", "scoring")),
+    "service": (("anomaly.service",), ("ground", "data", "scoring")),
+    "deployment": (("anomaly.deployment",), ("ground", "data", "scoring", "service")),
     "sampling": (("anomaly.sampling",), ("ground", "data", "scoring")),
     "synthesis": (("anomaly.synthesis",), ("ground", "data", "sampling", "scoring")),
     "samplers": (("anomaly.samplers",), ("ground", "data", "nn", "detectors", "sampling")),
@@ -154,6 +155,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 from anomaly.cli import run
+from anomaly.service.serve import serve
 
 model, category, list_, run_folder, out = sys.argv[1:]
 codes = [
@@ -163,6 +165,7 @@ codes = [
     run(["test", model, category, "--out", f"{{out}}/figures.json"]),
     run(["fit", category, "--out", f"{{out}}/run"]),
     run(["test", run_folder, category, "--out", f"{{out}}/trained.json"]),
+    run(["serve", f"{{out}}/none.onnx"]),
 ]
 loaded = [name for name in {REFUSED!r} if name in sys.modules]
 print(json.dumps({{"codes": codes, "loaded": loaded}}))
@@ -178,7 +181,7 @@ def test_serving_side_runs_without_the_packages_of_training(
     arguments = [str(p) for p in (model, category, tmp_path / "good.txt", run_folder, out)]
     told = subprocess.run([sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout.splitlines()[-1]) == {"codes": [0, 0, 0, 0, 2, 2], "loaded": []}
+    assert json.loads(told.stdout.splitlines()[-1]) == {"codes": [0, 0, 0, 0, 2, 2, 1], "loaded": []}
     for verb in ("fit", "test"):
         assert f"`anomaly {verb}` needs " in told.stderr
     assert told.stderr.count("which a serving install has not: pip install anomaly[train]") == 2

@@ -9,15 +9,13 @@ before it, verdict and regions after it) is the caller's, as FORMATS and the met
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Literal
 
 from anomaly.errors import OutputError, UsageError
 from anomaly.scoring.artifact import INPUT, OUTPUTS, Metadata, load_graph, read_metadata
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+from anomaly.service.models import NAMES
 
 
 def deploy(
@@ -58,7 +56,7 @@ def deploy(
     if target != "triton":
         raise UsageError(f"no target {target!r}: there is triton")
     chosen = name or (model.resolve().parent.name if model.name == "model.onnx" else model.stem)
-    if not NAME.fullmatch(chosen):
+    if not NAMES.fullmatch(chosen):
         raise UsageError(f"{chosen!r} is no name for a model: give --name in letters, digits, . _ -")
     if min(version, max_batch, instances) < 1 or not max_delay_ms >= 0:
         raise UsageError(

@@ -271,24 +271,45 @@ def _infer(
 
 
 def _failed(one: Loaded, error: ImageError, model: str, settings: Settings) -> Scored:
-    row = Row(
-        path=one.item.path, sha256=one.sha256, status=error.code, verdict="", score=None, limit=settings.limit,
-        p_value=None, width=None, height=None, regions=[], model=model, message=str(error), extra=one.item.extra,
-    )  # fmt: skip
+    row = error_row(one.item, error, sha256=one.sha256, model=model, settings=settings)
     return Scored(row, one.item, NO_IMAGE, _NO_MAP, None)
 
 
 def _scored(one: Loaded, scores: Scores, scorer: OnnxScorer, settings: Settings) -> Scored:
+    row = scored_row(one.item, scores, sha256=one.sha256, image=one.image, scorer=scorer, settings=settings)
+    return Scored(row, one.item, one.image, scores.anomaly_map, one.statistics)
+
+
+def error_row(item: Item, error: ImageError, *, sha256: str, model: str, settings: Settings) -> Row:
+    """Give the row of an image that could not be scored; `model` is that of the row, empty where there is none."""
+    return Row(
+        path=item.path, sha256=sha256, status=error.code, verdict="", score=None, limit=settings.limit,
+        p_value=None, width=None, height=None, regions=[], model=model, message=str(error), extra=item.extra,
+    )  # fmt: skip
+
+
+def scored_row(
+    item: Item, scores: Scores, *, sha256: str, image: NDArray[np.uint8], scorer: OnnxScorer, settings: Settings
+) -> Row:
+    """Judge one image: verdict, p-value and the regions above the limit.
+
+    Args:
+        item: the image's name.
+        scores: of this image alone, score () and anomaly_map (h, w), both finite.
+        sha256: of the image file's bytes.
+        image: (H, W, 3) uint8 RGB, as it was scored.
+        scorer: that scored it.
+        settings: of the run.
+    """
     score, anomaly_map = float(scores.score), scores.anomaly_map
-    height, width = one.image.shape[:2]
+    height, width = image.shape[:2]
     rejected = score > settings.limit
     regions = []
     if rejected or float(anomaly_map.max()) > settings.limit:
         enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=scorer.metadata.resize)
         regions = find_regions(enlarged, limit=settings.limit, rejected=rejected)
-    row = Row(
-        path=one.item.path, sha256=one.sha256, status="ok", verdict=settings.verdict(score), score=score,
+    return Row(
+        path=item.path, sha256=sha256, status="ok", verdict=settings.verdict(score), score=score,
         limit=settings.limit, p_value=float(p_values(np.array([score]), held_out=scorer.held_out)[0]),
-        width=width, height=height, regions=regions, model=scorer.sha256[:16], message="", extra=one.item.extra,
+        width=width, height=height, regions=regions, model=scorer.sha256[:16], message="", extra=item.extra,
     )  # fmt: skip
-    return Scored(row, one.item, one.image, anomaly_map, one.statistics)

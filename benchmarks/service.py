@@ -1,0 +1,273 @@
+"""The service under load on loopback: requests a second and latency, what gathering costs, memory, and the bound on p99.
+
+    python -m benchmarks.service MODEL.onnx IMAGE --out benchmarks/results/service.json [--device cuda] [--memory 20000]
+
+The service runs in a process of its own; the clients are one other process with a thread each, which send IMAGE as the raw
+tensor of one inference, and as a file to `POST /score`. Gathering (`--batch-size` images) and one image
+an inference take turns, and their ratios are medians of those of neighbours; processor time an image (`core_ms`) stands
+beside throughput, as other work on the machine moves it less. `scorer_alone` is the same image through the scorer in a loop,
+without a service. Memory is the resident set of the service after each tenth of the requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomaly.image import read_image
+from anomaly.run_card import RunCard
+from anomaly.scoring.scorer import OnnxScorer
+from anomaly.service.protocol import HEADER_LENGTH
+
+MAIN = "import sys; from anomaly.cli import run; sys.exit(run(sys.argv[1:]))"
+MAX_PIXELS = 100_000_000
+CLIENTS = (1, 8, 64)
+
+
+@contextmanager
+def service(asked: argparse.Namespace, *options: str) -> Iterator[int]:
+    """Run the service on a free port."""
+    command = [
+        sys.executable,
+        "-c",
+        MAIN,
+        "serve",
+        f"m={asked.model}",
+        "--port",
+        "0",
+        "--device",
+        asked.device,
+        *options,
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        found = None
+        while found is None:
+            found = re.search(r"serving on http://127\.0\.0\.1:(\d+)", process.stderr.readline())
+        log = threading.Thread(target=lambda: all(process.stderr or ()))  # read, so that it is not held up
+        log.start()
+        try:
+            yield int(found[1])
+        finally:
+            process.terminate()
+            process.wait()
+            log.join()
+
+
+class Load:
+    """Clients that ask the same, each as soon as it was answered."""
+
+    def __init__(self, port: int, *, path: str, body: bytes, headers: dict[str, str]) -> None:
+        self._port, self._path, self._body, self._headers = port, path, body, headers
+        self._lock = threading.Lock()
+
+    def run(self, *, num_clients: int, seconds: float, num_requests: int) -> dict[str, Any]:
+        """Ask for so long, or so often where a number is given."""
+        taken: list[float] = []
+        statuses: Counter[int] = Counter()
+        left = [num_requests]
+        end = time.perf_counter() + seconds
+
+        def ask() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
+            while True:
+                with self._lock:
+                    left[0] -= 1
+                    if left[0] < 0 if num_requests else time.perf_counter() > end:
+                        break
+                begin = time.perf_counter()
+                connection.request("POST", self._path, body=self._body, headers=self._headers)
+                answer = connection.getresponse()
+                answer.read()
+                with self._lock:
+                    statuses[answer.status] += 1
+                    if answer.status == 200:
+                        taken.append(time.perf_counter() - begin)
+                if answer.status == 503:
+                    time.sleep(float(answer.headers["Retry-After"]))
+            connection.close()
+
+        begin = time.perf_counter()
+        threads = [threading.Thread(target=ask) for _ in range(num_clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wall = time.perf_counter() - begin
+        return {
+            "requests_per_second": round(len(taken) / wall, 2),
+            "p50_ms": round(1e3 * float(np.percentile(taken, 50)), 1),
+            "p99_ms": round(1e3 * float(np.percentile(taken, 99)), 1),
+            "slowest_ms": round(1e3 * max(taken), 1),
+            "statuses": {str(status): num for status, num in sorted(statuses.items())},
+        }
+
+
+def gauge(port: int, name: str) -> float:
+    """Read one number of the service's metrics."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    found = re.search(rf"^{name} (\S+)$", text, flags=re.MULTILINE)
+    assert found, f"no {name} in the metrics"
+    return float(found[1])
+
+
+def alone(scorer: OnnxScorer, image: Any, *, rounds: int) -> dict[str, float]:
+    """Images a second and processor time of an image of the scorer in a loop, medians of some rounds of two seconds."""
+    per_second, core_ms = [], []
+    for _ in range(rounds):
+        begin, before, num = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - begin < 2.0:
+            scorer.score(image)
+            num += 1
+        per_second.append(num / (time.perf_counter() - begin))
+        core_ms.append(1e3 * (time.process_time() - before) / num)
+    return {
+        "images_per_second": round(statistics.median(per_second), 2),
+        "core_ms": round(statistics.median(core_ms), 2),
+    }
+
+
+def speed(asked: argparse.Namespace, tensor: dict[str, Any], file: dict[str, Any]) -> dict[str, Any]:
+    """Requests a second, latency and processor time by number of clients, gathered and not, in turn."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    options = {"gathered": str(asked.batch_size), "one_by_one": "1"}
+    with ExitStack() as opened:
+        ports = {
+            name: opened.enter_context(service(asked, "--batch-size", size, "--max-queue", "128"))
+            for name, size in options.items()
+        }
+        for port in ports.values():
+            Load(port, **tensor).run(num_clients=2 * asked.batch_size, seconds=3.0, num_requests=0)  # warms up
+        for number in range(asked.rounds):
+            for num_clients in CLIENTS:
+                for name in sorted(ports, reverse=bool(number % 2)):
+                    line = measured(ports[name], tensor, num_clients=num_clients, seconds=asked.seconds)
+                    found.setdefault(f"infer_{name}_{num_clients}", []).append(line)
+                line = measured(ports["gathered"], file, num_clients=num_clients, seconds=asked.seconds)
+                found.setdefault(f"score_{num_clients}", []).append(line)
+    result: dict[str, Any] = {key: middle(lines) for key, lines in found.items()}
+    for name, figure in (("requests_per_second", "throughput"), ("core_ms", "processor_time")):
+        result[f"gathered_over_one_by_one_{figure}"] = {
+            str(n): round(
+                statistics.median(
+                    a[name] / b[name]
+                    for a, b in zip(found[f"infer_gathered_{n}"], found[f"infer_one_by_one_{n}"], strict=True)
+                ),
+                3,
+            )
+            for n in CLIENTS
+        }
+    return result
+
+
+def measured(port: int, load: dict[str, Any], *, num_clients: int, seconds: float) -> dict[str, Any]:
+    """One load, with what it took of the processors and how many images shared an inference."""
+    names = ("process_cpu_seconds_total", "anomaly_batch_images_sum", "anomaly_batch_images_count")
+    before = [gauge(port, name) for name in names]
+    line = Load(port, **load).run(num_clients=num_clients, seconds=seconds, num_requests=0)
+    cpu, images, inferences = (gauge(port, name) - value for name, value in zip(names, before, strict=True))
+    return line | {"core_ms": round(1e3 * cpu / images, 2), "images_per_inference": round(images / inferences, 2)}
+
+
+def middle(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of some lines, and the sums of their answers by status."""
+    statuses: Counter[str] = Counter()
+    for line in lines:
+        statuses.update(line["statuses"])
+    numbers = {
+        name: round(statistics.median(line[name] for line in lines), 2) for name in lines[0] if name != "statuses"
+    }
+    return numbers | {"statuses": dict(statuses)}
+
+
+def queue(asked: argparse.Namespace, tensor: dict[str, Any]) -> dict[str, Any]:
+    """Sixty-four clients before a queue of eight: what is answered, and how late at most."""
+    with service(asked, "--max-queue", "8") as port:
+        Load(port, **tensor).run(num_clients=4, seconds=2.0, num_requests=0)
+        return Load(port, **tensor).run(num_clients=64, seconds=max(8.0, asked.seconds), num_requests=0)
+
+
+def memory(asked: argparse.Namespace, tensor: dict[str, Any], file: dict[str, Any]) -> dict[str, Any]:
+    """Resident memory after each tenth of the requests, half of them tensors and half files."""
+    told = []
+    statuses: Counter[str] = Counter()
+    with service(asked) as port:
+        for _ in range(10):
+            for body in (tensor, file):
+                line = Load(port, **body).run(num_clients=8, seconds=0.0, num_requests=asked.memory // 20)
+                statuses.update(line["statuses"])
+            told.append(round(gauge(port, "process_resident_memory_bytes") / 2**20, 1))
+    return {
+        "requests": sum(statuses.values()),
+        "statuses": dict(statuses),
+        "mib_after_each_tenth": told,
+        "last_over_second_tenth": round(told[-1] / told[1], 4),
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=3, help="of the load; 0 leaves it out")
+    parser.add_argument("--batch-size", type=int, default=8, help="of the gathering")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--memory", type=int, default=20_000, help="requests over which memory is watched; 0: not")
+    parser.add_argument("--note", default="", help="what else ran on the machine")
+    asked = parser.parse_args()
+    card = RunCard(
+        "benchmarks/service.py",
+        config={**vars(asked), **{name: getattr(asked, name).name for name in ("model", "image", "out")}},
+    )
+    scorer = OnnxScorer(asked.model, device=asked.device, num_threads=0)
+    image = read_image(asked.image, white=scorer.metadata.white, max_pixels=MAX_PIXELS)[None]
+    header = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": list(image.shape),
+                    "parameters": {"binary_data_size": image.size},
+                }
+            ],
+            "outputs": [{"name": "score", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    length = {HEADER_LENGTH: str(len(header))}
+    tensor = {"path": "/v2/models/m/infer", "body": header + image.tobytes(), "headers": length}
+    file = {"path": "/score", "body": asked.image.read_bytes(), "headers": {"Content-Type": "image/*"}}
+    result: dict[str, Any] = {"pixels": list(image.shape[1:3])}
+    if asked.rounds:
+        result["scorer_alone"] = alone(scorer, image, rounds=asked.rounds)
+        result["load"] = speed(asked, tensor, file)
+        result["queue_of_8_before_64_clients"] = queue(asked, tensor)
+    if asked.memory:
+        result["memory"] = memory(asked, tensor, file)
+    card.facts["result"] = result
+    card.write(asked.out)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
