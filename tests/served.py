@@ -21,6 +21,7 @@ from anomaly.service.models import Models, find_places
 from anomaly.service.security import Guard
 
 LIMITS = Limits(max_body=2**21, max_pixels=200_000, max_images=32, max_requests=64, max_memory=2**26, timeout=20.0)
+BASE = "http://127.0.0.1"
 TOKEN = "a-token-of-the-tests"
 
 
