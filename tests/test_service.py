@@ -22,7 +22,8 @@ from starlette.testclient import TestClient
 
 from anomaly.scoring.pipeline import ONLY, Settings, score_images
 from anomaly.scoring.rows import row_values
-from anomaly.scoring.scorer import SESSION_ERRORS, OnnxScorer, Scores
+from anomaly.scoring.scorer import OnnxScorer, Scores
+from anomaly.scoring.session import SESSION_ERRORS
 from anomaly.scoring.sources import Item
 from anomaly.service.protocol import HEADER_LENGTH
 
