@@ -223,7 +223,9 @@ def test_interruption_leaves_the_rows_written_so_far(
 ) -> None:
     whole, cut = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
     score(model, category / "test", whole, "--batch-size", "1")
-    monkeypatch.setattr(score_module, "OnnxScorer", Interrupted)
+    monkeypatch.setattr(
+        score_module, "open_for_batches", lambda path, *, device: Interrupted(path, device=device, num_threads=1)
+    )
     assert score(model, category / "test", cut, "--batch-size", "1", "--overlays", str(tmp_path / "drawn")) == 130
     assert "interrupted; what was written stays" in capsys.readouterr().err
 

@@ -1,8 +1,8 @@
 """Score many images: read and decode in threads, infer in batches, give rows in the order of the input.
 
 Which images share a batch follows from the list and the images' sizes alone, never from timing: the list is cut into
-windows, and in each window images of one model and size go together, first come first served. At most two windows are in
-memory: while one is inferred the next is decoded, and nothing further is read.
+windows, and in each window images of one model and size go together, first come first served. At most three windows are in
+memory: while the rows of one are written the next is inferred and one more decoded, and nothing further is read.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def score_images(
         items: the images; a None between them says that the next may be long in coming, and ends the window.
         scorers: product -> its model; images that name no product have the product `ONLY`.
         settings: of the run.
-        seconds: filled with the time spent waiting for images (`decode`) and in inference (`infer`).
+        seconds: filled with the time spent waiting for images (`decode`) and for their scores (`infer`).
 
     Yields:
         One `Scored` per item, in their order.
@@ -149,7 +149,7 @@ def score_images(
     seconds.setdefault("decode", 0.0)
     seconds.setdefault("infer", 0.0)
     models = {product: scorer.metadata for product, scorer in scorers.items()}
-    with ThreadPoolExecutor(settings.num_threads) as pool:
+    with ThreadPoolExecutor(settings.num_threads) as pool, ThreadPoolExecutor(_num_lanes(scorers)) as lanes:
 
         def begin() -> tuple[list[Future[Loaded]], bool]:
             """Begin to load a window; whether a pause ended it."""
@@ -164,6 +164,7 @@ def score_images(
                     break
             return futures, False
 
+        inferred: list[_Inferred] = []  # at most one: the window before
         waiting, paused = begin()
         while waiting:
             following, then_paused = ([], False) if paused else begin()
@@ -171,12 +172,21 @@ def score_images(
                 start = time.perf_counter()
                 loaded = [future.result() for future in waiting]
                 seconds["decode"] += time.perf_counter() - start
-                yield from score_window(loaded, scorers=scorers, settings=settings, seconds=seconds)
+                inferred.append(_infer(loaded, scorers=scorers, settings=settings, lanes=lanes))
+                while len(inferred) > 1 or (inferred and not following):
+                    yield from _judged(inferred[0], scorers=scorers, settings=settings, seconds=seconds)
+                    del inferred[0]
             except BaseException:
                 for future in following:
                     future.cancel()
+                for _, scores in (batch for one in inferred for batch in one.batches):
+                    scores.cancel()
                 raise
             waiting, paused = begin() if paused else (following, then_paused)
+
+
+def _num_lanes(scorers: Mapping[str, OnnxScorer]) -> int:
+    return min((scorer.num_in_flight for scorer in scorers.values()), default=1)
 
 
 def batches_by_size(shapes: Sequence[Hashable], *, batch_size: int) -> list[list[int]]:
@@ -221,23 +231,55 @@ def score_window(
         loaded: the window.
         scorers: product -> its model.
         settings: of the run.
-        seconds: its `infer` grows by the time spent in inference.
+        seconds: its `infer` grows by the time spent waiting for scores.
     """
+    with ThreadPoolExecutor(_num_lanes(scorers)) as lanes:
+        inferred = _infer(loaded, scorers=scorers, settings=settings, lanes=lanes)
+        yield from _judged(inferred, scorers=scorers, settings=settings, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class _Inferred:
+    """A window whose batches are being inferred: positions in it, and the scores to come."""
+
+    loaded: Sequence[Loaded]
+    batches: list[tuple[list[int], Future[Scores]]]
+
+
+def _infer(
+    loaded: Sequence[Loaded], *, scorers: Mapping[str, OnnxScorer], settings: Settings, lanes: ThreadPoolExecutor
+) -> _Inferred:
+    """Begin to infer a window, in batches of one model and size."""
+
+    def score(members: list[int]) -> Scores:
+        scorer = scorers[loaded[members[0]].item.product]
+        return scorer.score(np.stack([loaded[n].image for n in members]))
+
     usable = [n for n, one in enumerate(loaded) if one.error is None]
-    results: dict[int, Scores | ImageError] = {}
     kinds = [(loaded[n].item.product, loaded[n].image.shape) for n in usable]
     batches = [[usable[at] for at in batch] for batch in batches_by_size(kinds, batch_size=settings.batch_size)]
+    return _Inferred(loaded, [(members, lanes.submit(score, members)) for members in batches])
+
+
+def _judged(
+    inferred: _Inferred, *, scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
+) -> Iterator[Scored]:
+    """Wait for the scores of a window and give its images in their order."""
+    loaded = inferred.loaded
+    results: dict[int, Scores | ImageError] = {}
     start = time.perf_counter()
-    for members, said in _infer(batches, loaded, scorers):
-        if isinstance(said, Scores):
-            for n, score, anomaly_map in zip(members, said.score, said.anomaly_map, strict=True):
-                results[n] = Scores(score, anomaly_map)
-                if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):  # a nan would pass for good
-                    message = f"{loaded[n].item.path}: its score ({score}) or map is not finite; take another device"
-                    results[n] = ImageError("internal", message)
-        else:
+    for members, future in inferred.batches:
+        try:
+            said = future.result()
+        except SESSION_ERRORS as error:
             for n in members:
-                message = f"{loaded[n].item.path}: inference failed ({said}); take a smaller batch or another device"
+                message = f"{loaded[n].item.path}: inference failed ({error}); take a smaller batch or another device"
+                results[n] = ImageError("internal", message)
+            continue
+        for n, score, anomaly_map in zip(members, said.score, said.anomaly_map, strict=True):
+            results[n] = Scores(score, anomaly_map)
+            if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):  # a nan would pass for good
+                message = f"{loaded[n].item.path}: its score ({score}) or map is not finite; take another device"
                 results[n] = ImageError("internal", message)
     seconds["infer"] += time.perf_counter() - start
     for n, one in enumerate(loaded):
@@ -248,26 +290,6 @@ def score_window(
             yield _failed(one, outcome, scorer_of.sha256[:16] if scorer_of else "", settings)
         else:
             yield _scored(one, outcome, scorer_of, settings)
-
-
-def _infer(
-    batches: Sequence[list[int]], loaded: Sequence[Loaded], scorers: Mapping[str, OnnxScorer]
-) -> Iterator[tuple[list[int], Scores | Exception]]:
-    """Score batches of positions, on a GPU two at a time; in their order, each with its scores or why there are none."""
-
-    def score(members: list[int]) -> tuple[list[int], Scores | Exception]:
-        scorer = scorers[loaded[members[0]].item.product]
-        try:
-            return members, scorer.score(np.stack([loaded[n].image for n in members]))
-        except SESSION_ERRORS as error:
-            return members, error
-
-    lanes = min((scorers[loaded[members[0]].item.product].num_in_flight for members in batches), default=1)
-    if lanes == 1:
-        yield from map(score, batches)
-    else:
-        with ThreadPoolExecutor(lanes) as pool:
-            yield from pool.map(score, batches)
 
 
 def _failed(one: Loaded, error: ImageError, model: str, settings: Settings) -> Scored:

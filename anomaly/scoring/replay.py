@@ -21,7 +21,7 @@ from anomaly.scoring.pipeline import ONLY, Settings, score_images
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.rows import row_values
 from anomaly.scoring.run_directory import MODELS, check_manifest, hash_file, read_inputs, read_ledger
-from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.scorer import open_for_batches
 from anomaly.scoring.session import Device
 from anomaly.scoring.sinks import Values, read_rows
 from anomaly.scoring.sources import MEMBER, SCHEME, Item
@@ -71,7 +71,7 @@ def replay(
     for number, product in enumerate(sorted(asked["models"])):
         (file,) = (run / MODELS).glob(f"{number:02d}_*")
         on = asked["device"][product] if device == "recorded" else device
-        scorers[product] = OnnxScorer(file, device=on, num_threads=0)
+        scorers[product] = open_for_batches(file, device=on)
     recorded = replace(recorded, large=any(scorer.metadata.tiling for scorer in scorers.values()))
     settings = replace(recorded, batch_size=batch_size) if batch_size else recorded
     here = {"host": hardware(), "versions": versions()}

@@ -17,7 +17,7 @@ from anomaly.run_card import RunCard
 from anomaly.scoring.pipeline import ONLY, Engine, Settings, score_images
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.run import Wanted, score_run
-from anomaly.scoring.scorer import OnnxScorer
+from anomaly.scoring.scorer import OnnxScorer, open_for_batches
 from anomaly.scoring.session import Device
 from anomaly.scoring.sinks import Format
 from anomaly.scoring.sources import open_source, source_of
@@ -103,7 +103,7 @@ def score(
         )
     through = score_images if engine == "here" else _ray(ray_address, ray_scorers, ray_decoders, overlays_of)
     mapped = {ONLY: model} | read_models(models)
-    scorers = {product: OnnxScorer(path, device=device, num_threads=0) for product, path in mapped.items()}
+    scorers = {product: open_for_batches(path, device=device) for product, path in mapped.items()}
     scorer = scorers[ONLY]
     print(f"provider {scorer.provider}; model {scorer.sha256[:16]}", file=sys.stderr)
     chosen = choose_limit(scorer, limit=limit, alpha=alpha, promise=promise)

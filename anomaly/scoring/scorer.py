@@ -22,8 +22,12 @@ from anomaly.scoring.artifact import (
     read_metadata,
 )
 from anomaly.scoring.buffers import BufferPool
+from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.session import Device, open_session
 from anomaly.scoring.tiles import Tiling, score_tiled
+
+MAX_LANES = 4
+"""Batches that a CPU scores at a time at most: so many a window of the pipeline has"""
 
 
 class Scores(NamedTuple):
@@ -141,6 +145,18 @@ class OnnxScorer:
                     f" {value:.6g}, was {stored:.6g}, more than {tolerance:.2g} apart. This runtime computes something"
                     " else: use another provider or version, or calibrate and certify the model for this one"
                 )
+
+
+def open_for_batches(path: Path, *, device: Device) -> OnnxScorer:
+    """Open a model to score many batches: on a CPU a few at a time, with few threads each, waste less than one with all.
+
+    The arguments and errors are those of `OnnxScorer`.
+    """
+    lanes = min(MAX_LANES, num_cpus())
+    scorer = OnnxScorer(path, device=device, num_threads=num_cpus() // lanes)
+    if scorer.device == "cpu":
+        scorer.num_in_flight = lanes
+    return scorer
 
 
 def score_bytes(model: bytes, image: NDArray[np.uint8], *, tiling: Tiling | None = None) -> Scores:
