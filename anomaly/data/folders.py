@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import sys
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
 from anomaly.data.layouts import find_layouts
-from anomaly.data.samples import ENDINGS, Category, Sample, good_samples, image_files
+from anomaly.data.samples import ENDINGS, Category, Sample, good_samples, image_files, image_paths
 from anomaly.errors import DataError
 
 __all__ = ["ENDINGS", "Category", "Sample", "find_categories", "find_category", "image_files", "list_images"]
@@ -124,8 +126,7 @@ def list_images(source: str) -> list[str]:
         return _lines(sys.stdin.read(), name="standard input")
     path = Path(source)
     if path.is_dir():
-        found = [str(file) for file in image_files(path)]
-        return found or _nothing(source, "a folder without images")
+        return list(folder_images(path))
     if path.is_file():
         if path.suffix.lower() != ".txt":
             return [source]
@@ -141,6 +142,17 @@ def list_images(source: str) -> list[str]:
     raise DataError(
         f"{source} does not exist; give a folder, a pattern in quotes, an image, a .txt list, or - for stdin"
     )
+
+
+def folder_images(folder: Path) -> Iterator[str]:
+    """List the images of a folder and what is below it, in little memory.
+
+    Raises:
+        DataError: there are none.
+    """
+    paths = image_paths(folder)
+    first = next(paths, None)
+    return chain([first], paths) if first else iter(_nothing(str(folder), "a folder without images"))
 
 
 def _lines(text: str, *, name: str) -> list[str]:

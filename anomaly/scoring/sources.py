@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from anomaly.data.folders import list_images
+from anomaly.data.folders import folder_images, list_images
 from anomaly.data.samples import ENDINGS
 from anomaly.errors import DataError, ImageError
 from anomaly.image import read_file
@@ -72,7 +72,8 @@ def open_source(source: str) -> Source:
     archives = sorted(glob.glob(source)) if ending == ".tar" else []  # noqa: PTH207
     if archives:
         return source_of(item for archive in archives for item in _members(archive))
-    return source_of(Item(path) for path in list_images(source))
+    paths = folder_images(Path(source)) if Path(source).is_dir() else iter(list_images(source))
+    return source_of(map(Item, paths))
 
 
 def read_item(item: Item, *, max_pixels: int) -> bytes:
