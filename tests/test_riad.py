@@ -197,7 +197,7 @@ def test_training_stops_when_stopping_images_get_no_better() -> None:
 
 def test_exported_graph_agrees() -> None:
     torch.manual_seed(0)
-    detector = build(resize="letterbox").train()
+    detector = build(resize="letterbox", regions=(8,)).train()
     optimizer = torch.optim.Adam(detector.network.parameters(), lr=3e-3)
     for _ in range(20):
         optimizer.zero_grad()

@@ -65,7 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ddpm": {
         "size": 16,
         "patch": 1,
-        "widths": [8, 16],
+        "widths": [8],
         "epochs": 20,
         "batch_size": 8,
         "smooth": 3,
@@ -78,7 +78,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "latent_diffusion": {
         "size": 16,
         "autoencoder_widths": [8, 16],
-        "widths": [8, 16],
+        "widths": [8],
         "patch": 1,
         "epochs": 20,
         "batch_size": 8,
