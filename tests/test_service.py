@@ -229,8 +229,8 @@ def test_bombs_are_refused_before_they_unfold(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "encoding", "status"),
     [
-        (gzip.compress(b"abc")[:-3], "gzip", 400),
-        (gzip.compress(b"abc") + b"more", "gzip", 400),
+        (gzip.compress(b"abc", mtime=0)[:-3], "gzip", 400),
+        (gzip.compress(b"abc", mtime=0) + b"more", "gzip", 400),
         (b"not packed", "deflate", 400),
         (b"abc", "br", 415),
         (b"abc", "gzip, gzip", 415),
