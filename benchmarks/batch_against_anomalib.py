@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import statistics
 import tempfile
 import time
@@ -69,7 +70,12 @@ def openvino_loop(paths: list[str], folder: Path) -> Callable[[], None]:
     exported = engine.export(model, ExportType.OPENVINO, export_root=folder)
     if exported is None:
         raise SystemExit("anomalib gave no OpenVINO file")
-    inferencer = OpenVINOInferencer(path=exported, device="CPU")
+    here = Path.cwd()
+    os.chdir(folder)  # it leaves its compiled networks in the current folder
+    try:
+        inferencer = OpenVINOInferencer(path=exported, device="CPU")
+    finally:
+        os.chdir(here)
 
     def work() -> None:
         for path in paths:
