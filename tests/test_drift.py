@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anomaly.beta import beta_quantile
 from anomaly.errors import DataError, ModelError, UsageError
-from anomaly.scoring.drift import RECORD, STATISTICS, STREAMS, Bets, DriftWatch, Ranks, read_records, to_record
+from anomaly.scoring.drift import RECORD, STATISTICS, STREAMS, Bets, DriftWatch, Ranks, cell_of, read_records, to_record
 
 TYPICAL = np.array([0.0, 120.0, 40.0, 900.0, 15.0])
 SPREAD = np.array([0.3, 2.0, 1.0, 40.0, 0.5])
@@ -34,7 +34,7 @@ def watch(*, seed: int = 0, keeps_values: bool = True, alpha: float = 0.01, num_
     return DriftWatch(held_out[:, 0].tolist(), stats, limit=1.0, alpha=alpha, seed=seed)
 
 
-def test_ranks_count_below_and_equal_across_merges() -> None:
+def test_ranks_count_below_and_equal() -> None:
     values = np.random.default_rng(0).integers(0, 50, 3000).astype(np.float32)
     ranks = Ranks(values[:10].tolist())
     for n, value in enumerate(values[10:].tolist(), start=10):
@@ -275,12 +275,24 @@ def test_update_tells_of_each_stream_once() -> None:
     assert {"score", "brightness"} <= set(flat)
 
 
-def test_twenty_bytes_an_image_are_kept() -> None:
-    ranks = Ranks(np.arange(200_000, dtype=np.float32).tolist())
-    for value in range(2000):
-        ranks.add(float(value))
-    held = sum(values.buffer_info()[1] * values.itemsize for values in (ranks._old, ranks._new))
-    assert held == 4 * 202_000
+def test_cells_are_in_order_of_size_and_half_a_thousandth_wide() -> None:
+    size = np.geomspace(1e-30, 1e30, 2000)
+    values = np.concatenate([[-math.inf], -size[::-1], [-0.0, 0.0], size, [math.inf]]).tolist()
+    cells = [cell_of(value) for value in values]
+    assert cells == sorted(cells)
+    assert 0 <= cells[0] < cells[-1] < 2**20
+    assert cell_of(-0.0) == cell_of(0.0)
+    for value in (-700.0, -0.3, 1e-3, 1.0, 130.0):
+        assert cell_of(value) != cell_of(value * 1.001)
+
+
+def test_memory_of_ranks_does_not_grow_with_the_values() -> None:
+    ranks = Ranks([0.0])
+    held = ranks._num.nbytes + ranks._num_of_row.nbytes
+    for value in np.random.default_rng(0).normal(120, 2, 20_000).tolist():
+        ranks.add(value)
+    assert ranks._num.nbytes + ranks._num_of_row.nbytes == held
+    assert ranks._num.any(axis=1).sum() < 8  # rows are pages, and those that no value meets are never the process's
 
 
 def test_wrong_alpha_and_missing_statistics_are_refused() -> None:

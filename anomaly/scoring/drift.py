@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import math
 import struct
-from array import array
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +35,8 @@ STREAMS = ("score", "accepted", *STATISTICS)
 """`accepted` ranks the scores below the limit among themselves, which a changed rate of defects leaves as they were"""
 RECORD = struct.Struct("<5f")
 """What is kept of an image: score and the four statistics, NaN for an image that has none"""
+
+_SINGLE, _BITS = struct.Struct("<f"), struct.Struct("<i")
 
 BETS = np.array(
     [(1, 1), (1, 0.8), (1.5, 0.7), (2, 0.4), (1, 0.15), (0.8, 1), (0.7, 1.5), (0.4, 2), (0.15, 1), (0.5, 0.5), (3, 3)]
@@ -66,33 +66,39 @@ TOGETHER = {
 """What one cause changes at once: blur takes contrast with it, and noise spreads the channels"""
 
 
+def cell_of(value: float) -> int:
+    """Place of a value among 2^20 cells in order of size: the upper 20 bits of its single precision, 0.05 % apart."""
+    (bits,) = _BITS.unpack(_SINGLE.pack(value))
+    return ((bits if bits >= 0 else -(bits & 0x7FFFFFFF)) >> 12) + 2**19
+
+
 class Ranks:
-    """Values in order of size, 4 bytes each, of which new ones are told their place.
+    """How many values lie in each cell, of which new ones are told their place; its memory does not grow with them.
+
+    Cells that no value decides keep exchangeable values exchangeable, and values of one cell are ties.
 
     Args:
-        values: the first ones, single precision.
+        values: the first ones.
     """
 
     def __init__(self, values: Sequence[float]) -> None:
-        self._old = array("f", sorted(values))
-        self._new = array("f")
+        self._num = np.zeros((1024, 1024), dtype=np.uint32)  # pages that no value meets take no memory
+        self._num_of_row: NDArray[np.int64] = np.zeros(1024, dtype=np.int64)
+        self._total = 0
+        for value in values:
+            self.add(value)
 
     def __len__(self) -> int:
-        return len(self._old) + len(self._new)
+        return self._total
 
     def add(self, value: float) -> tuple[int, int]:
-        """Add a single-precision value; gives how many of the earlier ones are below it and how many equal it."""
-        below = equal = at = 0
-        for values in (self._old, self._new):
-            at = bisect_left(values, value)
-            below += at
-            if at < len(values) and values[at] == value:
-                equal += bisect_right(values, value, at) - at
-        self._new.insert(at, value)
-        if len(self._new) > 500 + 2 * math.isqrt(len(self._old)):
-            both = np.concatenate([np.frombuffer(self._old, np.float32), np.frombuffer(self._new, np.float32)])
-            both.sort(kind="stable")  # linear on two sorted runs
-            self._old, self._new = array("f", both.tobytes()), array("f")
+        """Add a value; gives how many of the earlier ones lie in cells below its own and how many in its own."""
+        row, column = divmod(cell_of(value), 1024)
+        below = int(self._num_of_row[:row].sum()) + int(self._num[row, :column].sum())
+        equal = int(self._num[row, column])
+        self._num[row, column] += 1
+        self._num_of_row[row] += 1
+        self._total += 1
         return below, equal
 
 
@@ -135,11 +141,11 @@ class Bets:
 class DriftWatch:
     """Rank every image of a run among the calibration images and all earlier ones, and tell when the order is no chance.
 
-    The same images in the same order with the same seed give the same summary, also through `replay`. It keeps 20 bytes an
-    image. A statistic with `values` in the metadata is ranked as the score is. One of which only mean and deviation are
-    kept is ranked among the run's own images, exactly, and its mean is compared with the calibration images' after 32, 64,
-    128 … images by Student's test with pooled variance, the j-th look at its share / (j (j + 1)): this half of its alpha
-    holds as far as means of so many images are normal.
+    The same images in the same order with the same seed give the same summary, also through `replay`. Its memory does not
+    grow with them. A statistic with `values` in the metadata is ranked as the score is. One of which only mean and deviation
+    are kept is ranked among the run's own images, exactly, and its mean is compared with the calibration images' after 32,
+    64, 128 … images by Student's test with pooled variance, the j-th look at its share / (j (j + 1)): this half of its
+    alpha holds as far as means of so many images are normal.
 
     Args:
         scores: (n,) calibrated scores of the calibration images.
@@ -177,8 +183,8 @@ class DriftWatch:
         first = [held_out.tolist(), *(np.asarray(v, dtype=np.float32).tolist() for v in kept)]
         self._ranks = [Ranks(values) for values in first]
         # the limit is itself a calibration score: only below the highest accepted one are both alike by chance alone
-        self._accepted_below = float(held_out[held_out <= limit].max(initial=-math.inf))
-        self._num_accepted = int((held_out < self._accepted_below).sum())
+        self._accepted_below = cell_of(held_out[held_out <= limit].max(initial=-math.inf))
+        self._num_accepted = sum(cell_of(score) < self._accepted_below for score in held_out)
         self._num_calibration = [len(held_out), self._num_accepted, *map(len, kept)]
         self._compares = np.array([not len(values) for values in kept])
         shares = np.full(len(STREAMS), alpha / len(STREAMS))
@@ -212,7 +218,7 @@ class DriftWatch:
             return ()
         self._num_scored += 1
         self._num_above += values[0] > self._limit
-        accepted = values[0] < self._accepted_below
+        accepted = cell_of(values[0]) < self._accepted_below
         theta = self._rng.random(len(STREAMS)).tolist()
         u = [math.nan] * len(STREAMS)
         for at, (value, ranks) in enumerate(zip(values, self._ranks, strict=True)):
