@@ -274,6 +274,41 @@ def test_full_disk_is_told_and_the_run_goes_on(
     assert rows_of(tmp_path / "run") == rows_of(whole["csv"])
 
 
+@pytest.mark.parametrize("at", [1, 2, 9])
+def test_output_that_turns_read_only_is_told_and_the_run_goes_on(
+    at: int, whole: dict[str, Path], images: Path, fake_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a system does with a disk that fails: whatever is to reach it is refused from some moment on."""
+    calls = 0
+    fsync = os.fsync
+
+    def refused(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= at:
+            raise OSError(30, "Read-only file system")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refused)
+        with pytest.raises(OutputError, match=r"Read-only file system.*--resume"):
+            begin(str(images), str(fake_model), str(tmp_path / "run"), "csv", False)
+    begin(str(images), str(fake_model), str(tmp_path / "run"), "csv", True)
+    assert rows_of(tmp_path / "run") == rows_of(whole["csv"])
+
+
+def test_read_only_folder_is_told_before_anything_is_scored(
+    images: Path, fake_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    monkeypatch.setattr(Fake, "score", lambda *_: pytest.fail("scored"))
+    with pytest.raises(OutputError, match=r"run.* cannot be written \(Read-only file system\)"):
+        begin(str(images), str(fake_model), str(tmp_path / "run"), "csv", False)
+
+
 def test_images_that_come_and_go_while_a_run_is_interrupted_change_no_other_row(
     whole: dict[str, Path], images: Path, fake_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

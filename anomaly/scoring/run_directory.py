@@ -75,9 +75,11 @@ class RunDirectory:
         self._rows: list[Values] = []
         self._new_records: list[bytes] = []
         self._records: BinaryIO = io.BytesIO()
+        self._ledger: BinaryIO = io.BytesIO()
         try:
             self._begin(resume=resume)
         except BaseException:
+            self._ledger.close()
             self._lock.close()
             raise
 
@@ -104,7 +106,7 @@ class RunDirectory:
             self.is_new = not any(entry["event"] == LISTED for entry in entries)
         for stale in (*self.folder.rglob("*.partial"), *self.folder.rglob(".*.part")):  # of a process that was lost
             stale.unlink()
-        self._ledger: BinaryIO = (self.folder / LEDGER).open("ab" if entries else "wb")
+        self._ledger = (self.folder / LEDGER).open("ab" if entries else "wb")
         if entries:
             self._ledger.truncate(_whole_lines(self.folder / LEDGER))
         for entry in entries:
