@@ -68,7 +68,7 @@ TOGETHER = {
 
 def cell_of(value: float) -> int:
     """Place of a value among 2^20 cells in order of size: the upper 20 bits of its single precision, 0.05 % apart."""
-    (bits,) = _BITS.unpack(_SINGLE.pack(value))
+    bits: int = _BITS.unpack(_SINGLE.pack(value))[0]
     return ((bits if bits >= 0 else -(bits & 0x7FFFFFFF)) >> 12) + 2**19
 
 
