@@ -37,6 +37,16 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Verb -> where its function lives, and one line of help; literal, so that help imports nothing"""
 
+EXTRA_OF = {
+    "onnxruntime": "serve-cpu",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
+    "anomalib": "bench",
+}
+"""Package -> the extra that brings it, where that is not `train`"""
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
@@ -85,8 +95,10 @@ def _run(arguments: list[str]) -> int:
 
         result = function(**parse(verb, function, arguments[1:]))
     except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = EXTRA_OF.get(missing, "train")
         raise UsageError(
-            f"`anomaly {verb}` needs {error.name}, which a serving install has not: pip install anomaly[train]"
+            f"`anomaly {verb}` needs {missing}, which this install has not: pip install anomaly[{extra}]"
         ) from error
     return result if isinstance(result, int) else 0
 

@@ -298,6 +298,21 @@ def test_error_of_a_verb_is_one_line_and_an_exit_code(
         assert told.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("starlette.routing", "serve"), ("onnxruntime", "serve-cpu"), ("torch", "train")]
+)
+def test_missing_package_is_told_with_the_extra_that_brings_it(
+    missing: str, extra: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    assert run(["serve", "m.onnx"]) == 2
+    assert f"needs {missing.partition('.')[0]}, " in (told := capsys.readouterr().err)
+    assert f"pip install anomaly[{extra}]\n" in told
+
+
 def test_list_that_comes_first_is_written_as_words() -> None:
     runs = [Path("a"), Path("b=c")]
     for arguments in (["a", "b=c", "--out", "d"], ["--out=d", "a", "b=c"], ["a", "--out", "d", "b=c"]):

@@ -184,7 +184,7 @@ def test_serving_side_runs_without_the_packages_of_training(
     assert json.loads(told.stdout.splitlines()[-1]) == {"codes": [0, 0, 0, 0, 2, 2, 1], "loaded": []}
     for verb in ("fit", "test"):
         assert f"`anomaly {verb}` needs " in told.stderr
-    assert told.stderr.count("which a serving install has not: pip install anomaly[train]") == 2
+    assert told.stderr.count("which this install has not: pip install anomaly[train]") == 2
     written = {p.name for p in out.iterdir()}
     assert {"rows.parquet", "drawn", "new.onnx", "new.certificate.json", "inspection.json", "figures.json"} <= written
     figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))["result"]
