@@ -66,7 +66,7 @@ function taps(num, into, scale) {
 export function drawnMap(values, { width, height, limit }) {
   const heat = new ImageData(width, height);
   const line = new ImageData(width, height);
-  const thickness = Math.max(1, Math.round(Math.min(width, height) / 350));
+  const thickness = Math.max(1, Math.round(Math.min(width, height) / 250));
   for (let at = 0; at < values.length; at++) {
     const ratio = values[at] / limit;
     if (ratio <= 0.5) continue;

@@ -11,7 +11,7 @@ export function drawCard(root, { name, version, card, reason }) {
     ["Model", `${name}, version ${version}`],
     ["Detector", `${card.detector}${card.precision === "fp32" ? "" : `, ${card.precision}`}`],
     ["Category", card.category || "–"],
-    ["False alarms, certified", element("span", {}, promise, moved)],
+    ["False alarms", element("span", {}, `certified ${promise}`, moved)],
     ["Calibrated", `${card.calibration_date.slice(0, 10)} on ${card.num_held_out} good images`],
     ["Drift", drift(card)],
     ["File", hash(card.sha256)],
@@ -25,9 +25,9 @@ export function drawCard(root, { name, version, card, reason }) {
 function drift(card) {
   const num = `${card.drift_images.toLocaleString("en")} image${card.drift_images === 1 ? "" : "s"}`;
   if (card.drift === "alarm") {
-    return element("span", { class: "alert" }, element("b", {}, "! Alarm"), ` in ${num} since the model was loaded: ${card.drift_cause}.`);
+    return element("span", { class: "alert" }, element("b", {}, "! Alarm"), ` in ${num} since it was loaded: ${card.drift_cause}.`);
   }
-  if (card.drift === "none") return `none seen in ${num} since the model was loaded`;
+  if (card.drift === "none") return `none seen in ${num} since it was loaded`;
   return element("span", {}, `not watched: ${card.drift_cause}`);
 }
 

@@ -5,7 +5,7 @@ import { verdictOf } from "./gallery.js";
 import { gauge } from "./gauge.js";
 import { drawnMap, enlarged } from "./heat_map.js";
 
-const MOST_SIDE = 1280;
+const [LEAST_SIDE, MOST_SIDE] = [640, 1280];
 const START_OPACITY = 60;
 
 /** Fill two elements: `place` with the picture, `facts` with the words. onStep(-1 or 1) asks for the image before or after. */
@@ -145,10 +145,12 @@ function regions(item) {
 
 async function layersOf(item) {
   const bitmap = await createImageBitmap(item.picture);
-  const scale = Math.min(1, MOST_SIDE / Math.max(bitmap.width, bitmap.height));
+  const long = Math.max(bitmap.width, bitmap.height);
+  const scale = long < LEAST_SIDE ? Math.ceil(LEAST_SIDE / long) : Math.min(1, MOST_SIDE / long);
   const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
   const base = new OffscreenCanvas(width, height);
   const drawing = base.getContext("2d");
+  drawing.imageSmoothingEnabled = scale < 1; // few pixels are shown as they are
   drawing.imageSmoothingQuality = "high";
   drawing.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
