@@ -32,7 +32,12 @@ def test_dark_images_raise_the_alarm_that_the_card_tells(run_folder: Path) -> No
             if seed % 2:
                 assert client.post("/score", content=cv2.imencode(".png", dark)[1].tobytes()).status_code == 200
             else:
-                tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *dark.shape], "data": dark.ravel().tolist()}
+                tensor = {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": [1, *dark.shape],
+                    "data": dark.ravel().tolist(),
+                }
                 assert client.post("/v2/models/plate/infer", json={"inputs": [tensor]}).status_code == 200
         after = client.get("/v2/models/plate").json()["parameters"]
     assert (after["drift"], after["drift_images"]) == ("alarm", 30)

@@ -19,8 +19,8 @@ from anomaly.errors import UsageError
 from anomaly.image import write_png
 from anomaly.progress import progress_bar
 from anomaly.scoring.drift import DriftWatch, read_records, to_record
-from anomaly.scoring.parts import write_parts
 from anomaly.scoring.map_levels import MAP_STEP, MAP_ZERO, map_levels
+from anomaly.scoring.parts import write_parts
 from anomaly.scoring.pipeline import ONLY, Engine, Scored, Settings
 from anomaly.scoring.run_directory import MAPS, OVERLAYS, RECORDS, RunDirectory, hash_file, read_inputs
 from anomaly.scoring.scorer import OnnxScorer
@@ -251,7 +251,11 @@ def _draw(scored: Scored, number: int, scorers: Mapping[str, OnnxScorer], folder
         return pictures
     if wanted.maps:
         pictures.append(folder / MAPS / f"{number:08d}.png")
-        write_png(pictures[-1], map_levels(scored.anomaly_map), text={"Comment": f"anomaly map: stored value * {MAP_STEP} - {MAP_ZERO}"})
+        write_png(
+            pictures[-1],
+            map_levels(scored.anomaly_map),
+            text={"Comment": f"anomaly map: stored value * {MAP_STEP} - {MAP_ZERO}"},
+        )
     if is_drawn(scored, wanted.overlays_of):
         pictures.append(folder / OVERLAYS / overlay_name(number, scored.item))
         draw_overlay(scored, pictures[-1], resize=scorers[scored.item.product].metadata.resize)

@@ -1,8 +1,8 @@
 """Whether the images that a served model is asked about still come as its calibration images did, in memory that is bounded.
 
-A watch keeps 20 bytes an image, so one that ran for ever would grow for ever. Here it ends after `STRETCH` images and a new one
-begins, the j-th with the share 1 / (j (j + 1)) of alpha: the shares sum to 1, so the probability of any false alarm is at most
-alpha however long the service runs, by the union bound over watches that each keep theirs.
+A watch keeps 20 bytes an image, so one that ran for ever would grow for ever. Here it ends after `STRETCH` images and a new
+one begins, the j-th with the share 1 / (j (j + 1)) of alpha: the shares sum to 1, so the probability of any false alarm is at
+most alpha however long the service runs, by the union bound over watches that each keep theirs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ class Drift:
         self._num_here = 0
         stored, share = self._metadata, 1 / (self._num_watches * (self._num_watches + 1))
         self._watch = DriftWatch(
-            stored.calibration.scores, stored.image_stats, limit=self._limit, alpha=ALPHA * share, seed=self._num_watches
+            stored.calibration.scores,
+            stored.image_stats,
+            limit=self._limit,
+            alpha=ALPHA * share,
+            seed=self._num_watches,
         )
         self._is_alarmed = False
 
@@ -70,7 +74,7 @@ class Drift:
                 self._is_alarmed |= bool(self._watch.update(float(its_score), statistics))
 
     def state(self) -> dict[str, str | int]:
-        """Tell what was seen: `drift` is `none`, `alarm` or `not watched`, `drift_cause` says why, `drift_images` of how many."""
+        """Tell what was seen: `drift` is `none`, `alarm` or `not watched`, `drift_cause` why, `drift_images` in how many."""
         if self._watch is None:
             return {"drift": "not watched", "drift_cause": self._obstacle, "drift_images": 0}
         with self._lock:
