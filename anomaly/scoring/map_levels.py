@@ -11,4 +11,5 @@ MAP_STEP, MAP_ZERO = 1 / 2048, 4.0
 
 def map_levels(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Give the levels (h, w) of a calibrated map (h, w), rounded to nearest; values beyond -4 and 28 become these."""
-    return np.rint((anomaly_map + MAP_ZERO) / MAP_STEP).clip(0, 65535).astype(np.uint16)
+    levels: NDArray[np.uint16] = np.rint((anomaly_map + MAP_ZERO) / MAP_STEP).clip(0, 65535).astype(np.uint16)
+    return levels

@@ -134,9 +134,7 @@ export function createGallery(root, { onOpen, drawExtra, actions }) {
     const items = shown();
     if (!items.includes(current)) current = items[0] ?? null;
     const visible = items.slice(0, numDrawn);
-    const focused = list.contains(document.activeElement) ? document.activeElement : null;
-    list.replaceChildren(...visible.map(tileOf));
-    if (focused && list.contains(focused)) focused.focus({ preventScroll: true });
+    place(visible.map(tileOf));
     for (const item of visible) {
       const button = entries.get(item).tile.firstChild;
       button.tabIndex = item === current ? 0 : -1;
@@ -148,6 +146,17 @@ export function createGallery(root, { onOpen, drawExtra, actions }) {
     more.hidden = items.length <= numDrawn;
     more.textContent = `Show more (${items.length - visible.length} are not drawn)`;
     for (const button of buttons) button.disabled = items.length === 0;
+  }
+
+  /** Bring the list to these tiles; one that stays where it is is not touched, so that a click on it is not lost. */
+  function place(tiles) {
+    const wanted = new Set(tiles);
+    for (const tile of [...list.children]) if (!wanted.has(tile)) tile.remove();
+    let next = list.firstChild;
+    for (const tile of tiles) {
+      if (tile === next) next = next.nextSibling;
+      else list.insertBefore(tile, next);
+    }
   }
 
   function tileOf(item) {
@@ -162,7 +171,7 @@ export function createGallery(root, { onOpen, drawExtra, actions }) {
     const would = changes ? (item.score > tried ? "would be rejected" : "would be accepted") : "";
     const button = element("button", { type: "button", class: `tile is-${kind}`, title: item.name, click: () => chosen(item) },
       element("span", { class: "tile-picture" },
-        item.thumbnail ? element("img", { src: item.thumbnail, alt: "", loading: "lazy" }) : element("span", { class: "tile-none" }, symbol)),
+        item.thumbnail ? element("img", { src: item.thumbnail, alt: "", loading: "lazy" }) : element("span", { class: "tile-none", "aria-hidden": "true" }, symbol)),
       element("span", { class: "tile-line" },
         element("span", { class: "verdict" }, element("span", { class: "symbol", "aria-hidden": "true" }, symbol), words),
         element("span", { class: "number" }, item.status === "ok" ? figure(item.score) : "")),

@@ -29,12 +29,12 @@ const whatIf = createWhatIf(at("limit"), { onTry: gallery.tryLimit });
 const session = new Session(service, { onItem: judged, onLeft: left, onProgress: progress });
 takeImages({ input: at("files"), dropZone: document.body, onFiles: take });
 
-at("token").addEventListener("cancel", (event) => event.preventDefault()); // nothing goes on without
+at("token").addEventListener("close", () => at("token").returnValue === "given" || at("token").showModal()); // nothing goes on without
 at("stop").addEventListener("click", () => session.stop());
 at("model").addEventListener("change", chooseVersions);
 at("version").addEventListener("change", showCard);
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && viewer.shown() !== null && !at("token").open) close();
+  if (event.key === "Escape" && viewer.shown() !== null && !at("token").open && event.target.type !== "search") close();
 });
 at("picture").addEventListener("keydown", (event) => {
   const moves = { ArrowLeft: -1, ArrowRight: 1 };
@@ -159,11 +159,12 @@ function clear() {
 function askToken(wasWrong) {
   const dialog = at("token");
   at("token-wrong").hidden = !wasWrong;
+  dialog.returnValue = "";
   if (!dialog.open) dialog.showModal();
   return new Promise((resolve) => {
     at("token-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      dialog.close();
+      dialog.close("given");
       const given = at("token-text").value.trim();
       at("token-text").value = "";
       resolve(given);

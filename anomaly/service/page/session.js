@@ -58,7 +58,7 @@ export class Session {
       try {
         this.#keep(await this.#scored(next));
       } catch (error) {
-        if (error.name !== "AbortError") throw error;
+        if (error.name !== "AbortError") this.#keep(failed(next.file.name, "internal", `The page failed on this image: ${error.message}`));
       }
       this.#done++;
       this.#tell("");

@@ -60,11 +60,8 @@ export function createWhatIf(root, { onTry }) {
 
   function update(newItems, newLimit) {
     items = newItems;
-    if (newLimit !== limit) {
-      limit = newLimit;
-      if (tried === null) slider.value = String(limit);
-    }
-    most = 3 * limit;
+    limit = newLimit;
+    most = 3 * Math.max(1, limit);
     slider.max = String(most);
     slider.step = String(most / FINEST);
     if (tried === null) slider.value = String(limit);
