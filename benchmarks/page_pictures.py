@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import FilePayload, Page, expect, sync_playwright
 
 SERVE = "import sys; from anomaly.cli import run; sys.exit(run(['serve', f'assembly={sys.argv[1]}', '--port', '0']))"
 VIEWS: dict[str, tuple[Literal["light", "dark"], int, int]] = {
@@ -59,9 +59,10 @@ def main() -> None:
 
 def take(page: Page, files: list[Path], out: Path) -> None:
     """Give the images, open one that is rejected, try a limit and take the picture."""
-    page.locator("#files").set_input_files(
-        [{"name": f"{f.parent.name}_{f.name}", "mimeType": "image/png", "buffer": f.read_bytes()} for f in files]
-    )
+    given: list[FilePayload] = [
+        {"name": f"{f.parent.name}_{f.name}", "mimeType": "image/png", "buffer": f.read_bytes()} for f in files
+    ]
+    page.locator("#files").set_input_files(given)
     expect(page.locator(".tile")).to_have_count(len(files), timeout=120_000)
     expect(page.locator("#stop")).to_be_hidden()
     page.locator("#gallery select").select_option("highest")
@@ -70,7 +71,7 @@ def take(page: Page, files: list[Path], out: Path) -> None:
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(300)
     with Image.open(io.BytesIO(page.screenshot())) as picture:
-        picture.convert("RGB").quantize(COLOURS).save(out, optimize=True)
+        picture.convert("RGB").quantize(COLOURS, method=Image.Quantize.FASTOCTREE).save(out, optimize=True)
 
 
 if __name__ == "__main__":
