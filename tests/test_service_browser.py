@@ -304,34 +304,6 @@ def test_nothing_scrolls_sideways_at_360_pixels(page: Page) -> None:
     assert wide == []
 
 
-def test_words_have_contrast(modules: Page) -> None:
-    names = ("paper", "wash", "sunk", "ink", "muted", "accent", "on-accent", "good", "defect", "review", "tried",
-             "good-wash", "defect-wash", "review-wash")  # fmt: skip
-    grounds = [(word, ground) for word in ("ink", "muted", "good", "defect", "review") for ground in ("paper", "wash")]
-    grounds += [("muted", "sunk"), ("ink", "sunk"), ("on-accent", "accent"), ("tried", "paper"), ("paper", "ink")]
-    grounds += [(kind, f"{kind}-wash") for kind in ("good", "defect", "review")] + [("ink", "defect-wash")]
-    seen = []
-    for scheme in ("light", "dark"):
-        modules.emulate_media(color_scheme=scheme)
-        colours = modules.evaluate(
-            "names => names.map(n => getComputedStyle(document.documentElement).getPropertyValue('--' + n).trim())",
-            names,
-        )
-        seen.append(colours)
-        light = {name: luminance(colour) for name, colour in zip(names, colours, strict=True)}
-        for word, ground in grounds:
-            low, high = sorted((light[word], light[ground]))
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, word, ground)
-    assert seen[0] != seen[1]
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of #rrggbb (WCAG 2.2)."""
-    channels = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return float(linear @ (0.2126, 0.7152, 0.0722))
-
-
 def test_busy_service_is_asked_again_and_other_models_are_chosen(page: Page) -> None:
     asked: list[str] = []
 

@@ -108,3 +108,23 @@ def test_metadata_hold_the_card(client: TestClient, run_folder: Path) -> None:
     assert told["num_held_out"] == stored.calibration.num_images > 0
     assert told["limit"] == 1.0
     assert all(isinstance(value, str | int | float | bool) for value in told.values())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_have_contrast(scheme: str) -> None:
+    light, dark = (FOLDER / "base.css").read_text(encoding="utf-8").split("@media (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", light if scheme == "light" else dark))
+    grounds = [(word, ground) for word in ("ink", "muted", "good", "defect", "review") for ground in ("paper", "wash")]
+    grounds += [("muted", "sunk"), ("ink", "sunk"), ("on-accent", "accent"), ("tried", "paper"), ("paper", "ink")]
+    grounds += [(kind, f"{kind}-wash") for kind in ("good", "defect", "review")]
+    grounds += [("ink", "defect-wash"), ("ink", "good-wash"), ("accent", "paper"), ("paper", "defect")]
+    for pair in grounds:
+        low, high = sorted(luminance(colours[name]) for name in pair)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, pair
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    channels = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
