@@ -51,6 +51,7 @@ BAD = {"notes.png": b"no image"}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=30_000)  # of a machine that does much else
     with sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
@@ -85,7 +86,7 @@ def loaded(browser: Browser, address: str) -> Iterator[Page]:
     """Load the page; in the end nothing was complained of and nobody else asked."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         opened = context.new_page()
-        opened.set_default_timeout(10_000)
+        opened.set_default_timeout(30_000)
         said: list[str] = []
         asked: list[str] = []
         opened.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
@@ -367,7 +368,7 @@ def test_token_is_asked_for_and_kept_in_the_tab(browser: Browser, run_folder: Pa
     service = make_service(f"plate={run_folder / 'model.onnx'}")
     with running(service, token=TOKEN) as address, browser.new_context() as context:
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.goto(f"http://{address}/")
         expect(page.locator("#token-wrong")).to_be_hidden()
         page.locator("#token-text").fill("not-the-right-token")
