@@ -95,9 +95,8 @@ Metadata read_metadata(const std::function<std::optional<std::string>(const std:
     metadata.resize = resize == "squash" ? Resize::squash : Resize::letterbox;
     metadata.white = static_cast<int>(read("white").as_number());
     metadata.alpha = read("alpha").as_number();
-    if (has("fixed"))
-        for (const Json& length : read("fixed").as_items())
-            metadata.fixed.push_back(static_cast<std::int64_t>(length.as_number()));
+    const Json fixed = has("fixed") ? read("fixed") : Json::parse("[]");
+    for (const Json& length : fixed.as_items()) metadata.fixed.push_back(static_cast<std::int64_t>(length.as_number()));
     if (metadata.fixed.size() != 0 && metadata.fixed.size() != 3) throw std::runtime_error("'fixed' has no three sizes");
     metadata.golden_score = golden.at("score").as_number();
     metadata.golden_map_maximum = golden.at("map_maximum").as_number();

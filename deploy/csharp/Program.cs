@@ -27,7 +27,7 @@ namespace Anomaly
                 else if (given[n] == "--limit" && hasValue)
                     usable = double.TryParse(given[++n], NumberStyles.Float, CultureInfo.InvariantCulture, out limit);
                 else if (given[n] == "--device" && hasValue)
-                    usable = Enum.TryParse(given[++n], true, out device);
+                    usable = Enum.TryParse(given[++n], true, out device) && Enum.IsDefined(typeof(Device), device);
                 else
                     usable = false;
             }
