@@ -27,6 +27,7 @@ from anomaly.cli import run
 from anomaly.image import write_png
 from anomaly.overlay import Resize, enlarge_map
 from anomaly.scoring.artifact import PREFIX, golden_image, load_graph, read_metadata
+from anomaly.scoring.processors import has_cuda_device
 from anomaly.scoring.regions import find_regions
 from anomaly.scoring.scorer import relative_difference
 
@@ -310,6 +311,9 @@ def test_example_refuses_what_it_cannot_judge(example: Example, model: Path, tmp
     told = example(model, *buffer[:3], "1000", *buffer[4:])
     assert (told.returncode, told.stdout) == (1, "")
     assert "fewer than it should" in told.stderr
+    if not has_cuda_device():  # never another device in its place
+        told = example(model, *buffer, "--device", "cuda")
+        assert (told.returncode, told.stdout) == (1, "")
     for wrong in (
         [model],
         [model, *buffer, "--limit"],
