@@ -317,6 +317,7 @@ def test_example_refuses_what_it_cannot_judge(example: Example, model: Path, tmp
     for wrong in (
         [model],
         [model, *buffer, "--limit"],
+        [model, *buffer, "--limit", "much"],
         [model, *buffer, "--device", "tpu"],
         [model, *buffer, "--wide"],
     ):

@@ -48,7 +48,7 @@ private:
         if (take("null")) return value;
         if (take("true") || take("false")) {
             value.kind = Json::Kind::boolean;
-            value.boolean = source_[at_ - 2] == 'u';
+            value.boolean = source_[at_ - 2] == 'u';  // of true
         } else if (peek() == '"') {
             value.kind = Json::Kind::text;
             value.text = text();

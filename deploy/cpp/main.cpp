@@ -3,6 +3,8 @@
 #include <iostream>
 #include <iterator>
 #include <map>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -22,6 +24,11 @@ const std::map<std::string, anomaly::Pixels> formats{{"mono8", anomaly::Pixels::
                                                      {"rgb8", anomaly::Pixels::rgb8},
                                                      {"bgr8", anomaly::Pixels::bgr8}};
 
+bool is_number(const std::string& text, double& value) {
+    std::istringstream stream(text);
+    return static_cast<bool>(stream >> value) && stream.peek() == std::istringstream::traits_type::eof();
+}
+
 int wrong_usage() {
     std::cerr << usage;
     return 2;
@@ -39,8 +46,8 @@ int main(int argc, char** argv) {
         const bool has_value = n + 1 < given.size();
         if (given[n] == "--golden") {
             golden = true;
-        } else if (given[n] == "--limit" && has_value) {
-            limit = std::stod(given[++n]);
+        } else if (given[n] == "--limit" && has_value && is_number(given[n + 1], limit)) {
+            ++n;
         } else if (given[n] == "--device" && has_value && (given[n + 1] == "cpu" || given[n + 1] == "cuda")) {
             device = given[++n] == "cuda" ? anomaly::Device::cuda : anomaly::Device::cpu;
         } else {
