@@ -316,6 +316,7 @@ def test_example_refuses_what_it_cannot_judge(example: Example, model: Path, tmp
         assert (told.returncode, told.stdout) == (1, "")
     for wrong in (
         [model],
+        [model, *buffer[:2], "wide", *buffer[3:]],
         [model, *buffer, "--limit"],
         [model, *buffer, "--limit", "much"],
         [model, *buffer, "--device", "tpu"],

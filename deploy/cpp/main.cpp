@@ -24,7 +24,8 @@ const std::map<std::string, anomaly::Pixels> formats{{"mono8", anomaly::Pixels::
                                                      {"rgb8", anomaly::Pixels::rgb8},
                                                      {"bgr8", anomaly::Pixels::bgr8}};
 
-bool is_number(const std::string& text, double& value) {
+template <typename Number>
+bool is_number(const std::string& text, Number& value) {
     std::istringstream stream(text);
     return static_cast<bool>(stream >> value) && stream.peek() == std::istringstream::traits_type::eof();
 }
@@ -38,7 +39,11 @@ int wrong_usage() {
 
 int main(int argc, char** argv) {
     const std::vector<std::string> given(argv + 1, argv + argc);
-    if (given.size() < 6 || !formats.count(given[2])) return wrong_usage();
+    anomaly::Buffer image{};
+    if (given.size() < 6 || !formats.count(given[2]) || !is_number(given[3], image.width) ||
+        !is_number(given[4], image.height) || !is_number(given[5], image.stride))
+        return wrong_usage();
+    image.pixels = formats.at(given[2]);
     double limit = 1.0;
     auto device = anomaly::Device::cpu;
     bool golden = false;
@@ -58,9 +63,8 @@ int main(int argc, char** argv) {
         anomaly::Scorer scorer(given[0], device);
         std::ifstream file(given[1], std::ios::binary);
         const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-        const anomaly::Buffer image{bytes.data(), std::stoi(given[3]), std::stoi(given[4]), std::stoi(given[5]),
-                                    formats.at(given[2])};
-        if (image.stride < 0 || bytes.size() < static_cast<std::size_t>(image.stride) * static_cast<std::size_t>(image.height))
+        image.data = bytes.data();
+        if (image.stride < 0 || image.height < 0 || bytes.size() < static_cast<std::size_t>(image.stride) * static_cast<std::size_t>(image.height))
             throw std::invalid_argument(given[1] + " has " + std::to_string(bytes.size()) + " bytes, fewer than it should");
         if (golden) scorer.check_golden(image);
         std::cout.precision(9);  // a float to the last bit

@@ -15,10 +15,12 @@ namespace Anomaly
 
         public static int Main(string[] given)
         {
-            Pixels pixels = Pixels.Mono8;
+            var pixels = Pixels.Mono8;
+            int width = 0, height = 0, stride = 0;
             double limit = 1;
             var device = Device.Cpu;
-            bool golden = false, usable = given.Length >= 6 && Enum.TryParse(given[2], true, out pixels);
+            bool golden = false, usable = given.Length >= 6 && Enum.TryParse(given[2], true, out pixels)
+                && int.TryParse(given[3], out width) && int.TryParse(given[4], out height) && int.TryParse(given[5], out stride);
             for (int n = 6; usable && n < given.Length; ++n)
             {
                 bool hasValue = n + 1 < given.Length;
@@ -40,8 +42,7 @@ namespace Anomaly
             {
                 using (var scorer = new Scorer(given[0], device))
                 {
-                    var image = new ImageBuffer(File.ReadAllBytes(given[1]), 0, int.Parse(given[3]), int.Parse(given[4]),
-                        int.Parse(given[5]), pixels);
+                    var image = new ImageBuffer(File.ReadAllBytes(given[1]), 0, width, height, stride, pixels);
                     if (golden)
                         scorer.CheckGolden(image);
                     Console.WriteLine(scorer.Score(image, limit).ToJson());
