@@ -6,7 +6,7 @@
 Each command is a Python with the serving install. It scores the test images of a category (MVTec layout) through every model,
 replays the run, calibrates, inspects, tests, deploys and serves; its rows are compared with those of this Python. `resolved`
 are the exact versions of constraints.txt for which every package has a wheel of the platform, as `uv pip compile` finds
-without installing one.
+without installing one. Each probe is written when it is done, and those that the file holds are not made again.
 """
 
 from __future__ import annotations
@@ -163,15 +163,19 @@ def main() -> None:
     parser.add_argument("--uv", default="uv")
     asked = parser.parse_args()
     card = RunCard("benchmarks/platforms.py", config={"category": asked.category.name, "num_models": len(asked.models)})
-    ran: dict[str, dict[str, Any]] = {}
+    kept = json.loads(asked.out.read_text(encoding="utf-8"))["result"] if asked.out.exists() else {}
+    ran: dict[str, dict[str, Any]] = kept.get("run", {})
     for model in asked.models:
+        missing = [named for named in asked.python if f"{named.partition('=')[0]}, {model.stem}" not in ran]
+        if not missing:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             here = score_here(model.resolve(), asked.category.resolve(), Path(folder) / "rows.jsonl")
-        for named in asked.python:
+        for named in missing:
             name, _, command = named.partition("=")
-            detector = f"{name}, {model.stem}"
-            ran[detector] = probe(shlex.split(command), model.resolve(), asked.category.resolve(), here)
-            print(detector, json.dumps(ran[detector]))
+            ran[f"{name}, {model.stem}"] = probe(shlex.split(command), model.resolve(), asked.category.resolve(), here)
+            card.facts["result"] = kept | {"run": ran}
+            card.write(asked.out)
     resolved = [
         resolve(asked.uv, platform=platform, python=python, extra=extra)
         for platform in PLATFORMS
