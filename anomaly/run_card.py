@@ -49,7 +49,7 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=10).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", file.name)  # fails for a package installed inside another checkout
@@ -64,7 +64,8 @@ def hardware() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
     found: dict[str, Any] = {"processor": name, "num_cpus": num_cpus(), "system": platform.platform()}
     torch = sys.modules.get("torch")

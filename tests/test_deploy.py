@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -170,3 +171,19 @@ def test_readme_names_every_file_and_none_that_is_not_there() -> None:
     assert set(re.findall(r"`([a-z]+/[\w.]+)`", text)) >= files
     for name in re.findall(r"`([a-z]+/[A-Za-z.]+)`", text):
         assert (DEPLOY / name).is_file()
+
+
+def test_table_of_platforms_says_what_was_found() -> None:
+    figures = json.loads((ROOT / "benchmarks" / "results" / "platforms.json").read_text(encoding="utf-8"))["result"]
+    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    rows = {row[0]: row[1:] for row in cells if len(row) == 3}
+    for ran in figures["run"].values():
+        cell = rows["Linux aarch64" if ran["machine"] == "aarch64" else "Linux x86-64"][0]
+        assert ran["python"].rpartition(".")[0] in cell
+        assert (ran["verbs_failed"], ran["verdicts_flipped"], ran["regions_moved"]) == ({}, 0, 0)
+    for platform in {found["platform"] for found in figures["resolved"]}:
+        for extra in ("serve-cpu", "serve-gpu"):
+            asked = [f for f in figures["resolved"] if (f["platform"], f["extra"]) == (platform, extra)]
+            missing = [found["python"] for found in asked if "missing" in found]
+            assert (f"`[{extra}]`" in rows[platform][1]) == (not missing), (platform, extra, missing)

@@ -114,12 +114,13 @@ def _timed(scorer: OnnxScorer, images: Any, *, seconds: float) -> dict[str, floa
 
 def _peak_mib() -> float:
     """Largest resident memory of this process so far, in MiB; 0 where the system does not tell."""
-    try:
+    peak = 0.0
+    if sys.platform != "win32":
         import resource
-    except ImportError:
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return peak
 
 
 def _print(lines: dict[int, dict[str, float]], *, best: int, title: str) -> None:

@@ -14,7 +14,7 @@ def num_cpus() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota_file = Path("/sys/fs/cgroup/cpu.max")
     if quota_file.is_file():
-        quota, period = quota_file.read_text().split()
+        quota, period = quota_file.read_text(encoding="ascii").split()
         if quota != "max":
             allowed = min(allowed, max(1, math.floor(int(quota) / int(period))))
     return allowed

@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -349,11 +350,14 @@ def hash_file(path: Path) -> str:
 def _lock(file: BinaryIO, folder: Path) -> None:
     """Hold the folder alone; the system lets go when the process ends, however it ends."""
     try:
-        import fcntl
-    except ImportError:  # no such locks there
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         raise UsageError(f"another process writes to {folder}: wait for it, or name another folder") from error

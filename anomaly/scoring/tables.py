@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -86,8 +87,9 @@ def is_drawn(scored: Scored, overlays_of: OverlaysOf) -> bool:
 
 
 def overlay_name(number: int, item: Item) -> str:
-    """Name of the overlay of the image at a place in the input."""
-    return f"{number:06d}_{Path(item.path).stem[:60]}.png"
+    """Name of the overlay of the image at a place in the input; what some system takes in no name is replaced."""
+    stem = re.sub(r'[\x00-\x1f"*:<>?|\\]', "_", Path(item.path).stem[:60])
+    return f"{number:06d}_{stem}.png"
 
 
 def draw_overlay(scored: Scored, path: Path, *, resize: Resize) -> None:

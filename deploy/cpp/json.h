@@ -1,0 +1,32 @@
+// The JSON that a model's metadata hold, read exactly: RFC 8259, numbers as double, duplicate names: the last one counts.
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace anomaly {
+
+struct Json {
+    enum class Kind { null, boolean, number, text, array, object };
+
+    Kind kind = Kind::null;
+    bool boolean = false;
+    double number = 0;
+    std::string text;  // UTF-8
+    std::vector<Json> items;
+    std::map<std::string, Json> members;
+
+    // Throws std::runtime_error on what is no JSON.
+    static Json parse(std::string_view source);
+
+    // Each throws std::runtime_error where the value is of another kind.
+    double as_number() const;
+    const std::string& as_text() const;
+    const std::vector<Json>& as_items() const;
+    const std::map<std::string, Json>& as_members() const;
+    const Json& at(const std::string& name) const;  // of an object
+};
+
+}  // namespace anomaly
