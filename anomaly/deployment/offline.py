@@ -47,7 +47,7 @@ def offline(
     Args:
         folder: new or empty.
         extra: what to install there: train, serve-cpu, serve-gpu, or serve where the vendor brings ONNX Runtime.
-        backbone: name of a network whose pretrained weights come along, as resnet18; needs the train extra here.
+        backbone: name of a network whose pretrained weights come along with the train extra, as resnet18.
         model: .onnx file that comes along.
         constraints: file of exact versions; by default those installed here, for another target the newest.
         platform: of the target in pip's words: manylinux_2_35_aarch64 for glibc 2.35, win_amd64; by default this machine.
@@ -57,7 +57,7 @@ def offline(
         The folder.
 
     Raises:
-        UsageError: a folder that is not empty, or a target that is none.
+        UsageError: a folder that is not empty, a target that is none, or weights for an extra that fits nothing.
         ModelError: a model that is not ours.
         WeightsError: weights that are neither at hand nor to be had.
         OutputError: no network, no wheel of a package for the target, or a place that cannot be written.
@@ -65,6 +65,10 @@ def offline(
     target = Target(python=python_version or this_python(), platform=platform)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty: name a new folder, or take out what is in it")
+    if backbone and extra != "train":
+        raise UsageError(
+            f"--backbone {backbone} is for `anomaly fit`, which --extra {extra} has not: give --extra train"
+        )
     pinned = pins(constraints, target=target)
     if model:
         read_metadata(load_graph(Path(model)), name=model)
@@ -138,7 +142,7 @@ def write_bundle(
         "python": target.python,
         "machine": target.machine,
         "platform": target.platform,
-        "weights": weights,
+        "weights": [one | {"sha256": files[one["file"]]["sha256"]} for one in weights],
         "models": models,
         "date": now(),
         "files": files,
@@ -176,7 +180,8 @@ def readme_text(*, extra: Extra, target: Target, weights: list[dict[str, str]], 
     for one in weights:
         lines += [
             "",
-            f"{one['file']}: {one['source']}; licence of these weights: {one['licence']}. What they were trained on may have",
+            one["file"],
+            f"from {one['source']}; licence of these weights: {one['licence']}. What they were trained on may have",
             "terms of its own (ImageNet: research): see THIRD_PARTY_WEIGHTS.md of the project. To fit with them:",
             "",
             "    ANOMALY_WEIGHTS=weights VENV/bin/anomaly fit FOLDER --out run --detector fastflow"

@@ -1,4 +1,4 @@
-"""Wheels for a machine without a network: our own from the files that run here, all others by pip.
+"""Wheels for a machine without a network: our own, and by pip all others.
 
 pip asks the markers of requirements (`; python_version < "3.11"`) of the interpreter that it runs in, whatever the target.
 What the target's own markers ask for is therefore found here, by walking the requirements in the wheels: what lacks is
@@ -11,7 +11,6 @@ import base64
 import email
 import hashlib
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -106,10 +105,25 @@ def this_python() -> str:
 
 
 def own_wheel(folder: Path) -> Path:
-    """Write this package as a wheel, from the very files that run here and what its installation says of it.
+    """Make this package's wheel: built where it runs from a source tree, repacked where it was installed from a wheel.
 
-    It is pure Python, so the files are the wheel: nothing is built, and no build backend is needed. Equal files give equal
-    bytes.
+    A source tree is built anew, for what was said of it when it was installed may be out of date.
+
+    Raises:
+        OutputError: as `repack`, or a source tree that cannot be built; pip fetches its build backend for that.
+    """
+    source = Path(anomaly.__file__).resolve().parents[1]
+    if not (source / "pyproject.toml").is_file():
+        return repack(folder)
+    _pip(["wheel", "--no-deps", "--wheel-dir", str(folder), str(source)], where="this package")
+    (wheel,) = folder.glob(f"{PACKAGE}-*.whl")
+    return wheel
+
+
+def repack(folder: Path) -> Path:
+    """Write this package as a wheel from the very files that run here and what its installation says of it.
+
+    It is pure Python, so the files are the wheel: nothing is built, no network is used, and equal files give equal bytes.
 
     Raises:
         OutputError: the package is not installed, or is of another version than its files.
@@ -256,20 +270,26 @@ def _requirements(wheel: Path) -> list[Requirement]:
 
 
 def _pip_download(wanted: list[str], folder: Path, *, constraints: Path, target: Target) -> None:
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"),
-        *("--dest", str(folder), "--constraint", str(constraints), *target.options, *wanted),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    options = ["--only-binary", ":all:", "--dest", str(folder), "--constraint", str(constraints), *target.options]
+    _pip(["download", *options, *wanted], where=f"Python {target.python} on {target.platform or 'this machine'}")
+
+
+def _pip(words: list[str], *, where: str) -> None:
+    """Run pip, whose registry and mirrors are those that it is set to here."""
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.returncode:
         return
     said = done.stderr.strip()
-    where = f"Python {target.python} on {target.platform or 'this machine'}"
     if any(word in said for word in _NO_NETWORK):
         raise OutputError("no network: the package registry that pip is set to does not answer; run this where it does")
     if found := re.search(r"No matching distribution found for ([^\s;(]+)", said):
         raise OutputError(
             f"no wheel of {found[1]} for {where}: give --constraints with a version that has one, a newer glibc in"
             " --platform, or another --extra (serve, where the vendor brings ONNX Runtime)"
+        )
+    if "ResolutionImpossible" in said:
+        raise OutputError(
+            f"the pinned versions do not go together for {where} ({said.splitlines()[0]}): give --constraints with some that do"
         )
     raise OutputError(f"pip cannot fetch the wheels for {where}: {said.splitlines()[-1] if said else done.returncode}")

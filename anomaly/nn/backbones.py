@@ -192,7 +192,7 @@ def save_weights(name: str, folder: Path) -> dict[str, str]:
 
     Args:
         name: of the backbone.
-        folder: where NAME.TAG.safetensors is written: as it is where it lies in the folder of `ANOMALY_WEIGHTS`, whole otherwise.
+        folder: where NAME.TAG.safetensors is written; a file in the folder of `ANOMALY_WEIGHTS` is copied as it is.
 
     Returns:
         `file`, `source` and `licence`, that of timm's pretrained configuration; none that is not stated is guessed.

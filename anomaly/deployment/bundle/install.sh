@@ -8,9 +8,9 @@ if [ $# -ne 1 ]; then
 fi
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 python=${PYTHON:-python3}
-"$python" "$here/check.py" --files
-"$python" -m venv "$1"
-"$1/bin/python" -m pip --isolated --disable-pip-version-check install --quiet \
+"$python" -I "$here/check.py" --files
+"$python" -I -m venv "$1"
+"$1/bin/python" -I -m pip --isolated --disable-pip-version-check install --quiet \
     --no-index --find-links "$here/wheels" --requirement "$here/requirements.txt"
-"$1/bin/python" "$here/check.py"
+"$1/bin/python" -I "$here/check.py"
 echo "$1/bin/anomaly --help"
