@@ -4,8 +4,9 @@
 
 `anomaly offline` writes a bundle of the serving island from the network, with a model that was fitted here on synthetic parts.
 Then, in a network namespace of its own that has no network (`unshare -n`, which wants root), the bundle installs itself and
-its `anomaly score` judges one photograph; the same is done from the network by `pip install .[serve-cpu]`. With `--extra train`
-also a bundle with torch and ResNet-18, whose `anomaly fit` trains on synthetic parts, exports and scores, all without a network.
+its `anomaly score` judges one photograph; the same is done from the network by `pip install .[serve-cpu]`. With
+`--extra train` a bundle with torch and ResNet-18, whose `anomaly fit` trains on synthetic parts, exports and scores, all
+without a network.
 
 pip keeps no cache here, and no variable of this environment reaches what is installed. Seconds are those of one go: what comes
 from a network depends on it. The entries that are not measured again stay in the file.
@@ -32,7 +33,7 @@ from anomaly.run_card import RunCard, write_json
 from anomaly.training import fit
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = {"size": 64, "width": 8, "epochs": 10}
+TINY = {"size": 64, "width": 8, "epochs": 2}
 OFFLINE = ("unshare", "--net")
 PROBE = "import socket; socket.create_connection(('1.1.1.1', 53), timeout=3)"
 
@@ -54,7 +55,11 @@ def mib(folder: Path) -> float:
 
 def clean_environment(place: Path) -> dict[str, str]:
     """What an installation sees: none of this session's variables of Python, of weights, or of places to find wheels."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "PIP_CERT", "SSL_CERT_FILE") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "LANG", "PIP_CERT", "SSL_CERT_FILE", "OMP_NUM_THREADS")
+        if name in os.environ
+    }
     return kept | {
         "HOME": str(place),
         "TMPDIR": str(place),
@@ -63,10 +68,16 @@ def clean_environment(place: Path) -> dict[str, str]:
     }
 
 
+def make_parts(place: Path) -> Path:
+    """A category of synthetic parts."""
+    numbers = {"num_train": 60, "num_test_good": 2, "num_test_defect": 2, "size": 256, "seed": 0}
+    make_dataset(place / "data", parts=["assembly"], **numbers, progress=lambda *_: None)
+    return place / "data" / "assembly"
+
+
 def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict[str, Any]:
     """The bundle of the serving island and its first verdict, without a network and with one."""
-    data = place / "data"
-    make_dataset(data, part="assembly", num_train=60, num_test_good=2, num_test_defect=2, size=128, seed=0)
+    data = make_parts(place)
     run = fit(data, out=place / "run", detector="autoencoder", model=TINY)
     model, photograph = export(run), next((data / "test").rglob("*.png"))
     bundle, begin = place / "bundle", time.perf_counter()
@@ -79,13 +90,13 @@ def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict
         "offline": {},
         "online": {},
     }
-    score = ["score", bundle / "models" / model.name, photograph, "--device", "cpu", "--out", rows]
+    score: list[str | Path] = ["score", bundle / "models" / model.name, photograph, "--device", "cpu", "--out", rows]
     found["offline"]["check_install_check"] = timed([*OFFLINE, "sh", bundle / "install.sh", venv], env=env, cwd=place)
     found["offline"]["first_verdict"] = timed([*OFFLINE, venv / "bin" / "anomaly", *score], env=env, cwd=place)
     offline_rows = rows.read_bytes()
     found["installed_mib"] = mib(venv)
     found["empty_venv_mib"], seconds = _empty_venv(other, env, place)
-    pip = [other / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints]
+    pip: list[str | Path] = [other / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints]
     found["online"]["venv"] = seconds
     found["online"]["pip_install"] = timed([*pip, f"{ROOT}[serve-cpu]"], env=env, cwd=place)
     found["online"]["first_verdict"] = timed([other / "bin" / "anomaly", *score], env=env, cwd=place)
@@ -98,8 +109,7 @@ def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict
 
 def measure_training(place: Path, constraints: Path, env: dict[str, str]) -> dict[str, Any]:
     """The bundle of the training island with a backbone: installed, fitted, exported and scored without a network."""
-    data = place / "data"
-    make_dataset(data, part="assembly", num_train=60, num_test_good=2, num_test_defect=2, size=128, seed=0)
+    data = make_parts(place)
     bundle, venv, begin = place / "bundle", place / "venv", time.perf_counter()
     offline(bundle, extra="train", backbone="resnet18", constraints=str(constraints))
     found: dict[str, Any] = {
@@ -112,11 +122,19 @@ def measure_training(place: Path, constraints: Path, env: dict[str, str]) -> dic
     seconds["check_install_check"] = timed([*OFFLINE, "sh", bundle / "install.sh", venv], env=env, cwd=place)
     found["installed_mib"] = mib(venv)
     env = env | {"ANOMALY_WEIGHTS": str(bundle / "weights")}
-    anomaly = [*OFFLINE, venv / "bin" / "anomaly"]
+    anomaly: list[str | Path] = [*OFFLINE, venv / "bin" / "anomaly"]
     options = ["--detector", "fastflow", "--model.size", "128", "--model.epochs", "1", "--model.backbone", "resnet18"]
     seconds["fit"] = timed([*anomaly, "fit", data, "--out", place / "run", *options], env=env, cwd=place)
     seconds["export"] = timed([*anomaly, "export", place / "run"], env=env, cwd=place)
-    score = ["score", place / "run" / "model.onnx", data / "test", "--device", "cpu", "--out", place / "rows.csv"]
+    score: list[str | Path] = [
+        "score",
+        place / "run" / "model.onnx",
+        data / "test",
+        "--device",
+        "cpu",
+        "--out",
+        place / "rows.csv",
+    ]
     seconds["score"] = timed([*anomaly, *score], env=env, cwd=place)
     seconds["total"] = round(sum(seconds.values()), 1)
     found["num_rows"] = len((place / "rows.csv").read_text(encoding="utf-8").splitlines()) - 1

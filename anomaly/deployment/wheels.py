@@ -290,6 +290,7 @@ def _pip(words: list[str], *, where: str) -> None:
         )
     if "ResolutionImpossible" in said:
         raise OutputError(
-            f"the pinned versions do not go together for {where} ({said.splitlines()[0]}): give --constraints with some that do"
+            f"the pinned versions do not go together for {where} ({said.splitlines()[0]}):"
+            " give --constraints with some that do"
         )
     raise OutputError(f"pip cannot fetch the wheels for {where}: {said.splitlines()[-1] if said else done.returncode}")
