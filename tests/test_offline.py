@@ -311,7 +311,7 @@ def test_what_cannot_be_bundled_is_told_and_leaves_nothing(
         offline(folder, extra="serve-cpu", platform=JETSON.platform, python_version="3.10", model=str(model))
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_RETRIES", "1")
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(OutputError, match="no network: the package registry that pip is set to does not answer"):
