@@ -9,6 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_WIDTH = 16_384
+"""Of the reduced image, in pixels: one of 64:1 and more is squeezed, that a line of a million pixels takes no gigabytes"""
+
 
 def image_statistics(image: NDArray[np.uint8]) -> dict[str, float]:
     """Measure one image (H, W, 3) uint8 RGB.
@@ -19,9 +22,8 @@ def image_statistics(image: NDArray[np.uint8]) -> dict[str, float]:
         grey levels).
     """
     height = 256
-    small = cv2.resize(
-        image, (max(1, round(image.shape[1] * height / image.shape[0])), height), interpolation=cv2.INTER_AREA
-    )
+    width = min(max(1, round(image.shape[1] * height / image.shape[0])), MOST_WIDTH)
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     red, green, blue = cv2.split(small)
     spread = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))

@@ -19,6 +19,7 @@ from anomaly.errors import UsageError
 from anomaly.image import write_png
 from anomaly.progress import progress_bar
 from anomaly.scoring.drift import DriftWatch, read_records, to_record
+from anomaly.scoring.map_levels import MAP_STEP, MAP_ZERO, map_levels
 from anomaly.scoring.parts import write_parts
 from anomaly.scoring.pipeline import ONLY, Engine, Scored, Settings
 from anomaly.scoring.run_directory import MAPS, OVERLAYS, RECORDS, RunDirectory, hash_file, read_inputs
@@ -33,8 +34,6 @@ COMMIT_IMAGES = 256
 PARTS = "parts.csv"
 DRIFT_ALPHA = 0.01
 """Chance of a drift alarm over a whole run of which nothing drifts"""
-MAP_STEP, MAP_ZERO = 1 / 2048, 4.0
-"""A map's value is stored as (value + MAP_ZERO) / MAP_STEP in 16 bits: from -4 to 28 in steps of 1/2048"""
 
 
 @dataclass(frozen=True)
@@ -252,8 +251,11 @@ def _draw(scored: Scored, number: int, scorers: Mapping[str, OnnxScorer], folder
         return pictures
     if wanted.maps:
         pictures.append(folder / MAPS / f"{number:08d}.png")
-        levels = np.rint((scored.anomaly_map + MAP_ZERO) / MAP_STEP).clip(0, 65535).astype(np.uint16)
-        write_png(pictures[-1], levels, text={"Comment": f"anomaly map: stored value * {MAP_STEP} - {MAP_ZERO}"})
+        write_png(
+            pictures[-1],
+            map_levels(scored.anomaly_map),
+            text={"Comment": f"anomaly map: stored value * {MAP_STEP} - {MAP_ZERO}"},
+        )
     if is_drawn(scored, wanted.overlays_of):
         pictures.append(folder / OVERLAYS / overlay_name(number, scored.item))
         draw_overlay(scored, pictures[-1], resize=scorers[scored.item.product].metadata.resize)

@@ -2,8 +2,7 @@
 
     read the body ──► unpack and decode in a thread ──► wait in the queue ──► one inference ──► write the answer in a thread
 
-The event loop only moves bytes. A request keeps the scorer that it found, whatever is loaded meanwhile. A page for people can
-be added as a route at `/` beside those of `routes`, and to `OPEN_PATHS` where it shall be shown without a token.
+The event loop only moves bytes. A request keeps the scorer that it found, whatever is loaded meanwhile.
 """
 
 from __future__ import annotations
@@ -34,12 +33,14 @@ from anomaly.scoring.session import SESSION_ERRORS
 from anomaly.service import protocol
 from anomaly.service.batching import Batcher
 from anomaly.service.bodies import read_body, unpacked
+from anomaly.service.drift import Drifts
 from anomaly.service.gate import GONE, Gate, JsonResponse, Log, refused
 from anomaly.service.limits import BYTES_A_JSON_BYTE, Holding, Limits, Memory
 from anomaly.service.metrics import CONTENT_TYPE, Metrics
-from anomaly.service.models import Models, Place, Served
+from anomaly.service.models import Models, Place, Served, model_card
 from anomaly.service.openapi import document
-from anomaly.service.score_image import STATUS, answer, decode, image_of, overlay_png, refusal
+from anomaly.service.page_files import page_routes
+from anomaly.service.score_image import STATUS, answer, decode, image_of, map_values, overlay_png, refusal
 from anomaly.service.security import Guard
 
 POLL_SECONDS = 1.0
@@ -63,6 +64,7 @@ class Service:
         self.metrics = Metrics()
         self._max_delay = max_delay
         self._memory = Memory(limits.max_memory)
+        self._drifts = Drifts(limit=settings.limit)
         self.metrics.watch_models(models)
         self.metrics.watch("anomaly_held_bytes", "Bodies and images held by requests.", lambda: self._memory.num_bytes)
         self.metrics.watch("anomaly_images_waiting", "Images in the queue.", lambda: self._batcher.num_waiting)
@@ -127,18 +129,7 @@ class Service:
     async def model_metadata(self, request: Request) -> Response:
         """Describe a model."""
         served = self._served(request)
-        stored = served.scorer.metadata
-        parameters = {
-            "sha256": served.scorer.sha256,
-            "current": served.is_current,
-            "limit": self.settings.limit,
-            "detector": stored.detector,
-            "category": stored.category,
-            "alpha": stored.alpha,
-            "promise": stored.promise,
-            "num_held_out": stored.calibration.num_images,
-            "provider": served.scorer.provider,
-        }
+        parameters = model_card(served, limit=self.settings.limit, drift=self._drifts.of(served.scorer).state())
         name = served.place.name
         return JsonResponse(protocol.model_metadata(name, versions=self.models.versions(name), parameters=parameters))
 
@@ -179,6 +170,7 @@ class Service:
 
             def write() -> tuple[bytes, int | None]:
                 place = served.place
+                self._drifts.of(scorer).observe(asked.image, scores.score)
                 return protocol.encode_response(
                     asked, scores, model=place.name, version=str(place.version), sha256=scorer.sha256
                 )
@@ -215,9 +207,12 @@ class Service:
 
             def write() -> dict[str, Any]:
                 row = answer(name, data, image=image, scores=scores, scorer=scorer, settings=settings)
+                resize = scorer.metadata.resize
                 if asked["overlay"] == "true":
-                    resize = scorer.metadata.resize
                     row["overlay"] = overlay_png(image, scores.anomaly_map[0], resize=resize, limit=settings.limit)
+                if asked["map"] == "true":
+                    row["map"] = map_values(scores.anomaly_map[0], resize=resize)
+                self._drifts.of(scorer).observe(image[None], scores.score)
                 return row
 
             return JsonResponse(await self._in_thread(write, deadline=deadline))
@@ -291,7 +286,7 @@ def _query(request: Request) -> dict[str, str]:
     Raises:
         RequestError: 400, an option that is not known, is given twice, or has another value.
     """
-    known = {"model": "", "version": "", "overlay": "false"}
+    known = {"model": "", "version": "", "overlay": "false", "map": "false"}
     given = request.query_params.multi_items()
     for name, _ in given:
         if name not in known:
@@ -299,13 +294,14 @@ def _query(request: Request) -> dict[str, str]:
     if len({name for name, _ in given}) < len(given):
         raise RequestError(400, "an option is given twice: give it once")
     asked = known | dict(given)
-    if asked["overlay"] not in ("true", "false"):
-        raise RequestError(400, f"overlay is {asked['overlay'][:100]!r}: it is true or false")
+    for name in ("overlay", "map"):
+        if asked[name] not in ("true", "false"):
+            raise RequestError(400, f"{name} is {asked[name][:100]!r}: it is true or false")
     return asked
 
 
 def routes(service: Service) -> list[Route]:
-    """Give the routes of the protocol and those beside it."""
+    """Give the routes of the protocol, those beside it and those of the page."""
     model, version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     found = [
         Route("/v2/health/live", service.live),
@@ -315,6 +311,7 @@ def routes(service: Service) -> list[Route]:
         Route("/score", service.score, methods=["POST"]),
         Route("/metrics", service.prometheus),
         Route("/openapi.json", service.openapi),
+        *page_routes(),
     ]
     for path in (model, version):
         found += [

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from anomaly.errors import RequestError
 from anomaly.service.limits import Limits
 from anomaly.service.metrics import Metrics
-from anomaly.service.security import OPEN_PATHS, Guard
+from anomaly.service.security import HEALTH_PATHS, Guard
 
 Log = Callable[[dict[str, Any]], None]
 """Takes one line of the access log; it never holds a header, a query or a body"""
@@ -86,7 +86,7 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         self._guard.check(scope["path"], Headers(scope=scope))
-        if self._num_requests > self._limits.max_requests and scope["path"] not in OPEN_PATHS:
+        if self._num_requests > self._limits.max_requests and scope["path"] not in HEALTH_PATHS:
             raise RequestError(503, "too many requests at once: try again later")
 
     def _write(self, scope: Scope, entry: dict[str, Any], *, seconds: float) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +132,31 @@ class Served:
             return None
         self.scorer, self.is_current = scorer, True
         return True
+
+
+def model_card(served: Served, *, limit: float, drift: Mapping[str, str | int]) -> dict[str, str | int | float | bool]:
+    """Tell what a model is and promises, in plain values as the protocol's parameters are.
+
+    Args:
+        served: the model.
+        limit: of the verdicts here; the promise holds at the model's own, 1.
+        drift: as `Drift.state` tells it.
+    """
+    scorer, stored = served.scorer, served.scorer.metadata
+    return {
+        "sha256": scorer.sha256,
+        "current": served.is_current,
+        "limit": limit,
+        "detector": stored.detector,
+        "category": stored.category,
+        "alpha": stored.alpha,
+        "promise": stored.promise,
+        "num_held_out": stored.calibration.num_images,
+        "calibration_date": stored.calibration.date,
+        "precision": stored.precision,
+        "provider": scorer.provider,
+        **drift,
+    }
 
 
 def _identity(path: Path) -> Identity | None:

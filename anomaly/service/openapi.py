@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import anomaly
+from anomaly.overlay import Resize
 from anomaly.scoring.artifact import OUTPUTS
 from anomaly.service.protocol import HEADER_LENGTH
 
@@ -18,6 +19,26 @@ _REGION: Json = {
     "type": "object",
     "properties": dict.fromkeys(("x", "y", "width", "height", "area"), _WHOLE)
     | {"peak": {"type": "number"}, "weak": {"type": "boolean"}},
+}
+_MAP: Json = {
+    "type": "object",
+    "description": (
+        "The calibrated map at the network's resolution: value = level * step - zero, 1 the model's limit. To lay it on the"
+        " image enlarge it bilinearly with half-pixel centres: `squash` and `native` stretch it to the image; `letterbox`"
+        " holds the image scaled by one factor and centred, with padding around."
+    ),
+    "required": ["png", "step", "zero", "resize"],
+    "properties": {
+        "png": {
+            "type": "string",
+            "contentEncoding": "base64",
+            "contentMediaType": "image/png",
+            "description": "grey, 16 bits",
+        },
+        "step": {"type": "number"},
+        "zero": {"type": "number"},
+        "resize": {"enum": list(get_args(Resize))},
+    },
 }
 _ROW: Json = {
     "type": "object",
@@ -32,6 +53,7 @@ _ROW: Json = {
         "height": {"type": ["integer", "null"]},
         "regions": {"type": "array", "items": _REGION},
         "overlay": {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"},
+        "map": _MAP,
     },
 }
 _TENSOR: Json = {
@@ -182,6 +204,7 @@ def _score(names: Json, versions: Json) -> Json:
             _named("model", place="query", schema=names, required=False),
             _named("version", place="query", schema=versions, required=False),
             _named("overlay", place="query", schema={"type": "boolean"}, required=False),
+            _named("map", place="query", schema={"type": "boolean"}, required=False),
         ],
         "requestBody": {
             "required": True,

@@ -17,6 +17,7 @@ from anomaly.errors import ErrorCode, ImageError, RequestError
 from anomaly.image import decode_image
 from anomaly.image_header import image_header
 from anomaly.overlay import Resize, enlarge_map, overlay
+from anomaly.scoring.map_levels import MAP_STEP, MAP_ZERO, map_levels
 from anomaly.scoring.pipeline import Settings, error_row, scored_row
 from anomaly.scoring.rows import row_values
 from anomaly.scoring.scorer import OnnxScorer, Scores
@@ -171,3 +172,15 @@ def overlay_png(image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, r
     drawn = overlay(image, enlarged, limit=limit)
     data = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1]
     return base64.b64encode(data.tobytes()).decode()
+
+
+def map_values(anomaly_map: NDArray[np.float32], *, resize: Resize) -> dict[str, Any]:
+    """Give a map (h, w) at the network's resolution as JSON values.
+
+    Returns:
+        `png` in base64, 16 bits, whose levels are the map's values by `level * step - zero`, and `resize`, which says how the
+        map lies on its image: see `anomaly.overlay.enlarge_map`.
+    """
+    data = cv2.imencode(".png", map_levels(anomaly_map))[1]
+    png = base64.b64encode(data.tobytes()).decode()
+    return {"png": png, "step": MAP_STEP, "zero": MAP_ZERO, "resize": resize}

@@ -15,11 +15,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from anomaly.errors import RequestError, UsageError
+from anomaly.service.page_files import PAGE
 
 TOKEN_VARIABLE = "ANOMALY_TOKEN"
 MIN_TOKEN = 16
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""What anyone may ask: whether the service is up"""
+HEALTH_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+"""Whether the service is up, which is answered also when it has too much to do"""
+OPEN_PATHS = HEALTH_PATHS | frozenset(PAGE)
+"""What anyone may ask: that, and the page's own files, which hold nothing of models or images"""
 
 
 def read_token(file: str) -> str:
