@@ -41,7 +41,14 @@ def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
     parameters = inspect.signature(function).parameters
     has_detector = "detector" in parameters
     skip: set[str | int] = {"model"} if has_detector else set()
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip)
+    optional = {  # words of the command line that may be left out
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty
+    }
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip | set(optional))
+    for name in optional:
+        parser.add_argument(name, nargs="?", type=str, help=_told(function, name))
     file = _read_yaml(_value_of("config", arguments))
     if has_detector:
         default = parameters["detector"].default
@@ -64,7 +71,13 @@ def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
         raise UsageError(f"{verb}: {error}") from error
     found: dict[str, Any] = parser.instantiate_classes(values).as_dict()
     found.pop("config", None)
-    return found
+    return found | {name: default for name, default in optional.items() if found[name] is None}
+
+
+def _told(function: Callable[..., Any], name: str) -> str:
+    """What the docstring of a function says of a parameter."""
+    found = re.search(rf"^    {name}: (.*(?:\n {{8}}.*)*)", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
 
 
 def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
@@ -72,7 +85,7 @@ def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
 
     `--max-pixels` becomes `--max_pixels`, a bare `--resume` becomes `--resume=true`, and `--interpolate A B`, an option of
     two values, becomes `--interpolate=["A", "B"]`. Where a verb takes a list first, as in `A B --port 1`, what is no option
-    and no option's value becomes `["A", "B"]`.
+    and no option's value becomes `["A", "B"]`; where it takes a word that may be left out, such words come first.
     """
     hints = {name: getattr(action, "_typehint", None) for action in parser._actions for name in action.option_strings}
     takes_list = any(
@@ -80,12 +93,13 @@ def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
         for action in parser._actions
         if not action.option_strings
     )
+    gathers = takes_list or any(action.nargs == "?" and not action.option_strings for action in parser._actions)
     spelled: list[str] = []
     first: list[str] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if takes_list and not argument.startswith("--"):
+        if gathers and not argument.startswith("--"):
             first.append(argument)
             continue
         if argument.startswith("--"):
@@ -100,10 +114,10 @@ def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
                 if len(values) < num or any(value.startswith("--") for value in values):
                     raise UsageError(f"{name} takes {num} values, as {name} A B")
                 argument += "=" + json.dumps(values)
-            elif takes_list and "=" not in argument and rest:
+            elif gathers and "=" not in argument and rest:
                 argument += "=" + rest.pop(0)
         spelled.append(argument)
-    return [json.dumps(first), *spelled] if first else spelled
+    return [*([json.dumps(first)] if first and takes_list else first), *spelled]
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str:

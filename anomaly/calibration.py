@@ -169,6 +169,35 @@ def limit_for(sorted_scores: NDArray[Any], *, alpha: float, promise: Promise) ->
     return value * (1 + UNIT_MARGIN) if value > 0 else value + UNIT_MARGIN
 
 
+def raised_limit(sorted_scores: NDArray[Any], *, marked: NDArray[Any], alpha: float, promise: Promise) -> float:
+    """Give the limit on held-out scores to which goods that a person marked are added: it is never below that without them.
+
+    The larger of two limits of the same alpha: that of the n held-out scores, and that of these and the m marked ones
+    together. Held-out goods are exchangeable with goods to come; marked ones need not be, for a person looks at what was
+    rejected. Whatever chose them, a limit at or above that of the n rejects no more than it, so the promise of the n holds
+    as it stands: it is the one to certify, with n and not with n + m. Without the larger of the two, goods chosen for low
+    scores would lower the limit: n = 99 at alpha 1 % stops at the largest score, with 100 low ones more at the second.
+
+    How far it can rise: of n + m goods about alpha (n + m) may lie above the limit, so where m hard goods are far fewer
+    than the n it goes to one of the hardest. It rejects fewer goods than promised then, and more defects pass; only goods
+    that were drawn without regard to their score give a limit that is no higher than it need be.
+
+    Args:
+        sorted_scores: (n,) calibrated held-out scores, ascending.
+        marked: (m,) calibrated scores of the goods that were marked.
+        alpha: share of good parts that may be rejected.
+        promise: what alpha bounds.
+
+    Returns:
+        The limit in calibrated units, as `limit_for`.
+
+    Raises:
+        CalibrationError: an alpha that the n held-out scores do not support; marked ones make no promise.
+    """
+    together = np.sort(np.concatenate([sorted_scores, marked]))
+    return max(limit_for(scores, alpha=alpha, promise=promise) for scores in (sorted_scores, together))
+
+
 def p_values(scores: NDArray[Any], *, held_out: NDArray[Any]) -> NDArray[np.float32]:
     """Conformal p-value of each score among the held-out good ones: (1 + #{s_i >= s}) / (n + 1).
 

@@ -33,6 +33,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "replay": ("anomaly.scoring.replay:replay", "check a finished run's files and score its images again"),
     "diff": ("anomaly.scoring.compare:diff", "which verdicts change between two runs over the same images"),
     "deploy": ("anomaly.deployment.triton:deploy", "a model as an entry of a Triton model repository"),
+    "offline": (
+        "anomaly.deployment.offline:offline",
+        "a folder that installs, fits and scores on a machine without a network",
+    ),
     "merge": ("anomaly.scoring.merge:merge", "the shards of a run as one"),
 }
 """Verb -> where its function lives, and one line of help; literal, so that help imports nothing"""

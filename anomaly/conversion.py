@@ -31,6 +31,7 @@ from anomaly.scoring.artifact import (
     read_metadata,
     write_model,
 )
+from anomaly.scoring.marked import NOTHING_MARKED
 from anomaly.scoring.recalibrate import recalibrate
 from anomaly.scoring.scorer import OnnxScorer, score_bytes
 from anomaly.scoring.session import PROVIDERS
@@ -84,6 +85,7 @@ def write_converted(
         calibration = recalibrate(
             candidate,
             description.held_out,
+            marked=NOTHING_MARKED,
             out=candidate,
             source=description.calibration.source,
             num_groups=description.calibration.num_groups,

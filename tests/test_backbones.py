@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomaly.errors import UsageError, WeightsError
-from anomaly.nn.backbones import Backbone, weights_at_hand
+from anomaly.nn import backbones
+from anomaly.nn.backbones import Backbone, save_weights, weights_at_hand
 
 NAME, SIZE = "resnet10t", (64, 64)
 
@@ -156,3 +157,40 @@ def test_backbone_stays_frozen() -> None:
     assert x.grad is not None
     assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_saved_weights_are_those_at_hand_with_their_licence(
+    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, out = tmp_path / "weights", tmp_path / "out"
+    place.mkdir()
+    out.mkdir()
+    with pytest.raises(WeightsError, match="no weights for backbone"):
+        save_weights(NAME, out)
+    monkeypatch.setenv("ANOMALY_WEIGHTS", str(place))
+    for tag, licence in (("c3_in1k", "apache-2.0"), ("made_up", "not stated: ask whoever made the file")):
+        file = place / f"{NAME}.{tag}.safetensors"
+        save_file(state, file)
+        assert save_weights(NAME, out) == {"file": file.name, "source": file.name, "licence": licence}
+        assert (out / file.name).read_bytes() == file.read_bytes()
+        file.unlink()
+
+
+def test_weights_from_the_hub_are_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(network: torch.nn.Module, name: str, weights: str) -> dict[str, str]:
+        assert (name, weights) == (NAME, "pretrained")
+        torch.manual_seed(5)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter)
+        return {"weights": "timm timm/resnet10t.c3_in1k"}
+
+    monkeypatch.setattr(backbones, "load_weights", fetched)
+    told = save_weights(NAME, tmp_path)
+    assert told == {
+        "file": f"{NAME}.c3_in1k.safetensors",
+        "source": "timm timm/resnet10t.c3_in1k",
+        "licence": "apache-2.0",
+    }
+    monkeypatch.undo()
+    backbone = build(str(tmp_path / told["file"]))
+    assert backbone.provenance["weights"] == told["file"]

@@ -141,9 +141,25 @@ def test_switch_needs_no_value() -> None:
 def test_defaults_are_those_of_the_function() -> None:
     found = parse("calibrate", calibrate, ["m.onnx", "good"])
     assert found == {
-        "model": Path("m.onnx"), "good": "good", "out": "", "alpha": "default", "promise": "expected",
-        "device": "cpu", "max_pixels": 100_000_000,
+        "model": Path("m.onnx"), "good": "good", "marks": "", "images": "", "out": "", "alpha": "default",
+        "promise": "default", "device": "cpu", "max_pixels": 100_000_000,
     }  # fmt: skip
+
+
+def test_word_that_may_be_left_out_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["m.onnx", "good", "--marks", "k"],
+        ["m.onnx", "--marks", "k", "good"],
+        ["--marks=k", "m.onnx", "good"],
+    ):
+        found = parse("calibrate", calibrate, arguments)
+        assert (found["model"], found["good"], found["marks"]) == (Path("m.onnx"), "good", "k")
+    assert parse("calibrate", calibrate, ["m.onnx", "--marks", "k"])["good"] == ""
+    with pytest.raises(UsageError, match="more"):
+        parse("calibrate", calibrate, ["m.onnx", "good", "more"])
+    with pytest.raises(SystemExit):
+        parse("calibrate", calibrate, ["--help"])
+    assert "good photographs that the model was not trained on: a folder" in " ".join(capsys.readouterr().out.split())
 
 
 def write(folder: Path, text: str) -> str:

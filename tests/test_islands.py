@@ -35,7 +35,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "detectors": (("anomaly.detectors",), ("ground", "data", "nn")),
     "scoring": (("anomaly.scoring",), ("ground", "data")),
     "service": (("anomaly.service",), ("ground", "data", "scoring")),
-    "deployment": (("anomaly.deployment",), ("ground", "data", "scoring", "service")),
+    "deployment": (("anomaly.deployment",), ("ground", "data", "nn", "scoring", "service")),
     "sampling": (("anomaly.sampling",), ("ground", "data", "scoring")),
     "synthesis": (("anomaly.synthesis",), ("ground", "data", "sampling", "scoring")),
     "samplers": (("anomaly.samplers",), ("ground", "data", "nn", "detectors", "sampling")),

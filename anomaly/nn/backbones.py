@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 import urllib.parse
 import urllib.request
@@ -16,7 +17,7 @@ import torch
 import torchvision
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
@@ -184,6 +185,42 @@ def load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
     pretrained = timm.create_model(name, pretrained=True)
     _copy_state(network, pretrained.state_dict(), name, "timm")
     return {"weights": f"timm {timm.get_pretrained_cfg(name).hf_hub_id}"}
+
+
+def save_weights(name: str, folder: Path) -> dict[str, str]:
+    """Write a backbone's pretrained weights into a folder, from where they are at hand or from the model hub.
+
+    Args:
+        name: of the backbone.
+        folder: where NAME.TAG.safetensors is written; a file in the folder of `ANOMALY_WEIGHTS` is copied as it is.
+
+    Returns:
+        `file`, `source` and `licence`, that of timm's pretrained configuration; none that is not stated is guessed.
+
+    Raises:
+        UsageError, WeightsError: as `Backbone`.
+    """
+    local = local_weights_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE, ""))
+    if local is not None:
+        load_file(local)  # refuse what cannot be opened there
+        shutil.copyfile(local, folder / local.name)
+        return {"file": local.name, "source": local.name, "licence": _licence(".".join(local.name.split(".")[:2]))}
+    network = _TorchvisionFeatures(name) if name in FROM_TORCHVISION else timm.create_model(name, pretrained=False)
+    source = load_weights(network, name, "pretrained")["weights"]
+    config = timm.get_pretrained_cfg(name)
+    file = f"{name.partition('.')[0]}.{config.tag if config and config.tag else 'torchvision'}.safetensors"
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / file)
+    return {"file": file, "source": source, "licence": _licence(name)}
+
+
+def _licence(name: str) -> str:
+    if name.partition(".")[0] in FROM_TORCHVISION:
+        return "bsd-3-clause"
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:  # a tag that timm does not know
+        config = None
+    return str(config.license) if config and config.license else "not stated: ask whoever made the file"
 
 
 def _load_local(network: nn.Module, name: str, file: Path) -> dict[str, str]:

@@ -55,6 +55,20 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True)
+class MarkedRecord:
+    """Goods that a person marked in finished runs: they count for the limit beside the held-out ones, not among them."""
+
+    sha256: list[str]
+    """of each image file"""
+    scores: list[float]
+    """calibrated, in the same order"""
+    peaks: list[float]
+    """maxima of the maps, calibrated, in the same order"""
+    map_limit: float
+    """calibrated: the limit of the map by the held-out images alone, 1 where marked ones did not move it"""
+
+
+@dataclass(frozen=True)
 class Golden:
     """One small image and what the graph says of it: loading scores it again and refuses on mismatch."""
 
@@ -99,6 +113,8 @@ class Metadata:
     """images at a time, height and width of a graph that takes no others; empty for any"""
     tiling: Tiling | None = None
     """how a host walks over an image whose windows the graph takes; none where it takes whole images"""
+    marked: MarkedRecord | None = None
+    """what else set the limit; none where the held-out images alone did"""
 
     def check_size(self, image: NDArray[np.uint8], *, name: str) -> None:
         """Refuse images (..., H, W, 3) that a fixed model does not take.
@@ -200,6 +216,7 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
         values["calibration"] = CalibrationRecord(**values["calibration"])
         values["golden"] = Golden(**values["golden"])
         values["tiling"] = Tiling(**values["tiling"]) if values.get("tiling") else None
+        values["marked"] = MarkedRecord(**values["marked"]) if values.get("marked") else None
         optional = {one.name for one in fields(Metadata) if (one.default, one.default_factory) != (MISSING, MISSING)}
         # what an older file lacks has its default
         chosen = [one.name for one in fields(Metadata) if one.name in values or one.name not in optional]

@@ -13,18 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from anomaly.data.folders import list_images
-from anomaly.errors import DataError
 from anomaly.progress import progress_bar
 from anomaly.run_card import hardware, versions
+from anomaly.scoring.moved import Moved
 from anomaly.scoring.pipeline import ONLY, Settings, score_images
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.rows import row_values
-from anomaly.scoring.run_directory import MODELS, check_manifest, hash_file, read_inputs, read_ledger
+from anomaly.scoring.run_directory import MODELS, check_manifest, read_inputs, read_ledger
 from anomaly.scoring.scorer import open_for_batches
 from anomaly.scoring.session import Device
 from anomaly.scoring.sinks import Values, read_rows
-from anomaly.scoring.sources import MEMBER, SCHEME, Item
+from anomaly.scoring.sources import Item
 
 TOLERANCE = 1e-5
 """Of a score, `|a - b| / max(1, |a|)`, on another machine, device or batch size"""
@@ -77,7 +76,7 @@ def replay(
     here = {"host": hardware(), "versions": versions()}
     same = settings == recorded and all(scorers[p].device == asked["device"][p] for p in scorers)
     exact = same and all(begun[key] == here[key] for key in here)
-    place = _Moved(images)
+    place = Moved(images)
     rows, worst, num = read_rows(run), 0.0, 0
     total = sum(1 for _ in read_inputs(run))
     num_windows = math.ceil(total / recorded.window)
@@ -136,29 +135,3 @@ def _equal_regions(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
 
 def _near_limit(row: Values) -> bool:
     return row["score"] is not None and abs(row["score"] - row["limit"]) <= TOLERANCE * max(1.0, abs(row["limit"]))
-
-
-class _Moved:
-    """Finds images that no longer lie where they were, by their hash."""
-
-    def __init__(self, images: str) -> None:
-        self._images = images
-        self._by_hash: dict[str, str] = {}
-        self._is_hashed = not images
-
-    def of(self, item: Item, sha256: str) -> Item:
-        """Give the item where it is now; as it was, where nothing better is known."""
-        remote = SCHEME in item.path
-        if remote or not sha256 or Path(item.path.partition(MEMBER)[0]).is_file():
-            return item
-        if not self._is_hashed:
-            self._is_hashed = True
-            with progress_bar("look for moved images") as report:
-                paths = list_images(self._images)
-                for done, path in enumerate(paths):
-                    self._by_hash[hash_file(Path(path))] = path
-                    report(done + 1, len(paths))
-        if sha256 not in self._by_hash:
-            where = self._images or "nowhere: name a folder with --images"
-            raise DataError(f"{item.path} is gone, and no image of its SHA-256 {sha256[:16]}… is in {where}")
-        return replace(item, path=self._by_hash[sha256], place=(0, 0))

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import yaml
 
-from anomaly.calibration import Promise, limit_for
+from anomaly.calibration import Promise, raised_limit
 from anomaly.errors import UsageError
 from anomaly.image_header import Frame
 from anomaly.run_card import RunCard
@@ -197,4 +197,6 @@ def choose_limit(
         return 1.0 if limit == "model" else limit
     if limit != "model":
         raise UsageError(f"--limit {limit} and --alpha {alpha} both set the limit: give one of them")
-    return limit_for(np.asarray(scorer.metadata.calibration.scores), alpha=alpha, promise=promise)
+    metadata = scorer.metadata
+    marked = np.array(metadata.marked.scores) if metadata.marked else np.zeros(0)
+    return raised_limit(np.asarray(metadata.calibration.scores), marked=marked, alpha=alpha, promise=promise)
