@@ -134,7 +134,9 @@ class Reviewed:
             `total`, how many pass, and `items`: rows with their `number` in the run and their `mark`.
         """
         chosen = self.chosen(wanted)
-        numbers = np.flatnonzero(chosen) if sort == "order" else self.index.orders[sort][chosen[self.index.orders[sort]]]
+        numbers = (
+            np.flatnonzero(chosen) if sort == "order" else self.index.orders[sort][chosen[self.index.orders[sort]]]
+        )
         shown = [int(number) for number in numbers[offset : offset + limit]]
         marks = self.marks()
         items = [

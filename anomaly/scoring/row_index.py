@@ -184,7 +184,12 @@ class RowIndex:
                 if len(waiting) == GROUP_ROWS:
                     self._names.append(_packed(waiting))
                     waiting = []
-        except (ValueError, KeyError, IndexError, OSError) as error:  # pyarrow's errors of damaged files are ValueErrors
+        except (
+            ValueError,
+            KeyError,
+            IndexError,
+            OSError,
+        ) as error:  # pyarrow's errors of damaged files are ValueErrors
             raise DataError(
                 f"{folder}: row {len(score)} cannot be read ({error}); `anomaly replay` names the file that was changed"
             ) from error
