@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from anomaly.errors import DataError, UsageError
 from anomaly.scoring.marks import Kind, Mark, marks_file, read_marks, set_mark, unset_mark
 from anomaly.scoring.row_index import KINDS, RowIndex, sha256_key
+from anomaly.scoring.rows import COLUMNS
 from anomaly.scoring.run_directory import MANIFEST
 from anomaly.scoring.sinks import Values
 
@@ -105,14 +106,14 @@ class Reviewed:
 
     def chosen(self, wanted: Filter) -> NDArray[np.bool_]:
         """Say of every row whether a filter lets it pass."""
-        chosen = self._with_text(wanted.text)
+        chosen: NDArray[np.bool_] = self._with_text(wanted.text)
         if wanted.verdict != "all":
             chosen = chosen & (self.index.kind == KINDS.index(wanted.verdict))
         marks = self.marks()
         if wanted.mark == "any":
-            return chosen & (marks > 0)
-        if wanted.mark != "all":
-            return chosen & (marks == MARKS.index("" if wanted.mark == "none" else wanted.mark))
+            chosen = chosen & (marks > 0)
+        elif wanted.mark != "all":
+            chosen = chosen & (marks == MARKS.index("" if wanted.mark == "none" else wanted.mark))
         return chosen
 
     def _with_text(self, text: str) -> NDArray[np.bool_]:
@@ -131,7 +132,8 @@ class Reviewed:
             limit: rows at most.
 
         Returns:
-            `total`, how many pass, and `items`: rows with their `number` in the run and their `mark`.
+            `total`, how many pass, and `items`: rows, without the columns that passed
+            through, with their `number` in the run and their `mark`.
         """
         chosen = self.chosen(wanted)
         numbers = (
@@ -140,7 +142,7 @@ class Reviewed:
         shown = [int(number) for number in numbers[offset : offset + limit]]
         marks = self.marks()
         items = [
-            {"number": number, "mark": MARKS[marks[number]], **row}
+            {"number": number, "mark": MARKS[marks[number]], **{name: row[name] for name in COLUMNS}}
             for number, row in zip(shown, self.index.read(shown), strict=True)
         ]
         return {"total": len(numbers), "items": items}

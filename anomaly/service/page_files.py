@@ -12,7 +12,7 @@ from starlette.routing import Route
 FOLDER = Path(__file__).parent / "page"
 _SHARED = (
     "base.css", "gallery.css", "page.css", "asker.js", "elements.js", "gauge.js", "heat_map.js", "map_png.js",
-    "model_card.js", "tiles.js", "verdict.js", "viewer.js",
+    "model_card.js", "tiles.js", "token.js", "verdict.js", "viewer.js",
 )  # fmt: skip
 _MEDIA_TYPES = {".html": "text/html", ".svg": "image/svg+xml", ".css": "text/css", ".js": "text/javascript"}
 
@@ -27,7 +27,7 @@ PAGE = _table(
 )  # fmt: skip
 """The page of `serve`: address -> file, and its media type; no part of an address is ever taken as a path"""
 REVIEW_PAGE = _table(
-    "review.html", "review.css", "review.js", "run.js", "run_card.js", "run_list.js", "marks.js", "thumbnails.js"
+    "review.html", "review.css", "review.js", "run.js", "run_card.js", "run_list.js", "marks.js", "meaning.js", "thumbnails.js"
 )  # fmt: skip
 """The page of `review`, likewise"""
 HEADERS = {

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args
 
 import cv2
 from starlette.applications import Starlette
@@ -21,8 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from anomaly.errors import AnomalyError, DataError, RequestError, UsageError
-from anomaly.scoring.reviewed import Filter, Reviewed
-from anomaly.scoring.row_index import KINDS
+from anomaly.scoring.reviewed import Filter, Reviewed, Sort
 from anomaly.scoring.rows import csv_line
 from anomaly.scoring.run_directory import check_manifest
 from anomaly.scoring.run_models import RunModels
@@ -97,17 +96,12 @@ class Review:
         """Give rows that pass a filter, some at a time, and the counts of all."""
         known = {"sort": "order", "verdict": "all", "mark": "all", "text": "", "offset": "0", "limit": "120"}
         asked = _options(request, known)
-        if asked["sort"] not in ("order", *self.reviewed.index.orders):
-            raise RequestError(400, f"sort is {asked['sort'][:100]!r}: there are order, score and -score")
+        if asked["sort"] not in get_args(Sort):
+            raise RequestError(400, f"sort is {asked['sort'][:100]!r}: there are {', '.join(get_args(Sort))}")
         offset = _number("offset", asked["offset"], most=len(self.reviewed.index))
         limit = _number("limit", asked["limit"], most=MAX_ROWS)
-        page = await asyncio.to_thread(
-            self.reviewed.page,
-            _filter(asked),
-            sort=asked["sort"],
-            offset=offset,
-            limit=limit,
-        )
+        wanted, sort = _filter(asked), cast(Sort, asked["sort"])
+        page = await asyncio.to_thread(self.reviewed.page, wanted, sort=sort, offset=offset, limit=limit)
         return JsonResponse(page | {"counts": await asyncio.to_thread(self.reviewed.counts)})
 
     async def table(self, request: Request) -> Response:
