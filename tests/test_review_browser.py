@@ -112,7 +112,7 @@ def test_rejects_are_marked_by_key_and_the_next_follows(page: Page, night: Path)
     expect(page.locator("#opacity")).to_be_enabled()  # the map is there
     expect(page.locator("#map-note")).to_be_hidden()
     page.keyboard.press("g")
-    expect(page.locator(".tile-mark")).to_have_text("✓ marked really good")
+    expect(page.locator(".tile-mark")).to_have_text("✓ really good")
     saved(night, {"001.png": "good"})
     expect(page.locator("#progress")).to_contain_text("1 of 7 rejected reviewed; 1 marked really good")
     following = order[one + 1] if one + 1 < len(order) else "001.png"

@@ -31,7 +31,7 @@ import { element, figure } from "./elements.js";
 import { gauge } from "./gauge.js";
 import { verdictOf, wouldChange } from "./verdict.js";
 
-const MARKS = { good: "✓ marked really good", defect: "✕ marked really defective" };
+const MARKS = { good: "✓ really good", defect: "✕ really defective" };
 
 export function createTiles({ onOpen, onWalk, drawExtra, items }) {
   let tiles = new WeakMap(); // item -> its li
