@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from anomaly.scoring.reviewed import Reviewed
@@ -46,17 +47,23 @@ def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
              "first_alarm": told["first_alarm"], "num_images": told["num_scored"]}
             for product, told in summary.get("drift", {}).items()
         ],
-        "marks_file": str(reviewed.file),
+        "marks_file": str(_shown(reviewed)),
         "by": reviewed.by,
         "commands": _commands(reviewed, models),
     }  # fmt: skip
+
+
+def _shown(reviewed: Reviewed) -> Path:
+    """The file of marks as the run was named: relative where that was."""
+    beside = reviewed.run.with_name(reviewed.file.name) if reviewed.run.name else reviewed.file
+    return beside if beside.resolve() == reviewed.file else reviewed.file
 
 
 def _commands(reviewed: Reviewed, models: RunModels) -> list[str]:
     """The commands that use the marks: calibrate the run's own model to a new file, score again, and compare."""
     run = str(reviewed.run)
     again = f"{run.rstrip('/')}-again"
-    marked = f"--marks {shlex.quote(str(reviewed.file))}"
+    marked = f"--marks {shlex.quote(str(_shown(reviewed)))}"
     if len(models.all) != 1 or len(models.asked["models"]) != 1 or models.asked["by_product"]:
         return [f"anomaly calibrate MODEL.onnx {marked} --out NEW-MODEL.onnx"]
     new = f"{run.rstrip('/')}-recalibrated.onnx"
