@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import http.client
 import io
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,37 +14,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import draw_part
-from served import BASE, TOKEN
-from starlette.testclient import TestClient
+from reviewing import client_of, row_numbers, score_night
+from served import TOKEN
 
 from anomaly.cli import run as cli
 from anomaly.errors import DataError
-from anomaly.image import write_png
 from anomaly.run_card import now, write_json
 from anomaly.scoring.marks import marks_file, read_marks, set_mark
 from anomaly.scoring.row_index import RowIndex
 from anomaly.scoring.rows import COLUMNS, row_schema
 from anomaly.scoring.run import summarise
 from anomaly.scoring.run_directory import LEDGER, MANIFEST, SUMMARY, hash_files
-from anomaly.scoring.scorer import OnnxScorer
 from anomaly.scoring.sinks import Format, open_sink, read_rows
 from anomaly.service.page_files import FOLDER, REVIEW_PAGE
-from anomaly.service.review import make_review, review
-from anomaly.service.review_app import create_review_app
-from anomaly.service.security import Guard
+from anomaly.service.review import review
 
 MAIN = "import sys; from anomaly.cli import run; sys.exit(run(sys.argv[1:]))"
-
-
-def client_of(run: Path, *, token: str = "", images: str = "", by: str = "") -> TestClient:
-    made = make_review(run, by=by, images=images, device="cpu")
-    log: list[Any] = []
-    return TestClient(create_review_app(made, guard=Guard(token=token, loopback=True), log=log.append), base_url=BASE)
 
 
 def made_up_rows(num: int) -> list[dict[str, Any]]:
@@ -91,17 +77,8 @@ def write_run(folder: Path, rows: list[dict[str, Any]], *, kind: Format) -> Path
 
 @pytest.fixture
 def night(run_folder: Path, category: Path, tmp_path: Path) -> Path:
-    """A finished run over a copy of the test images and one file that is no image."""
-    images = tmp_path / "images"
-    shutil.copytree(category / "test", images)
-    (images / "bad.png").write_bytes(b"no image")
-    model = run_folder / "model.onnx"
-    assert cli(["score", str(model), str(images), "--run", str(tmp_path / "night"), "--device", "cpu"]) == 3
-    return tmp_path / "night"
-
-
-def row_numbers(run: Path, *, folder: str) -> list[int]:
-    return [n for n, row in enumerate(read_rows(run)) if Path(row["path"]).parent.name == folder]
+    """A finished run."""
+    return score_night(run_folder / "model.onnx", category, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -243,73 +220,6 @@ def test_unwritable_marks_are_told_and_not_taken(night: Path) -> None:
     assert "the marks before stay" in answer.json()["error"]
 
 
-def test_pictures_are_reduced_and_the_map_is_the_models(night: Path) -> None:
-    number = row_numbers(night, folder="scratch")[0]
-    row = list(read_rows(night))[number]
-    large = cv2.resize(cv2.imread(row["path"]), (2000, 1000))
-    with client_of(night) as client:
-        for kind, magic in (("thumbnail", b"\xff\xd8"), ("picture", b"\x89PNG")):
-            data = client.get(f"/api/images/{number}/{kind}").content
-            assert data.startswith(magic)
-            shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            assert shown.shape == (72, 88, 3)
-        np.testing.assert_array_equal(shown, cv2.imread(row["path"]))
-        told = client.get(f"/api/images/{number}/map").json()
-    scorer = OnnxScorer(next((night / "models").iterdir()), device="cpu", num_threads=1)
-    image = cv2.cvtColor(cv2.imread(row["path"]), cv2.COLOR_BGR2RGB)
-    levels = cv2.imdecode(np.frombuffer(base64.b64decode(told["png"]), np.uint8), cv2.IMREAD_UNCHANGED)
-    expected = scorer.score(image[None].astype(np.uint8)).anomaly_map[0]
-    np.testing.assert_allclose(levels * told["step"] - told["zero"], expected.clip(-4, 28), atol=2e-3)
-    assert (told["resize"], told["note"]) == (scorer.metadata.resize, "")
-    write_png(row["path"], np.asarray(large, dtype=np.uint8))
-    again = night.with_name("again")
-    assert cli(["score", str(scorer.path), row["path"], "--run", str(again), "--maps", "--device", "cpu"]) == 0
-    with client_of(again) as client:
-        for kind, shape in (("thumbnail", (128, 256)), ("picture", (800, 1600))):
-            data = client.get(f"/api/images/0/{kind}").content
-            assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[:2] == shape
-        kept = client.get("/api/images/0/map").json()
-        assert base64.b64decode(kept["png"]) == (again / "maps/00000000.png").read_bytes()
-
-
-def test_map_of_another_score_is_told(night: Path) -> None:
-    number = row_numbers(night, folder="scratch")[0]
-    row = list(read_rows(night))[number]
-    text = (night / "rows.csv").read_text(encoding="utf-8")
-    (night / "rows.csv").write_text(text.replace(f",{row['score']},", ",9.75,"), encoding="utf-8", newline="")
-    with client_of(night) as client:
-        note = client.get(f"/api/images/{number}/map").json()["note"]
-    assert f"gets {row['score']:.4g}; the run says 9.75" in note
-
-
-def test_image_that_is_gone_or_changed_is_told_and_a_moved_one_found(night: Path, tmp_path: Path) -> None:
-    gone, changed, moved = row_numbers(night, folder="scratch")[:3]
-    paths = [Path(row["path"]) for row in read_rows(night)]
-    data = paths[moved].read_bytes()
-    paths[gone].unlink()
-    write_png(paths[changed], draw_part(1))
-    (tmp_path / "elsewhere").mkdir()
-    paths[moved].rename(tmp_path / "elsewhere/found.png")
-    bad = paths.index(tmp_path / "images/bad.png")
-    with client_of(night) as client:
-        for kind in ("thumbnail", "picture", "map"):
-            told = client.get(f"/api/images/{gone}/{kind}")
-            assert told.status_code == 404
-            assert "is not where it was scored" in told.json()["error"]
-            assert "--images" in told.json()["error"]
-            told = client.get(f"/api/images/{changed}/{kind}")
-            assert told.status_code == 409
-            assert "was changed since it was scored" in told.json()["error"]
-            told = client.get(f"/api/images/{bad}/{kind}")
-            assert told.status_code == 409
-            assert "could not be scored (not_an_image)" in told.json()["error"]
-    with client_of(night, images=str(tmp_path / "elsewhere")) as client:
-        shown = client.get(f"/api/images/{moved}/picture").content
-        assert client.get(f"/api/images/{gone}/picture").status_code == 404
-    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(shown, np.uint8), cv2.IMREAD_COLOR), expected)
-
-
 @pytest.mark.parametrize(
     "path",
     [
@@ -374,41 +284,6 @@ def test_changed_run_is_told(night: Path) -> None:
             assert time.monotonic() < deadline
     assert files["state"] == "changed"
     assert "summary.json was changed" in files["message"]
-
-
-def test_merged_run_is_reviewed_by_its_shards(run_folder: Path, category: Path, tmp_path: Path) -> None:
-    options = ["--device", "cpu", "--format", "jsonl", "--maps"]
-    for n in (1, 2):
-        arguments = ["score", str(run_folder / "model.onnx"), str(category / "test"), "--shard", f"{n}/2", *options]
-        assert cli([*arguments, "--run", str(tmp_path / f"s{n}")]) == 0
-    merged = tmp_path / "merged"
-    assert cli(["merge", str(tmp_path / "s1"), str(tmp_path / "s2"), "--out", str(merged)]) == 0
-    with client_of(merged) as client:
-        for number in (0, 5):
-            told = client.get(f"/api/images/{number}/map").json()
-            kept = (tmp_path / f"s{number % 2 + 1}/maps/{number // 2:08d}.png").read_bytes()
-            assert base64.b64decode(told["png"]) == kept
-        assert client.put("/api/images/5/mark", json={"mark": "good"}).status_code == 200
-        assert len(client.get("/api/run").json()["models"]) == 1
-    (tmp_path / "s2").rename(tmp_path / "away")
-    with client_of(merged) as client:
-        assert client.get("/api/rows?mark=good").json()["items"][0]["number"] == 5
-        assert client.get("/api/images/5/picture").status_code == 200
-        told = client.get("/api/images/5/map")
-        assert told.status_code == 409
-        assert "a merged run needs its shards where they were" in told.json()["error"]
-
-
-def test_images_in_archives_are_shown(run_folder: Path, category: Path, tmp_path: Path) -> None:
-    archive = shutil.make_archive(str(tmp_path / "shard"), "tar", category / "test")
-    run = tmp_path / "run"
-    assert cli(["score", str(run_folder / "model.onnx"), archive, "--run", str(run), "--device", "cpu"]) == 0
-    with client_of(run) as client:
-        for number, row in enumerate(read_rows(run)):
-            shown = client.get(f"/api/images/{number}/picture").content
-            original = cv2.imread(str(category / "test" / row["path"].partition("::")[2]))
-            assert original is not None
-            np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(shown, np.uint8), cv2.IMREAD_COLOR), original)
 
 
 def test_unfinished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
