@@ -29,6 +29,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "anomaly.service.serve:serve",
         "models over HTTP: the Open Inference Protocol v2, and verdicts for images",
     ),
+    "review": (
+        "anomaly.service.review:review",
+        "a finished run in the browser: look at it, and mark what was judged wrongly",
+    ),
     "bench": ("anomaly.scoring.bench:bench", "how fast a model scores here, and its memory"),
     "replay": ("anomaly.scoring.replay:replay", "check a finished run's files and score its images again"),
     "diff": ("anomaly.scoring.compare:diff", "which verdicts change between two runs over the same images"),

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from anomaly.cli import run
 from anomaly.scoring.scorer import OnnxScorer
 from anomaly.service.openapi import document
-from anomaly.service.page_files import FOLDER, PAGE
+from anomaly.service.page_files import FOLDER, PAGE, REVIEW_PAGE
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,12 @@ def test_page_and_its_files_are_served_under_a_strict_policy(client: TestClient)
         assert policy[:3] == ["default-src 'none'", "script-src 'self'", "style-src 'self'"]
         assert "unsafe" not in str(policy)
         assert client.head(path).status_code == 200
-    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(name for name, _ in PAGE.values())
+    names = {name for name, _ in (*PAGE.values(), *REVIEW_PAGE.values())}
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(names)
 
 
 def test_no_file_names_a_resource_of_another_host() -> None:
-    for name, _ in PAGE.values():
+    for name, _ in {*PAGE.values(), *REVIEW_PAGE.values()}:
         text = (FOLDER / name).read_text(encoding="utf-8")
         assert not re.search(r"""https?:|["'(]//""", text.replace("http://www.w3.org/2000/svg", ""))
         assert "innerHTML" not in text
@@ -49,7 +50,8 @@ def test_no_file_names_a_resource_of_another_host() -> None:
 
 @pytest.mark.parametrize(
     "path", ["/page/", "/page", "/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/page//etc/passwd",
-             "/page/index.html", "/page/page.js/x", "/page/PAGE.JS", "/page/page.js%00", "/index.html"],
+             "/page/index.html", "/page/page.js/x", "/page/PAGE.JS", "/page/page.js%00", "/index.html",
+             "/page/review.js", "/api/run"],
 )  # fmt: skip
 def test_only_the_table_of_files_is_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404

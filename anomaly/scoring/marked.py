@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from anomaly.data.duplicates import find_duplicates, fingerprint
@@ -23,8 +22,9 @@ from anomaly.errors import DataError
 from anomaly.image import decode_stored
 from anomaly.progress import progress_bar
 from anomaly.scoring.marks import Mark, read_marks
+from anomaly.scoring.members import located
 from anomaly.scoring.moved import Moved
-from anomaly.scoring.sources import MEMBER, Item, open_source, read_item
+from anomaly.scoring.sources import Item, read_item
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def find_marked(file: Path, *, images: str, good: Sequence[str], max_pixels: int
     if not any(mark.mark == "good" for mark in marks):
         raise DataError(f"{file} marks no image as good, and defects move no limit: mark goods that were rejected")
     moved = Moved(images)
-    items = [moved.of(_item(mark.path), mark.sha256) for mark in marks]
+    items = [moved.of(located(mark.path), mark.sha256) for mark in marks]
     all_items = [*map(Item, good), *items]
     fingerprints = []
     with progress_bar("compare the marked images") as report:
@@ -99,14 +99,3 @@ def find_marked(file: Path, *, images: str, good: Sequence[str], max_pixels: int
         alike=alike,
         told=frozenset(mark.sha256 for mark in marks),
     )
-
-
-def _item(path: str) -> Item:
-    """The item of a row's path, with its place where it lies in an archive that is there."""
-    archive, _, member = path.partition(MEMBER)
-    return _members(archive).get(path, Item(path)) if member and Path(archive).is_file() else Item(path)
-
-
-@cache
-def _members(archive: str) -> dict[str, Item]:
-    return {item.path: item for item in open_source(archive).items}

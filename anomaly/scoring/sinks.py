@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -227,15 +227,20 @@ def _read_json(path: Path) -> Iterator[Values]:
 
 
 def _read_csv(path: Path) -> Iterator[Values]:
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield csv_values(row)
+
+
+def csv_values(row: Mapping[str, str]) -> Values:
+    """Give the values of a row of CSV as Parquet has them: numbers, nothing for None, regions as lists."""
     numbers: dict[str, Callable[[str], Any]] = {
         "score": float, "limit": float, "p_value": float, "width": int, "height": int, "regions": json.loads,
     }  # fmt: skip
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            values: Values = dict(row)
-            for name, read in numbers.items():
-                values[name] = read(values[name]) if values[name] else None
-            yield values
+    values: Values = dict(row)
+    for name, read in numbers.items():
+        values[name] = read(values[name]) if values[name] else None
+    return values
 
 
 def _read_parquet(folder: Path) -> Iterator[Values]:

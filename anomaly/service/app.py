@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -34,12 +33,13 @@ from anomaly.service import protocol
 from anomaly.service.batching import Batcher
 from anomaly.service.bodies import read_body, unpacked
 from anomaly.service.drift import Drifts
-from anomaly.service.gate import GONE, Gate, JsonResponse, Log, refused
+from anomaly.service.faults import HANDLERS
+from anomaly.service.gate import Gate, JsonResponse, Log
 from anomaly.service.limits import BYTES_A_JSON_BYTE, Holding, Limits, Memory
 from anomaly.service.metrics import CONTENT_TYPE, Metrics
 from anomaly.service.models import Models, Place, Served, model_card
 from anomaly.service.openapi import document
-from anomaly.service.page_files import page_routes
+from anomaly.service.page_files import PAGE, page_routes
 from anomaly.service.score_image import STATUS, answer, decode, image_of, map_values, overlay_png, refusal
 from anomaly.service.security import Guard
 
@@ -311,7 +311,7 @@ def routes(service: Service) -> list[Route]:
         Route("/score", service.score, methods=["POST"]),
         Route("/metrics", service.prometheus),
         Route("/openapi.json", service.openapi),
-        *page_routes(),
+        *page_routes(PAGE),
     ]
     for path in (model, version):
         found += [
@@ -334,22 +334,7 @@ def create_app(service: Service, *, guard: Guard, log: Log) -> ASGIApp:
     app = Starlette(
         routes=routes(service),
         lifespan=service.running,
-        exception_handlers={
-            RequestError: _answers(refused),
-            ImageError: _answers(lambda e: refused(RequestError(STATUS[e.code], str(e)))),
-            HTTPException: _answers(
-                lambda e: JsonResponse({"error": e.detail}, status_code=e.status_code, headers=e.headers)
-            ),
-            ClientDisconnect: _answers(lambda e: Response(status_code=GONE)),
-            Exception: _answers(lambda e: refused(RequestError(500, "the service failed; its log says why"))),
-        },
+        exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False  # a redirection would repeat the Host that a client made up
     return Gate(app, guard=guard, limits=service.limits, metrics=service.metrics, log=log)
-
-
-def _answers(answer_to: Callable[[Any], Response]) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def handler(request: Request, error: Exception) -> Response:
-        return answer_to(error)
-
-    return handler

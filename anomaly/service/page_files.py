@@ -1,8 +1,8 @@
-"""The page for people: files of this package, read once, under fixed addresses."""
+"""The pages for people: files of this package, read once, under fixed addresses."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from starlette.requests import Request
@@ -10,17 +10,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 FOLDER = Path(__file__).parent / "page"
-SCRIPTS = (
-    "page.js", "service.js", "intake.js", "session.js", "gallery.js", "viewer.js", "heat_map.js", "map_png.js", "gauge.js",
-    "model_card.js", "what_if.js", "csv.js", "elements.js",
+_SHARED = (
+    "base.css", "gallery.css", "page.css", "asker.js", "elements.js", "gauge.js", "heat_map.js", "map_png.js",
+    "model_card.js", "tiles.js", "token.js", "verdict.js", "viewer.js",
 )  # fmt: skip
-PAGE: dict[str, tuple[str, str]] = {
-    "/": ("index.html", "text/html"),
-    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
-    **{f"/page/{name}": (name, "text/css") for name in ("base.css", "gallery.css", "page.css")},
-    **{f"/page/{name}": (name, "text/javascript") for name in SCRIPTS},
-}
-"""Address -> file, and its media type; no part of an address is ever taken as a path"""
+_MEDIA_TYPES = {".html": "text/html", ".svg": "image/svg+xml", ".css": "text/css", ".js": "text/javascript"}
+
+
+def _table(index: str, *names: str) -> dict[str, tuple[str, str]]:
+    addresses = {"/": index} | {f"/page/{name}": name for name in ("icon.svg", *_SHARED, *names)}
+    return {address: (name, _MEDIA_TYPES[Path(name).suffix]) for address, name in addresses.items()}
+
+
+PAGE = _table(
+    "index.html", "page.js", "service.js", "intake.js", "session.js", "gallery.js", "what_if.js", "csv.js"
+)  # fmt: skip
+"""The page of `serve`: address -> file, and its media type; no part of an address is ever taken as a path"""
+REVIEW_PAGE = _table(
+    "review.html", "review.css", "review.js", "run.js", "run_card.js", "run_list.js", "marks.js", "meaning.js", "thumbnails.js"
+)  # fmt: skip
+"""The page of `review`, likewise"""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
@@ -30,11 +39,11 @@ HEADERS = {
 }
 
 
-def page_routes() -> list[Route]:
-    """Read the files and give their routes."""
+def page_routes(page: Mapping[str, tuple[str, str]]) -> list[Route]:
+    """Read the files of a page and give their routes."""
     return [
         Route(path, _answering((FOLDER / name).read_bytes(), media_type=media_type))
-        for path, (name, media_type) in PAGE.items()
+        for path, (name, media_type) in page.items()
     ]
 
 

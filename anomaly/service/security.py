@@ -15,14 +15,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from anomaly.errors import RequestError, UsageError
-from anomaly.service.page_files import PAGE
+from anomaly.service.page_files import PAGE, REVIEW_PAGE
 
 TOKEN_VARIABLE = "ANOMALY_TOKEN"
 MIN_TOKEN = 16
 HEALTH_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Whether the service is up, which is answered also when it has too much to do"""
-OPEN_PATHS = HEALTH_PATHS | frozenset(PAGE)
-"""What anyone may ask: that, and the page's own files, which hold nothing of models or images"""
+OPEN_PATHS = HEALTH_PATHS | frozenset(PAGE) | frozenset(REVIEW_PAGE)
+"""What anyone may ask: that, and the pages' own files, which hold nothing of models or images"""
 
 
 def read_token(file: str) -> str:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
-from anomaly.errors import OutputError, UsageError
+from anomaly.errors import UsageError
 from anomaly.image_header import Frame
 from anomaly.scoring.pipeline import Settings
 from anomaly.scoring.processors import num_cpus
 from anomaly.scoring.session import Device
-from anomaly.scoring.watch import stopped_by_signals
+from anomaly.service.address import find_address, serve_on
 from anomaly.service.app import Service, create_app
-from anomaly.service.connection import IDLE_SECONDS, make_server
 from anomaly.service.limits import Limits
 from anomaly.service.models import Models, find_places
-from anomaly.service.security import TOKEN_VARIABLE, Guard, is_loopback, read_token
+from anomaly.service.security import Guard, is_loopback, read_token
 
 GPU_BATCH = 8
 
@@ -92,11 +90,7 @@ def serve(
     if not 0 <= max_delay_ms <= 1e3 * timeout:
         raise UsageError(f"max_delay_ms is {max_delay_ms}: give 0 or more, and less than the time-out")
     token = read_token(token_file)
-    family, address = _resolve(host, port)
-    if not (token or is_loopback(address) or allow_anonymous):
-        raise UsageError(
-            f"{host} can be reached from other machines: give --token-file or {TOKEN_VARIABLE}, or --allow-anonymous"
-        )
+    address = find_address(host, port, token=token, allow_anonymous=allow_anonymous)
     loaded = Models(find_places(models), device=device, num_threads=num_threads)
     for served in loaded.all():
         place, scorer = served.place, served.scorer
@@ -105,35 +99,9 @@ def serve(
     if batch_size == "device" and all(served.scorer.device != "cpu" for served in loaded.all()):
         settings = replace(settings, batch_size=GPU_BATCH)
     service = Service(loaded, limits=limits, settings=settings, max_delay=max_delay_ms / 1e3)
-    app = create_app(service, guard=Guard(token=token, loopback=is_loopback(address)), log=_write_line)
-    server = make_server(app, limits=limits, idle_seconds=IDLE_SECONDS)
-    listener = _listen(family, address, port)
-    shown = f"[{address}]" if ":" in address else address
-    print(f"serving on http://{shown}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    with stopped_by_signals():  # the server takes them, and hands them on when it has ended
-        server.run(sockets=[listener])
+    guard = Guard(token=token, loopback=is_loopback(address.host))
+    serve_on(address, create_app(service, guard=guard, log=_write_line), limits=limits)
     return 0
-
-
-def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:
-    """Find the one address that a host name stands for; none is not every address."""
-    if not host or not 0 <= port < 2**16:
-        raise UsageError(
-            f"{host!r} port {port} is no address to listen on: 127.0.0.1 is this machine, ports are below 65536"
-        )
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"{host!r} is no address to listen on ({error}): 127.0.0.1 is this machine") from error
-    family, _, _, _, address = found[0]
-    return family, str(address[0])
-
-
-def _listen(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((address, port), family=family, backlog=2048)
-    except OSError as error:
-        raise OutputError(f"{address} port {port} cannot be listened on ({error}): choose another --port") from error
 
 
 def _write_line(entry: dict[str, Any]) -> None:

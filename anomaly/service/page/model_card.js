@@ -4,22 +4,27 @@ import { element, figure } from "./elements.js";
 
 /** Draw the card into an element. name, version: of the model; card: the parameters of its metadata; reason: why its file is not the one that answers. */
 export function drawCard(root, { name, version, card, reason }) {
-  const share = `${(100 * card.alpha).toPrecision(2).replace(/\.?0+$/, "")} %`;
-  const promise = card.promise === "bound" ? `at most ${share} of good parts, with 95 % confidence` : `at most ${share} of good parts, on average`;
-  const moved = card.limit === 1 ? "" : element("small", {}, `Certified at the model's own limit 1; the limit in force is ${figure(card.limit)}.`);
   const rows = [
     ["Model", `${name}, version ${version}`],
     ["Detector", `${card.detector}${card.precision === "fp32" ? "" : `, ${card.precision}`}`],
     ["Category", card.category || "–"],
-    ["False alarms", element("span", {}, `certified ${promise}`, moved)],
+    ["False alarms", promiseOf(card)],
     ["Calibrated", `${card.calibration_date.slice(0, 10)} on ${card.num_held_out} good images`],
     ["Drift", drift(card)],
-    ["File", hash(card.sha256)],
+    ["File", hashOf(card.sha256)],
     ["Runs on", card.provider.replace("ExecutionProvider", "")],
   ];
   root.replaceChildren(
     element("dl", { class: "facts" }, ...rows.flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, value)])),
     reason ? element("p", { class: "alert" }, `Attention: ${reason}.`) : "");
+}
+
+/** Say in words what a model promises: its alpha and promise, and the limit where it is judged by another than its own. */
+export function promiseOf({ alpha, promise, limit }) {
+  const share = `${(100 * alpha).toPrecision(2).replace(/\.?0+$/, "")} %`;
+  const words = promise === "bound" ? `at most ${share} of good parts, with 95 % confidence` : `at most ${share} of good parts, on average`;
+  const moved = limit === 1 ? "" : element("small", {}, `Certified at the model's own limit 1; the limit in force is ${figure(limit)}.`);
+  return element("span", {}, `certified ${words}`, moved);
 }
 
 function drift(card) {
@@ -31,7 +36,8 @@ function drift(card) {
   return element("span", {}, `not watched: ${card.drift_cause}`);
 }
 
-function hash(sha256) {
+/** Show the SHA-256 of a model's file, with a button that copies it. */
+export function hashOf(sha256) {
   const code = element("code", { title: sha256 }, `${sha256.slice(0, 12)}…`);
   const button = element("button", { type: "button", class: "small", "aria-label": "Copy the SHA-256 of the model's file" }, "Copy");
   button.addEventListener("click", async () => {

@@ -1,12 +1,15 @@
 // The page as a whole: which part tells which.
 
+import { Asker, Refused } from "./asker.js";
 import { csvOf } from "./csv.js";
 import { download, element, figure } from "./elements.js";
-import { createGallery, verdictOf } from "./gallery.js";
+import { createGallery } from "./gallery.js";
 import { takeImages } from "./intake.js";
 import { drawCard } from "./model_card.js";
-import { Refused, Service } from "./service.js";
+import { Service } from "./service.js";
 import { Session } from "./session.js";
+import { createTokenDialog } from "./token.js";
+import { verdictOf } from "./verdict.js";
 import { createViewer } from "./viewer.js";
 import { createWhatIf } from "./what_if.js";
 
@@ -16,7 +19,7 @@ let models = [];
 let limit = 1;
 let isFollowing = true; // until a person opens an image, the newest is shown
 
-const service = new Service(askToken);
+const service = new Service(new Asker(createTokenDialog()));
 const viewer = createViewer(at("picture"), at("judged"), { onClose: close, onStep: step });
 const gallery = createGallery(at("gallery"), {
   onOpen: (item) => open(item, { byHand: true }),
@@ -29,12 +32,11 @@ const whatIf = createWhatIf(at("limit"), { onTry: gallery.tryLimit });
 const session = new Session(service, { onItem: judged, onLeft: left, onProgress: progress });
 takeImages({ input: at("files"), dropZone: document.body, onFiles: take });
 
-at("token").addEventListener("close", () => at("token").returnValue === "given" || at("token").showModal()); // nothing goes on without
 at("stop").addEventListener("click", () => session.stop());
 at("model").addEventListener("change", chooseVersions);
 at("version").addEventListener("change", showCard);
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && viewer.shown() !== null && !at("token").open && event.target.type !== "search") close();
+  if (event.key === "Escape" && viewer.shown() !== null && !document.querySelector("dialog[open]") && event.target.type !== "search") close();
 });
 at("picture").addEventListener("keydown", (event) => {
   const moves = { ArrowLeft: -1, ArrowRight: 1 };
@@ -154,20 +156,4 @@ function clear() {
   session.clear();
   whatIf.update([], limit);
   at("files").focus();
-}
-
-function askToken(wasWrong) {
-  const dialog = at("token");
-  at("token-wrong").hidden = !wasWrong;
-  dialog.returnValue = "";
-  if (!dialog.open) dialog.showModal();
-  return new Promise((resolve) => {
-    at("token-form").addEventListener("submit", (event) => {
-      event.preventDefault();
-      dialog.close("given");
-      const given = at("token-text").value.trim();
-      at("token-text").value = "";
-      resolve(given);
-    }, { once: true });
-  });
 }

@@ -1,7 +1,7 @@
 // The images of this session: scored one after another, and kept as far as the browser's memory is bounded.
 
+import { Refused } from "./asker.js";
 import { drawnMap, enlarged, readMap } from "./heat_map.js";
-import { Refused } from "./service.js";
 
 const KEEP_PICTURES = 40;
 const KEEP_ITEMS = 2000;

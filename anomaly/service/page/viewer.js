@@ -1,7 +1,7 @@
 // One image at large: its verdict, the heat map over it, and what the model found where.
 
 import { element, figure } from "./elements.js";
-import { verdictOf } from "./gallery.js";
+import { verdictOf } from "./verdict.js";
 import { gauge } from "./gauge.js";
 import { drawnMap, enlarged } from "./heat_map.js";
 
@@ -41,11 +41,11 @@ export function createViewer(place, facts, { onClose, onStep }) {
     layers = made;
     canvas.hidden = layers === null;
     notice.hidden = layers !== null && !item.isDrawn;
-    notice.textContent = item.isDrawn
+    notice.textContent = item.notice || (item.isDrawn
       ? "This browser cannot show such a file as it is scored. The service laid the map over it."
       : item.status === "ok"
         ? "This picture is no longer kept: give it again to see its map."
-        : "There is no picture of a file that could not be scored.";
+        : "There is no picture of a file that could not be scored.");
     opacity.disabled = outlines.disabled = !layers?.heat;
     canvas.setAttribute("aria-label", `${item.name} with its heat map: ${verdictOf(item).words}, ${item.regions.length} regions`);
     paint();

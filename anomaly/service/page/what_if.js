@@ -1,7 +1,7 @@
 // A limit that is only tried: what it would do to the images of this session, told from their scores alone.
 
 import { element, figure } from "./elements.js";
-import { wouldChange } from "./gallery.js";
+import { wouldChange } from "./verdict.js";
 
 const FINEST = 200;
 
