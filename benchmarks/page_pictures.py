@@ -27,6 +27,8 @@ VIEWS: dict[str, tuple[Literal["light", "dark"], int, int]] = {
     "dark": ("dark", 1280, 1080),
     "narrow": ("light", 360, 1240),
 }
+MARKS = "ggdddd"
+"""Of the least rejects, in order: really good, then really defective"""
 COLOURS = 256
 """Of a picture, which keeps the files small"""
 NUM_EACH = 3
@@ -56,7 +58,7 @@ def main() -> None:
         subprocess.run(command, cwd=folder, check=True)
         with running(["review", "night", "--by", "QA"], cwd=folder) as address:
             for page, name in views(browser, address):
-                review(page, options.out / f"review_{name}.png")
+                review(page, options.out / f"review_{name}.png", marks=MARKS if name == "light" else "")
         browser.close()
 
 
@@ -82,17 +84,17 @@ def views(browser: Browser, address: str) -> Iterator[tuple[Page, str]]:
         page.close()
 
 
-def review(page: Page, out: Path) -> None:
-    """Mark some rejects, the least of them as really good, and leave the next one open."""
+def review(page: Page, out: Path, *, marks: str) -> None:
+    """Mark some rejects by keys, which the views that follow see marked, and leave the next one open."""
     page.get_by_label("Order", exact=True).select_option("score")
     expect(page.locator(".tile img").first).to_be_visible()
     page.locator(".tile").first.focus()
-    for at, key in enumerate("ggdddd"):
+    for at, key in enumerate(marks):
         page.keyboard.press(key)
         expect(page.locator(".tile-mark")).to_have_count(at + 1)
-    page.locator(".tile").nth(6).click()
+    page.locator(".tile").nth(len(MARKS)).click()
     expect(page.locator("#opacity")).to_be_enabled()
-    expect(page.locator("#progress")).to_contain_text("6 of")
+    expect(page.locator("#progress")).to_contain_text(f"{len(MARKS)} of")
     written(page, out)
 
 
