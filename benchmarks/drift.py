@@ -131,9 +131,9 @@ def alarms_of_watches(*, num_held_out: int, num_runs: int, length: int, keeps_va
 def watch_on(held_out: Floats, *, limit: float, keeps_values: bool, seed: int) -> DriftWatch:
     """A watch calibrated on rows (n, 5) of score and statistics."""
     stats: dict[str, dict[str, Any]] = summarise([dict(zip(STATISTICS, row[1:], strict=True)) for row in held_out])
-    if keeps_values:
-        for at, name in enumerate(STATISTICS):
-            stats[name]["values"] = held_out[:, 1 + at].tolist()
+    if not keeps_values:
+        for name in STATISTICS:
+            del stats[name]["values"]
     return DriftWatch(held_out[:, 0].tolist(), stats, limit=limit, alpha=ALPHA, seed=seed)
 
 
