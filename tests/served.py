@@ -40,7 +40,14 @@ def make_app(service: Service, *, token: str = "", log: list[dict[str, Any]] | N
 @contextmanager
 def running(service: Service, *, token: str = "", idle_seconds: float = IDLE_SECONDS) -> Iterator[str]:
     """Serve on a free port of loopback; gives `host:port`."""
-    server = make_server(make_app(service, token=token), limits=service.limits, idle_seconds=idle_seconds)
+    with serving(make_app(service, token=token), limits=service.limits, idle_seconds=idle_seconds) as address:
+        yield address
+
+
+@contextmanager
+def serving(app: ASGIApp, *, limits: Limits, idle_seconds: float = IDLE_SECONDS) -> Iterator[str]:
+    """Serve an application on a free port of loopback; gives `host:port`."""
+    server = make_server(app, limits=limits, idle_seconds=idle_seconds)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +12,12 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from served import TOKEN
+from served import TOKEN, serving
 from test_service_browser import CHROMIUM, FLAGS
 
 from anomaly.cli import run as cli
 from anomaly.scoring.marks import marks_file, read_marks
 from anomaly.scoring.sinks import read_rows
-from anomaly.service.connection import IDLE_SECONDS, make_server
 from anomaly.service.review import make_review
 from anomaly.service.review_app import create_review_app
 from anomaly.service.security import Guard
@@ -33,18 +30,8 @@ def reviewing(run: Path, *, token: str = "") -> Iterator[str]:
     """Serve the review of a run on a free port; gives its address."""
     made = make_review(run, by="Ada", images="", device="cpu")
     app = create_review_app(made, guard=Guard(token=token, loopback=True), log=lambda entry: None)
-    server = make_server(app, limits=made.limits, idle_seconds=IDLE_SECONDS)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with serving(app, limits=made.limits) as address:
+        yield f"http://{address}/"
 
 
 @pytest.fixture(scope="module")
