@@ -201,6 +201,7 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         sha256=sha256,
         golden=golden,
         tiling=description.tiling,
+        brightness=description.brightness,
     )
 
 

@@ -20,7 +20,7 @@ from anomaly.errors import ModelError, OutputError, UsageError
 from anomaly.options import nearest
 from anomaly.registry import detector_class
 from anomaly.run_card import write_json
-from anomaly.scoring.artifact import CalibrationRecord
+from anomaly.scoring.artifact import Brightness, CalibrationRecord
 from anomaly.scoring.tiles import Tiling
 
 STATE_FILE, DESCRIPTION_FILE, CARD_FILE = "detector.safetensors", "detector.json", "run.json"
@@ -55,6 +55,8 @@ class Description:
     """paths of the photographs that gave the stopping signal"""
     tiling: Tiling | None = None
     """how it walks over large images; none where they are scored whole"""
+    brightness: Brightness = "kept"
+    """whether each image is brought to the training photographs' mean grey level, by the graph"""
 
 
 def build_detector(name: str, options: dict[str, Any]) -> Detector:

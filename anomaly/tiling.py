@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from anomaly.detectors.base import Detector
 from anomaly.errors import TrainingError, UsageError
 from anomaly.nn.receptive_field import reach
+from anomaly.scoring.artifact import Brightness
 from anomaly.scoring.tiles import ScoreWindows, Tiling, score_tiled, seam
 
 TARGET, REFUSE = 1e-5, 1e-3
 """Difference of the stitched map from the one without tiles in calibrated units: what fp32 reaches, and where a fit fails"""
 
 
-def choose_tiling(detector: Detector, *, tile: str, windows: int, smallest: tuple[int, int], roi: str) -> Tiling | None:
+def choose_tiling(
+    detector: Detector, *, tile: str, windows: int, smallest: tuple[int, int], roi: str, brightness: Brightness
+) -> Tiling | None:
     """Decide how a detector walks over photographs, before it is trained, and let it take their pixels as they are.
 
     Args:
@@ -27,6 +30,7 @@ def choose_tiling(detector: Detector, *, tile: str, windows: int, smallest: tupl
         windows: pixels from one overlapping window of the network's size to the next; 0 for none.
         smallest: the least height and the least width among the photographs.
         roi: the region of interest asked for.
+        brightness: what is asked for of the photographs' brightness.
 
     Returns:
         The walk; None where photographs are scored whole.
@@ -43,6 +47,11 @@ def choose_tiling(detector: Detector, *, tile: str, windows: int, smallest: tupl
         )
     if roi:
         raise UsageError(f"--roi {roi} with a walk over large images: cut the photographs to the region instead")
+    if brightness == "levelled":
+        raise UsageError(
+            "--brightness levelled with a walk over large images: each window would be levelled by what it sees alone;"
+            " leave one of the two out"
+        )
     if detector.window_obstacle:
         raise UsageError(f"{name} cannot learn from parts of photographs: {detector.window_obstacle}")
     if size[0] > smallest[0] or size[1] > smallest[1]:

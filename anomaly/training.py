@@ -25,7 +25,7 @@ from anomaly.progress import progress_bar
 from anomaly.registry import detector_class
 from anomaly.run_card import RunCard, now
 from anomaly.run_folder import CARD_FILE, Description, build_detector, save
-from anomaly.scoring.artifact import CalibrationRecord, golden_png
+from anomaly.scoring.artifact import Brightness, CalibrationRecord, golden_png
 from anomaly.scoring.image_stats import image_statistics, summarise
 from anomaly.tiling import check_seam, choose_tiling, raw_scores
 from anomaly.training_loop import INTERRUPTED, Precision, TrainingDevice, train
@@ -51,6 +51,7 @@ def fit(
     resume: bool = False,
     tile: str = "",
     windows: int = 0,
+    brightness: Brightness = "kept",
 ) -> Path:
     """Train a detector or a sampler on good photographs, calibrate what scores on held-out ones; no test image is touched.
 
@@ -74,6 +75,8 @@ def fit(
         tile: H,W in pixels: large images are scored in seamless tiles of their own pixels, by a fully convolutional detector
             that learns from crops of its size; its options `resize` and `cache_gib` then mean nothing.
         windows: pixels from one window to the next: large images are scored in overlapping windows of the detector's size.
+        brightness: `levelled` gives every photograph the mean grey level of the training ones, by one factor and in the
+            graph: varying light then moves no score, and a part too bright or too dark as a whole is no defect.
 
     Returns:
         The run folder.
@@ -122,7 +125,8 @@ def fit(
     tiling = None
     if tile or windows:
         heights, widths = zip(*read(kept).sizes(), strict=True)
-        tiling = choose_tiling(built, tile=tile, windows=windows, smallest=(min(heights), min(widths)), roi=roi)
+        smallest = min(heights), min(widths)
+        tiling = choose_tiling(built, tile=tile, windows=windows, smallest=smallest, roi=roi, brightness=brightness)
     loaders = GoodData(
         train=parts.train,
         held_out=parts.held_out,
@@ -139,6 +143,8 @@ def fit(
         if not built.preprocess.roi.any():
             height, width = built.preprocess.size
             raise UsageError(f"region {roi!r} holds no whole pixel of the network's {width}×{height}: make it larger")
+    if brightness == "levelled":
+        built.preprocess.level_brightness(batch.image for batch in loaders.probe_dataloader(built.batch_size))
     with card.timed("fit"):
         train(built, loaders, out=out, precision=precision, device=device, resume=resume)
     scores, difference = np.zeros(0), 0.0
@@ -176,6 +182,7 @@ def fit(
         held_out=[str(s.path) for s in parts.held_out],
         stopping=[str(s.path) for s in parts.stopping],
         tiling=tiling,
+        brightness=brightness,
     )
     save(built, description, out)
     card.facts["result"] = {

@@ -43,7 +43,7 @@ def train(
     checkpoint = out / INTERRUPTED
     asked = {"options": dict(detector.hparams), "train": [str(s.path) for s in loaders.train]}
     if resume:
-        _check_resumable(checkpoint, asked)
+        _check_resumable(checkpoint, asked, detector)
     with progress_bar("train") as report, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loaders and loggers
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -127,20 +127,32 @@ def batch_size_that_fits(
     return 0
 
 
-def _check_resumable(checkpoint: Path, asked: dict[str, Any]) -> None:
-    """Refuse to go on from a fit whose photographs may now be held out, or whose network is another."""
+def _check_resumable(checkpoint: Path, asked: dict[str, Any], detector: Detector) -> None:
+    """Refuse to go on from a fit whose photographs may now be held out, or whose network or view of them is another."""
     if not checkpoint.is_file():
         raise UsageError(f"nothing to resume: {checkpoint.parent} has no {INTERRUPTED}; start without --resume")
     try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)[ASKED]
+        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        found, state = kept[ASKED], kept["state_dict"]
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
         raise ModelError(f"{checkpoint} is damaged ({error}): start without --resume") from error
-    for part, what in (("train", "learned from other photographs"), ("options", "had other options of the detector")):
-        if found[part] != asked[part]:
+    for differs, what in (
+        (found["train"] != asked["train"], "learned from other photographs"),
+        (found["options"] != asked["options"], "had other options of the detector"),
+        (not _sees_alike(detector, state), "saw another region or brightness"),
+    ):
+        if differs:
             raise UsageError(
                 f"the fit that was interrupted in {checkpoint.parent} {what}:"
                 " ask for the same folder, seed, groups and options as then, or start without --resume"
             )
+
+
+def _sees_alike(detector: Detector, state: dict[str, torch.Tensor]) -> bool:
+    """Whether a detector turns photographs into its input as one with this state does."""
+    view = detector.preprocess.state_dict(prefix="preprocess.")
+    pairs = [(value.float(), state.get(key, value).float()) for key, value in view.items()]
+    return all(one.shape == other.shape and torch.allclose(one, other, rtol=1e-4) for one, other in pairs)
 
 
 def has_fast_bf16() -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,8 @@ def test_cells_are_measured_once_and_a_crash_costs_one(
     assert cell["seconds"]["fit"] > 0
     assert cell["seconds_per_image"]["batch_16"] > 0
     assert cell["num_checks"] >= 10
+    assert set(cell["shortcuts"]) == {"brightness", "contrast", "sharpness", "colour"}
+    assert all(0 <= value <= 1 for one in cell["shortcuts"].values() for value in one.values())
     table = (tmp_path / "RESULTS.md").read_text()
     assert "small_autoencoder" in table
     assert "no weights for backbone" in table
@@ -108,6 +113,21 @@ def test_seeds_come_before_categories_and_rows_may_have_fewer(data: Path, tmp_pa
     assert [c.fingerprint() for c in again] == [c.fingerprint() for c in cells]
 
 
+def test_rows_may_ask_more_of_the_fit(data: Path, tmp_path: Path) -> None:
+    asked = {"brightness": "levelled"}
+    plan = write_plan(tmp_path, data=[{"categories": ["parts/plate"]}], detectors={"a": ROW, "b": ROW | {"fit": asked}})
+    plain, levelled = read_plan(plan, data=data, own="", own_model={})
+    assert (plain.fit, levelled.fit) == ({}, asked)
+    older = {key: value for key, value in asdict(plain).items() if key != "fit"}
+    text = json.dumps(older, sort_keys=True, default=str)  # cells from before there was such a key stay measured
+    assert plain.fingerprint() == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert levelled.fingerprint() != dataclasses.replace(levelled, fit={}).fingerprint()
+    assert benchmark(plan, data=data, out=tmp_path / "results", only="/b") == 0
+    cell = json.loads((tmp_path / "results/small/parts/plate/b-0.json").read_text())
+    assert cell["config"]["brightness"] == "levelled"
+    assert cell["parity"]["refused"] == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -116,6 +136,7 @@ def test_seeds_come_before_categories_and_rows_may_have_fewer(data: Path, tmp_pa
         ({"data": []}, "nothing to measure"),
         ({"detectors": {"a": {"model": {}}}}, "say in `note` how it is reduced"),
         ({"detectors": {"a": ROW | {"epochs": 3}}}, "no key 'epochs'"),
+        ({"detectors": {"a": ROW | {"fit": {"alpha": 0.1}}}}, "fit of detector 'a' .* no key 'alpha'"),
         ({"detectors": {"os:system": {"note": "x"}}}, "is named by --detector only"),
         ({"detectors": {"a": "autoencoder"}}, "is no table of"),
     ],

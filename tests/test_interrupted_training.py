@@ -49,6 +49,9 @@ def test_interrupted_fit_goes_on_where_it_was(plain: Path, tmp_path: Path, monke
         quick(plain, out, resume=True, seed=1, **asked)
     with pytest.raises(UsageError, match="had other options of the detector"):
         quick(plain, out, resume=True, detector=asked["detector"], model=TINY | {"width": 16})
+    for view in ({"brightness": "levelled"}, {"roi": "10,10,60,50"}):
+        with pytest.raises(UsageError, match="saw another region or brightness"):
+            quick(plain, out, resume=True, **asked, **view)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / INTERRUPTED).write_bytes((out / INTERRUPTED).read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"is damaged .*: start without --resume"):

@@ -292,6 +292,40 @@ def test_region_survives_a_state_dict() -> None:
     assert not one.has_roi
 
 
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("region", [False, True])
+def test_levelled_brightness_undoes_a_factor(resize: Resize, region: bool) -> None:
+    dark = random_images(4, 70, 50, 3) // 4
+    preprocess = Preprocess(size=(48, 64), resize=resize, mean=MEAN, std=STD)
+    kept = preprocess(dark)
+    if region:
+        mask = torch.zeros(70, 50, dtype=torch.bool)
+        mask[8:60, 8:44] = True
+        preprocess.set_roi(mask)
+        kept = kept * preprocess.roi
+    preprocess.level_brightness([dark[:1], list(dark[1:])])
+    assert preprocess.level.item() == pytest.approx(dark.float().mean().item(), rel=0.05)
+    x = preprocess(dark)
+    assert (preprocess(dark * 4) - x).abs().max() < 1e-4
+    levels = (x * preprocess.std + preprocess.mean)[:, :, preprocess.roi]
+    assert levels.mean(dim=(1, 2)).numpy() == pytest.approx(preprocess.level.item(), rel=1e-4)
+    assert 0 < (x - kept).abs().max() < 0.1  # these are nearly of one brightness
+    assert torch.isfinite(preprocess(torch.zeros_like(dark))).all()
+
+
+def test_level_survives_a_state_dict_and_is_none_in_older_ones() -> None:
+    image = random_images(2, 40, 40, 3)
+    one, other = (Preprocess(size=(32, 32), resize="squash", mean=MEAN, std=STD) for _ in range(2))
+    old = {key: value for key, value in one.state_dict().items() if key != "level"}
+    one.level_brightness([image // 2])
+    other.load_state_dict(one.state_dict())
+    assert other.levelled
+    assert torch.equal(other(image), one(image))
+    other.load_state_dict(old)
+    assert not other.levelled
+    assert not torch.equal(other(image), one(image))
+
+
 def test_feature_cache_computes_once_within_its_bound() -> None:
     calls: list[list[str]] = []
 

@@ -42,6 +42,10 @@ def cell(**changed: Any) -> dict[str, Any]:
 
 
 FULL = {"schedule": "full", "schedule_note": ""}
+LIT = {
+    "brightness": {"defect_above_good": 0.02, "test_above_train": 0.9},
+    "colour": {"defect_above_good": 0.6, "test_above_train": 0.5},
+}
 LEAK = {"severity": "leak", "name": "training images in test", "what": "", "num": 4, "paths": []}
 FAILED_KEYS = ("config", "seconds", "seconds_per_image", "counts", "figures", "parity", "leaks", "num_checks")
 
@@ -93,6 +97,14 @@ def test_seeds_are_averaged_and_spread_is_shown(tmp_path: Path) -> None:
     assert found["misses"] == "4.8 (3, 3, 3 of 63)"
     assert (found["fit, s"], found["ms per image, batch 1"], found["ms per image, batch 16"]) == ("68", "50.0", "40.0")
     assert (found["parity"], found["leaks"]) == ("2.0e-06", "no leak found (14 checks)")
+
+
+def test_what_a_test_set_tells_without_a_detector_stands_above_its_table(tmp_path: Path) -> None:
+    text = written(tmp_path, cell(), cell(seed=1, shortcuts=LIT), cell(category="screw"))
+    [line] = [line for line in section(text, "mvtec_ad / bottle").splitlines() if line.startswith("- ")]
+    assert "Brightness" in line
+    assert "AUROC of 2.0" in line
+    assert "measured by them" not in section(text, "mvtec_ad / screw")
 
 
 def test_one_seed_shows_its_interval(tmp_path: Path) -> None:

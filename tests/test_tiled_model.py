@@ -191,8 +191,11 @@ def build(name: str, **options: Any) -> Detector:
     return build_detector(name, OPTIONS[name] | options)
 
 
+DEFAULTS = {"tile": "", "windows": 0, "smallest": (300, 400), "roi": "", "brightness": "kept"}
+
+
 def ask(detector: Detector, **asked: Any) -> Tiling | None:
-    return choose_tiling(detector, **({"tile": "", "windows": 0, "smallest": (300, 400), "roi": ""} | asked))
+    return choose_tiling(detector, **(DEFAULTS | asked))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +210,7 @@ def ask(detector: Detector, **asked: Any) -> Tiling | None:
         ({"windows": 65}, "--windows 65: windows of 64×64 pixels.* e.g. --windows 48"),
         ({"windows": -1}, "--windows -1"),
         ({"tile": "64,64", "roi": "0,0,9,9"}, "cut the photographs to the region"),
+        ({"tile": "64,64", "brightness": "levelled"}, "leave one of the two out"),
         (
             {"windows": 32, "smallest": (60, 400)},
             "crops of 64×64 pixels, .* as small as 400×60: make --model.size smaller",

@@ -18,8 +18,11 @@ from torch import Tensor
 from anomaly.data.dataset import Batch
 from anomaly.detectors.autoencoder import Autoencoder
 from anomaly.errors import CalibrationError, DataError, ModelError, OutputError, UsageError
+from anomaly.export import export
 from anomaly.image import write_png
+from anomaly.parity import verify
 from anomaly.run_folder import load
+from anomaly.scoring.scorer import OnnxScorer
 from anomaly.training import choose_white, fit, read_roi
 
 
@@ -191,6 +194,26 @@ def test_run_folder_that_cannot_be_made_is_refused(plain: Path, tmp_path: Path) 
 def test_unknown_option_of_a_detector_is_refused(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'autoencoder' has no option 'epoch'; nearest: 'epochs'"):
         quick(plain, tmp_path / "run", model={"epoch": 1})
+
+
+def test_levelled_model_scores_by_no_lamp(category: Path, tmp_path: Path) -> None:
+    runs = {
+        asked: fit(category, out=tmp_path / asked, detector="autoencoder", model=TINY, brightness=asked)
+        for asked in ("kept", "levelled")
+    }
+    with pytest.raises(UsageError, match="each window would be levelled by what it sees alone"):
+        fit(category, out=tmp_path / "w", detector="autoencoder", model=TINY, brightness="levelled", windows=32)
+    part = draw_part(99) // 2
+    both = np.stack([part, part * 2])
+    moved = {}
+    for asked, run in runs.items():
+        path = export(run)
+        assert verify(run)["score"]["max"] < 1e-4
+        scorer = OnnxScorer(path, device="cpu", num_threads=1)
+        assert scorer.metadata.brightness == load(run)[1].brightness == asked
+        said = scorer.score(both)
+        moved[asked] = abs(float(said.score[0] - said.score[1]))
+    assert moved["levelled"] < 1e-3 < moved["kept"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

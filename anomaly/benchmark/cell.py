@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 
 from anomaly.benchmark.leaks import Roles, find_leaks, num_checks
 from anomaly.benchmark.plan import Cell
+from anomaly.benchmark.shortcuts import measure_shortcuts
 from anomaly.data.folders import Category, find_category
 from anomaly.errors import ParityError
 from anomaly.evaluation import evaluate
@@ -27,6 +29,7 @@ from anomaly.image import read_image
 from anomaly.parity import verify
 from anomaly.run_card import RunCard, write_json
 from anomaly.run_folder import Description, load
+from anomaly.scoring.image_stats import image_statistics
 from anomaly.scoring.scorer import OnnxScorer
 from anomaly.training import fit
 
@@ -57,6 +60,7 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
         seed=cell.seed,
         group=cell.group,
         precision=cell.precision,
+        **cell.fit,
     )
     fitted = json.loads((run / "run.json").read_text(encoding="utf-8"))
     seconds = {key: fitted["seconds"][key] for key in ("fit", "calibrate")}
@@ -73,10 +77,11 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
             max_pixels=MAX_PIXELS, batch_size=8, seed=0,
         )  # fmt: skip
     leaks, num_made = _leaks(cell, category, description, data=data)
+    shortcuts = _shortcuts(category, description)
     return {
         "status": "ok",
         "message": "",
-        "config": description.config,
+        "config": description.config | cell.fit,
         "versions": card.facts["versions"],
         "hardware": card.facts["hardware"],
         "commit": card.facts["commit"],
@@ -96,6 +101,7 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
         "parity": parity,
         "leaks": leaks,
         "num_checks": num_made,
+        "shortcuts": shortcuts,
     }
 
 
@@ -145,6 +151,19 @@ def _leaks(cell: Cell, category: Category, description: Description, *, data: Pa
     )
     found = find_leaks(roles, near_duplicates=True, max_pixels=MAX_PIXELS)
     return [asdict(leak) for leak in found], num_checks(roles, near_duplicates=True)
+
+
+def _shortcuts(category: Category, description: Description) -> dict[str, dict[str, float]]:
+    """What the test set of this cell tells without a detector."""
+
+    def measured(paths: Iterable[Path]) -> list[dict[str, float]]:
+        return [image_statistics(read_image(p, white=description.white, max_pixels=MAX_PIXELS)) for p in paths]
+
+    return measure_shortcuts(
+        train=measured(Path(p) for p in description.train),
+        good=measured(s.path for s in category.test if not s.label),
+        defect=measured(s.path for s in category.test if s.label),
+    )
 
 
 def main() -> None:

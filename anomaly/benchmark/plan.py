@@ -12,6 +12,7 @@ detectors:
     role: ours                      # or baseline
     config: ../detectors/fastflow.yaml
     model: {epochs: 8}              # over those of the file
+    fit: {brightness: levelled}     # what else `anomaly fit` is asked: brightness, tile or windows
     schedule: reduced               # full where it is the published one
     note: 8 of 500 epochs           # how it is reduced
     seeds: [0]                      # only these
@@ -48,6 +49,8 @@ class Cell:
     role: Literal["ours", "baseline"]
     detector: str
     model: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    """options of `anomaly fit` beside these"""
     schedule: Literal["full", "reduced"]
     note: str
     chosen_on: tuple[str, ...]
@@ -61,13 +64,15 @@ class Cell:
 
     def fingerprint(self) -> str:
         """Hash of all that was asked: a cell whose file has another one is measured again."""
-        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        asked = {key: value for key, value in asdict(self).items() if key != "fit" or value}
+        text = json.dumps(asked, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _PLAN = {"benchmark", "precision", "threads", "data", "detectors"}
 _DATA = {"categories", "seeds", "group"}
-_DETECTOR = {"role", "config", "model", "schedule", "note", "precision", "seeds", "sets", "chosen_on"}
+_DETECTOR = {"role", "config", "model", "fit", "schedule", "note", "precision", "seeds", "sets", "chosen_on"}
+_FIT = {"brightness", "tile", "windows"}
 
 
 def read_plan(file: Path, *, data: Path, own: str, own_model: dict[str, Any]) -> list[Cell]:
@@ -141,6 +146,7 @@ def _detector(name: str, row: dict[str, Any], *, file: Path) -> dict[str, Any]:
             "note": "from the command line", "chosen_on": (),
         }  # fmt: skip
     _check(row, _DETECTOR, f"detector {name!r} of {file}")
+    _check(row.get("fit", {}), _FIT, f"fit of detector {name!r} of {file}")
     config = _read(file.parent / row["config"]) if "config" in row else {}
     detector = str(config.get("detector", name))
     if ":" in detector:
@@ -151,6 +157,7 @@ def _detector(name: str, row: dict[str, Any], *, file: Path) -> dict[str, Any]:
         "role": row.get("role", "ours"),
         "detector": detector,
         "model": {**config.get("model", {}), **row.get("model", {})},
+        "fit": row.get("fit", {}),
         "schedule": row.get("schedule", "reduced"),
         "note": str(row.get("note", "")),
         "chosen_on": tuple(row.get("chosen_on", ())),

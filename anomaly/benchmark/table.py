@@ -15,6 +15,7 @@ from pathlib import Path
 from anomaly.benchmark.leaks import stamp
 from anomaly.benchmark.published import MVTEC_AD, PUBLISHED, PublishedRow
 from anomaly.benchmark.rows import FIGURES, Json, Row, group_rows, read_cells
+from anomaly.benchmark.shortcuts import tell_shortcuts
 from anomaly.errors import OutputError
 
 SET_CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -72,7 +73,7 @@ def _set_section(name: str, by_category: Mapping[str, list[Row]], hardware: Mapp
     parts = [f"## {name}"]
     published = PUBLISHED if name == "mvtec_ad" else ()
     for category, rows in by_category.items():
-        parts += [f"### {name} / {category}", _category_table(category, rows, published, hardware)]
+        parts += [f"### {name} / {category}", *_shortcuts(rows), _category_table(category, rows, published, hardware)]
         failed = [
             f"- {cell['name']}, seed {cell['seed']}: {_text(cell['message'])}" for row in rows for cell in row.failed
         ]
@@ -105,6 +106,13 @@ def _set_section(name: str, by_category: Mapping[str, list[Row]], hardware: Mapp
             )
             parts += [f"### {name}: {title}", _markdown(columns, lines)]
     return parts
+
+
+def _shortcuts(rows: Iterable[Row]) -> list[str]:
+    """What the category's test set tells without a detector, by the first cell that measured it."""
+    measured = (cell["shortcuts"] for row in rows for cell in row.cells if "shortcuts" in cell)
+    told = [f"- {one}" for one in tell_shortcuts(next(measured, {}))]
+    return ["\n".join(["A detector that sees these is measured by them:", "", *told])] if told else []
 
 
 def _category_table(

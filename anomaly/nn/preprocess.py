@@ -5,14 +5,16 @@ The module is part of every exported graph, so the factory runs the very same ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Resize = Literal["squash", "letterbox"]
+DARKEST = 1.0
+"""Mean grey level below which an image is not made brighter in proportion any more: there is nothing to see in it"""
 
 
 class Preprocess(nn.Module):
@@ -33,6 +35,8 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
     roi: Tensor
+    level: Tensor
+    """mean grey level that every image is brought to, 0 to 255; 0 where images stay as bright as they are"""
 
     def __init__(self, *, size: tuple[int, int], resize: Resize, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -42,9 +46,13 @@ class Preprocess(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255.0)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255.0)
         self.register_buffer("roi", torch.ones(size, dtype=torch.bool))
+        self.register_buffer("level", torch.zeros(()))
         self.has_roi = False
         """Whether any network pixel lies outside the region of interest"""
-        self.register_load_state_dict_post_hook(lambda module, _: module._note_roi())  # type: ignore[no-untyped-call]
+        self.levelled = False
+        """Whether images are brought to one brightness"""
+        self.register_load_state_dict_pre_hook(_complete)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(lambda module, _: module._note())  # type: ignore[no-untyped-call]
 
     def set_roi(self, mask: Tensor) -> None:
         """Keep only network pixels whose whole filter support lies inside `mask`.
@@ -59,10 +67,30 @@ class Preprocess(nn.Module):
             parts = letterbox(parts, self.size)
         # what lies outside has no weight at all, not even a rounded one; the padding of a letterbox is what its border is
         self.roi.copy_((parts[0, 0] > 0.5) & (parts[0, 1] == 0))
-        self._note_roi()
+        self._note()
 
-    def _note_roi(self) -> None:
+    @torch.no_grad()
+    def level_brightness(self, batches: Iterable[Tensor | list[Tensor]]) -> None:
+        """Bring every image to the mean grey level of these photographs from now on, by one factor for all its channels.
+
+        A lamp that ages or an exposure that varies then moves no score, and a part that is too bright or too dark as a whole
+        is no defect any more. The mean is that of the region of interest, at the network's size.
+
+        Args:
+            batches: of photographs, as `forward` takes them.
+        """
+        means = [self._mean_level(self._resized(part)) for batch in batches for part in _stacks(batch)]
+        self.level.copy_(torch.cat(means).mean().clamp(min=DARKEST))
+        self._note()
+
+    def _mean_level(self, x: Tensor) -> Tensor:
+        """Mean grey level (N, 1, 1, 1) inside the region of images (N, 3, h, w) in grey levels."""
+        mean = (x * self.roi if self.has_roi else x).mean(dim=(2, 3), keepdim=True).mean(dim=1, keepdim=True)
+        return mean / self.roi.to(x.dtype).mean()
+
+    def _note(self) -> None:
         self.has_roi = not bool(self.roi.all())
+        self.levelled = bool(self.level > 0)
 
     def forward(self, image: Tensor | list[Tensor]) -> Tensor:
         """Turn images into the network's input.
@@ -76,17 +104,30 @@ class Preprocess(nn.Module):
         """
         if isinstance(image, list):
             return torch.cat([self(single[None]) for single in image])
-        x = image.permute(0, 3, 1, 2).to(torch.float32)
-        if self.resize == "native":
-            x = (x - self.mean) / self.std
-        elif self.resize == "squash":
-            x = functional.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
-            x = (x - self.mean) / self.std
-        else:
-            x = (letterbox(x, self.size) - self.mean) / self.std
+        x = self._resized(image)
+        if self.levelled:
+            x = x * (self.level / self._mean_level(x).clamp(min=DARKEST))
+        x = (x - self.mean) / self.std
         if self.has_roi:
             x = x * self.roi
         return x
+
+    def _resized(self, image: Tensor) -> Tensor:
+        """Grey levels (N, 3, h, w) float32 of images (N, H, W, 3) uint8 at the network's size."""
+        x = image.permute(0, 3, 1, 2).to(torch.float32)
+        if self.resize == "squash":
+            return functional.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
+        return letterbox(x, self.size) if self.resize == "letterbox" else x
+
+
+def _complete(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a state from before there was a level be loaded: images stay as bright as they are."""
+    state.setdefault(f"{prefix}level", torch.zeros(()))
+
+
+def _stacks(batch: Tensor | list[Tensor]) -> list[Tensor]:
+    """Images (n, H, W, 3) of one size each."""
+    return [single[None] for single in batch] if isinstance(batch, list) else [batch]
 
 
 def letterbox(x: Tensor, size: tuple[int, int]) -> Tensor:

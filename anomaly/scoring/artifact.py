@@ -32,6 +32,7 @@ IR_VERSION = 8
 """The lowest that opset 18 allows; ONNX Runtime reads it from 1.14 on"""
 PREFIX = "anomaly."
 Precision = Literal["fp32", "fp16", "int8"]
+Brightness = Literal["kept", "levelled"]
 GOLDEN_TOLERANCE = 1e-3
 """Of the golden image where a file stores no other, in calibrated units, `|a - b| / max(1, |a|)`"""
 GOLDEN_SIDE = 96
@@ -115,6 +116,8 @@ class Metadata:
     """how a host walks over an image whose windows the graph takes; none where it takes whole images"""
     marked: MarkedRecord | None = None
     """what else set the limit; none where the held-out images alone did"""
+    brightness: Brightness = "kept"
+    """whether the graph brings each image to the training photographs' mean grey level"""
 
     def check_size(self, image: NDArray[np.uint8], *, name: str) -> None:
         """Refuse images (..., H, W, 3) that a fixed model does not take.
