@@ -50,6 +50,17 @@ def parts(num: int) -> list[tuple[Tensor, str]]:
     return [(torch.from_numpy(draw_part(n)), str(n)) for n in range(num)]
 
 
+def trained(detector: Riad, loader: Any, *, epochs: int) -> pl.Trainer:
+    """Train on photographs, which are its stopping images too."""
+    quiet: dict[str, Any] = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, num_sanity_val_steps=0, **quiet)
+        trainer.fit(detector, loader, loader)
+    detector.eval()
+    return trainer
+
+
 def inpainted_by_hand(x: Tensor, sets: Tensor, *, num_sets: int) -> Tensor:
     x_hat = torch.zeros_like(x)
     for number in range(num_sets):
@@ -182,22 +193,36 @@ def test_training_stops_when_stopping_images_get_no_better() -> None:
     detector = Riad(**TINY, patience=2, epochs=40, learning_rate=1.0)  # a rate at which nothing is learned
     assert detector.needs_stopping_images
     loader: Any = DataLoader(parts(4), batch_size=4, collate_fn=collate)  # type: ignore[arg-type]
-    quiet: dict[str, Any] = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer = pl.Trainer(max_epochs=40, accelerator="cpu", logger=False, num_sanity_val_steps=0, **quiet)
-        trainer.fit(detector, loader, loader)
+    trainer = trained(detector, loader, epochs=40)
     assert 3 <= trainer.current_epoch < 40
     batch: Batch = next(iter(loader))
-    x = detector.eval().preprocess(batch.image)
+    x = detector.preprocess(batch.image)
     with torch.no_grad():
         losses = [sum(detector._loss(x, sets).values()) for sets in detector.sets]
     assert trainer.callback_metrics["stopping"].item() == pytest.approx(float(sum(losses)) / 2, rel=1e-4)
 
 
-def test_exported_graph_agrees() -> None:
+def test_standardised_map_is_in_units_of_its_spread_in_training() -> None:
+    detectors = [Riad(**TINY, epochs=1, standardise=asked) for asked in (True, False)]
+    detectors[1].load_state_dict({k: v for k, v in detectors[0].state_dict().items() if not k.startswith("scale.")})
+    photographs: Any = parts(8)
+    for detector in detectors:
+        trained(detector, DataLoader(photographs, batch_size=4, collate_fn=collate), epochs=1)
+    x = detectors[0].preprocess(collate(photographs).image)
+    with torch.no_grad():
+        standard, plain = (detector.anomaly(x) for detector in detectors)
+    r = plain.anomaly_map
+    spread = r.std(dim=0, correction=0) + 0.5 * r.std(dim=0, correction=0).mean()
+    assert torch.allclose(standard.anomaly_map, (r - r.mean(dim=0)) / spread, atol=1e-3)
+    assert torch.equal(standard.score, standard.anomaly_map.amax(dim=(1, 2)))
+    assert "place in the input" in detectors[0].tile_obstacle
+    assert detectors[1].tile_obstacle == ""
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_exported_graph_agrees(standardise: bool) -> None:
     torch.manual_seed(0)
-    detector = build(resize="letterbox", regions=(8,)).train()
+    detector = build(resize="letterbox", regions=(8,), standardise=standardise).train()
     optimizer = torch.optim.Adam(detector.network.parameters(), lr=3e-3)
     for _ in range(20):
         optimizer.zero_grad()

@@ -9,6 +9,8 @@ x_hat has seen the region it lies in.
 What is the paper's: the U-Net with concatenated skips, the loss (§3.2: gradient similarity at four scales, SSIM and squared
 error, one to one to one), one region size drawn per step, and the map: 1 - MSGMS of x and x_hat, averaged over the region
 sizes, then over a window; the score is its maximum.
+What may be added: each pixel of the map measured by mean and deviation of the training images there (`standardise`), for what
+no surroundings tell of a good part, such as its print, is inpainted ill on every one.
 What differs, and why: the sets of regions are drawn once for scoring and are part of the state, so that an image has one
 score and not a random one; each region size weighs the same in the map, where a public implementation weighs the largest 64
 times the smallest; the n passes of a step share one batch norm statistic; convolutions before a batch norm have no bias,
@@ -30,7 +32,7 @@ from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.residual_map import smoothed
+from anomaly.nn.residual_map import SCALE_OBSTACLE, PixelScale, smoothed
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 _NUM_HALVINGS = 4
@@ -99,6 +101,8 @@ class Riad(Detector):
         regions: sides k in pixels of the regions that are inpainted; the paper's are 2, 4, 8 and 16 at size 256.
         num_sets: n, sets of regions that are inpainted one after the other.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
+        standardise: whether each pixel of the map is measured by mean and deviation of the training images there; not the
+            paper's.
         learning_rate: of Adam, a tenth of it from 5/6 of the training on.
         weight_decay: of Adam.
         epochs: passes over the training images.
@@ -120,6 +124,7 @@ class Riad(Detector):
         regions: Sequence[int] = (2, 4, 8, 16),
         num_sets: int = 3,
         smooth: int = 21,
+        standardise: bool = False,
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-5,
         epochs: int = 300,
@@ -155,10 +160,9 @@ class Riad(Detector):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.patience = patience
         self.needs_stopping_images = patience > 0
-        self.stride, self.tile_obstacle = (
-            size,
-            "",
-        )  # the sets repeat with that period; the U-Net's own stride divides it
+        self.scale = PixelScale((size, size)) if standardise else nn.Identity()
+        self.stride = size  # the sets repeat with that period; the U-Net's own stride divides it
+        self.tile_obstacle = SCALE_OBSTACLE if standardise else ""
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
         fixed = torch.Generator().manual_seed(seed)
         self.register_buffer("sets", torch.stack([self._draw(region, fixed) for region in self.regions]))
@@ -229,6 +233,13 @@ class Riad(Detector):
         """Drop the cached images."""
         self._cache.clear()
 
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Measure the map at each pixel over the training images, with the final weights."""
+        if isinstance(self.scale, PixelScale):
+            self.eval()
+            self.scale.measure((self._map(x) for x in self.training_inputs()), roi=self.preprocess.roi)
+
     def _sets_of(self, x: Tensor) -> list[Tensor]:
         """The sets of each region size for x (N, 3, h, w), (h, w) each; over a large image they come again and again."""
         if self.preprocess.resize != "native":
@@ -241,11 +252,15 @@ class Riad(Detector):
         r = 1 - self.msgms(x, self.reconstruct(x, self._sets_of(x)[0]))
         return smoothed(r, window=self.smooth)
 
-    def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by 1 - MSGMS of x and x_hat: its mean over region sizes, smoothed, is the map; the score is its maximum."""
+    def _map(self, x: Tensor) -> Tensor:
+        """1 - MSGMS of x and x_hat, its mean over the region sizes, smoothed."""
         image = (x + 1) / 2
         r = torch.zeros((), device=x.device)
         for sets in self._sets_of(x):
             r = r + 1 - self.msgms(image, (self.reconstruct(x, sets) + 1) / 2)
-        anomaly_map = self.inside_roi(smoothed(r / len(self.regions), window=self.smooth))
+        return smoothed(r / len(self.regions), window=self.smooth)
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        """Score by the mean of 1 - MSGMS over the region sizes, smoothed, in its scale: the score is the map's maximum."""
+        anomaly_map = self.inside_roi(self.scale(self._map(x)))
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
