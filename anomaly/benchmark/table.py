@@ -112,7 +112,7 @@ def _shortcuts(rows: Iterable[Row]) -> list[str]:
     """What the category's test set tells without a detector, by the first cell that measured it."""
     measured = (cell["shortcuts"] for row in rows for cell in row.cells if "shortcuts" in cell)
     told = [f"- {one}" for one in tell_shortcuts(next(measured, {}))]
-    return ["\n".join(["A detector that sees these is measured by them:", "", *told])] if told else []
+    return ["\n".join(["Told without a detector:", "", *told])] if told else []
 
 
 def _category_table(
