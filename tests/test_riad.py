@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -202,8 +202,9 @@ def test_training_stops_when_stopping_images_get_no_better() -> None:
     assert trainer.callback_metrics["stopping"].item() == pytest.approx(float(sum(losses)) / 2, rel=1e-4)
 
 
-def test_standardised_map_is_in_units_of_its_spread_in_training() -> None:
-    detectors = [Riad(**TINY, epochs=1, standardise=asked) for asked in (True, False)]
+def test_standardised_score_is_in_units_of_the_spread_in_training() -> None:
+    scores: tuple[Literal["standardised", "map"], ...] = ("standardised", "map")
+    detectors = [Riad(**TINY, epochs=1, score=score) for score in scores]
     detectors[1].load_state_dict({k: v for k, v in detectors[0].state_dict().items() if not k.startswith("scale.")})
     photographs: Any = parts(8)
     for detector in detectors:
@@ -213,16 +214,17 @@ def test_standardised_map_is_in_units_of_its_spread_in_training() -> None:
         standard, plain = (detector.anomaly(x) for detector in detectors)
     r = plain.anomaly_map
     spread = r.std(dim=0, correction=0) + 0.5 * r.std(dim=0, correction=0).mean()
-    assert torch.allclose(standard.anomaly_map, (r - r.mean(dim=0)) / spread, atol=1e-3)
-    assert torch.equal(standard.score, standard.anomaly_map.amax(dim=(1, 2)))
+    assert torch.allclose(standard.score, ((r - r.mean(dim=0)) / spread).amax(dim=(1, 2)), atol=1e-3)
+    assert torch.allclose(standard.anomaly_map, r, atol=1e-6)
+    assert torch.equal(plain.score, r.amax(dim=(1, 2)))
     assert "place in the input" in detectors[0].tile_obstacle
     assert detectors[1].tile_obstacle == ""
 
 
-@pytest.mark.parametrize("standardise", [False, True])
-def test_exported_graph_agrees(standardise: bool) -> None:
+@pytest.mark.parametrize("score", ["map", "standardised"])
+def test_exported_graph_agrees(score: str) -> None:
     torch.manual_seed(0)
-    detector = build(resize="letterbox", regions=(8,), standardise=standardise).train()
+    detector = build(resize="letterbox", regions=(8,), score=score).train()
     optimizer = torch.optim.Adam(detector.network.parameters(), lr=3e-3)
     for _ in range(20):
         optimizer.zero_grad()

@@ -27,7 +27,7 @@ from anomaly.nn.convolutional import StridedAutoencoder, UNet
 from anomaly.nn.corruption import add_noise, corrupt
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.residual_map import SCALE_OBSTACLE, PixelScale, smoothed
+from anomaly.nn.residual_map import PixelScale, smoothed
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 Measure = Literal["l2", "ssim", "msgms", "ssim+msgms"]
@@ -172,7 +172,7 @@ def _tile_obstacle(network: str, *, score: Measure, standardise: bool) -> str:
     if network == "strided":
         return "its code is one vector of the whole input (take network unet)"
     if standardise:
-        return SCALE_OBSTACLE
+        return "each pixel of its map has a scale of its own, by its place in the input (take standardise false)"
     if "ssim" in score:
         return "its SSIM takes the mean of the whole input (take score l2 or msgms)"
     return ""

@@ -9,8 +9,8 @@ x_hat has seen the region it lies in.
 What is the paper's: the U-Net with concatenated skips, the loss (§3.2: gradient similarity at four scales, SSIM and squared
 error, one to one to one), one region size drawn per step, and the map: 1 - MSGMS of x and x_hat, averaged over the region
 sizes, then over a window; the score is its maximum.
-What may be added: each pixel of the map measured by mean and deviation of the training images there (`standardise`), for what
-no surroundings tell of a good part, such as its print, is inpainted ill on every one.
+What may be chosen: a score by the map with each pixel in units of its spread over the training images (`standardised`), for
+what no surroundings tell of a good part, such as its print, is inpainted ill on every one; the map stays as it is.
 What differs, and why: the sets of regions are drawn once for scoring and are part of the state, so that an image has one
 score and not a random one; each region size weighs the same in the map, where a public implementation weighs the largest 64
 times the smallest; the n passes of a step share one batch norm statistic; convolutions before a batch norm have no bias,
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
@@ -32,7 +33,7 @@ from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.residual_map import SCALE_OBSTACLE, PixelScale, smoothed
+from anomaly.nn.residual_map import PixelScale, smoothed
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 _NUM_HALVINGS = 4
@@ -101,8 +102,8 @@ class Riad(Detector):
         regions: sides k in pixels of the regions that are inpainted; the paper's are 2, 4, 8 and 16 at size 256.
         num_sets: n, sets of regions that are inpainted one after the other.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there; not the
-            paper's.
+        score: `map` is the paper's, the maximum of the map; `standardised` that of the map with each pixel measured by mean
+            and deviation of the training images there.
         learning_rate: of Adam, a tenth of it from 5/6 of the training on.
         weight_decay: of Adam.
         epochs: passes over the training images.
@@ -124,7 +125,7 @@ class Riad(Detector):
         regions: Sequence[int] = (2, 4, 8, 16),
         num_sets: int = 3,
         smooth: int = 21,
-        standardise: bool = False,
+        score: Literal["map", "standardised"] = "map",
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-5,
         epochs: int = 300,
@@ -160,9 +161,11 @@ class Riad(Detector):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.patience = patience
         self.needs_stopping_images = patience > 0
-        self.scale = PixelScale((size, size)) if standardise else nn.Identity()
+        self.scale = PixelScale((size, size)) if score == "standardised" else nn.Identity()
         self.stride = size  # the sets repeat with that period; the U-Net's own stride divides it
-        self.tile_obstacle = SCALE_OBSTACLE if standardise else ""
+        self.tile_obstacle = (
+            "its score has a scale for each place in the input (take score map)" if score != "map" else ""
+        )
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
         fixed = torch.Generator().manual_seed(seed)
         self.register_buffer("sets", torch.stack([self._draw(region, fixed) for region in self.regions]))
@@ -261,6 +264,6 @@ class Riad(Detector):
         return smoothed(r / len(self.regions), window=self.smooth)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by the mean of 1 - MSGMS over the region sizes, smoothed, in its scale: the score is the map's maximum."""
-        anomaly_map = self.inside_roi(self.scale(self._map(x)))
-        return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
+        """Score by the mean of 1 - MSGMS over the region sizes, smoothed: the score is its maximum, in its scale."""
+        r = self._map(x)
+        return Anomaly(self.inside_roi(self.scale(r)).amax(dim=(1, 2)), self.inside_roi(r))

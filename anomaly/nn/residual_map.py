@@ -18,10 +18,6 @@ def smoothed(residual: Tensor, *, window: int) -> Tensor:
     return functional.avg_pool2d(padded, window, stride=1)[:, 0]
 
 
-SCALE_OBSTACLE = "each pixel of its map has a scale of its own, by its place in the input (take standardise false)"
-"""Why a detector with a `PixelScale` has no seamless tiles"""
-
-
 class PixelScale(nn.Module):
     """Measures each pixel of a residual map by mean and deviation of good training images there.
 
