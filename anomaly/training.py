@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytorch_lightning as pl
@@ -88,6 +88,8 @@ def fit(
         OutputError: a run folder that cannot be written.
         UsageError: an option that cannot be, such as tiles of a detector that has none, with the reason.
     """
+    if brightness not in get_args(Brightness):
+        raise UsageError(f"brightness {brightness!r} is not known: give {' or '.join(get_args(Brightness))}")
     card = RunCard("fit", config=dict(locals()))
     try:
         out.mkdir(parents=True, exist_ok=True)

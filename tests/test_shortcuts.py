@@ -34,7 +34,7 @@ def test_a_shortcut_may_point_either_way_and_equal_light_is_none() -> None:
     assert list(tell_shortcuts({})) == []
 
 
-@pytest.mark.parametrize("empty", ["train", "defect"])
+@pytest.mark.parametrize("empty", ["train", "good", "defect"])
 def test_no_images_are_refused(empty: str) -> None:
     parts = {"train": light(1), "good": light(2), "defect": light(3)} | {empty: []}
     with pytest.raises(DataError, match="at least one of each"):

@@ -203,6 +203,8 @@ def test_levelled_model_scores_by_no_lamp(category: Path, tmp_path: Path) -> Non
     }
     with pytest.raises(UsageError, match="each window would be levelled by what it sees alone"):
         fit(category, out=tmp_path / "w", detector="autoencoder", model=TINY, brightness="levelled", windows=32)
+    with pytest.raises(UsageError, match="brightness 'leveled' is not known: give kept or levelled"):
+        quick(category, tmp_path / "w", brightness="leveled")
     part = draw_part(99) // 2
     both = np.stack([part, part * 2])
     moved = {}

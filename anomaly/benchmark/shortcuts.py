@@ -44,7 +44,7 @@ def measure_shortcuts(
         values = np.array([one[name] for one in (*low, *high)])
         return round(auroc(values, np.arange(len(values)) >= len(low)), 4)
 
-    names = list(good[0]) if good else []
+    names = dict.fromkeys(name for one in (*train, *good, *defect) for name in one)
     return {
         name: {DEFECT_ABOVE_GOOD: above(good, defect, name), TEST_ABOVE_TRAIN: above(train, good, name)}
         for name in names
