@@ -138,7 +138,7 @@ def test_region_of_interest_counts_the_cells_that_reach_into_it() -> None:
     sampler = Gmm(size=4, patch=2, num_gaussians=2, dimensions=3)
     sampler.preprocess.roi[:, 3] = False
     sampler.preprocess.roi[:2] = False
-    sampler.preprocess._note_roi()
+    sampler.preprocess._note()
     x = stripes(60) * sampler.preprocess.roi
     sampler.learn(x)
     said = sampler.surprise(x)

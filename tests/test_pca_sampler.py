@@ -169,7 +169,7 @@ def test_region_of_interest_is_all_that_counts() -> None:
     roi[2:9, 3:12] = True
     sampler = Pca(size=16, num_components=4)
     sampler.preprocess.roi.copy_(roi)
-    sampler.preprocess._note_roi()
+    sampler.preprocess._note()
     sampler.learn(x * roi)
     inside = x[:, :, roi].flatten(1).double()
     U = sampler.directions[:, :, roi].flatten(1).double()
