@@ -111,7 +111,7 @@ def _parity(run: Path) -> dict[str, Any]:
     try:
         certificate = verify(run)
     except ParityError as error:
-        refused = str(error)
+        refused = str(error).replace(f"{run}/", "")
         certificate = json.loads((run / "model.certificate.json").read_text(encoding="utf-8"))
     return {key: certificate[key] for key in ("score", "map", "num_flips", "provider")} | {"refused": refused}
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Resize = Literal["squash", "letterbox"]
-DARKEST = 1.0
-"""Mean grey level below which an image is not made brighter in proportion any more: there is nothing to see in it"""
+MOST_GAIN = 4.0
+"""By how much an image is made brighter at most: beyond it there is little but noise, which no model has learned"""
 
 
 class Preprocess(nn.Module):
@@ -73,14 +73,15 @@ class Preprocess(nn.Module):
     def level_brightness(self, batches: Iterable[Tensor | list[Tensor]]) -> None:
         """Bring every image to the mean grey level of these photographs from now on, by one factor for all its channels.
 
-        A lamp that ages or an exposure that varies then moves no score, and a part that is too bright or too dark as a whole
-        is no defect any more. The mean is that of the region of interest, at the network's size.
+        The factor is `MOST_GAIN` at most. A lamp that ages or an exposure that varies then moves no score, and a part that is
+        too bright or too dark as a whole is no defect any more. The mean is that of the region of interest, at the
+        network's size.
 
         Args:
             batches: of photographs, as `forward` takes them.
         """
         means = [self._mean_level(self._resized(part)) for batch in batches for part in _stacks(batch)]
-        self.level.copy_(torch.cat(means).mean().clamp(min=DARKEST))
+        self.level.copy_(torch.cat(means).mean().clamp(min=1.0))
         self._note()
 
     def _mean_level(self, x: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class Preprocess(nn.Module):
             return torch.cat([self(single[None]) for single in image])
         x = self._resized(image)
         if self.levelled:
-            x = x * (self.level / self._mean_level(x).clamp(min=DARKEST))
+            x = x * (self.level / torch.maximum(self._mean_level(x), self.level / MOST_GAIN))
         x = (x - self.mean) / self.std
         if self.has_roi:
             x = x * self.roi
