@@ -1,3 +1,5 @@
-"""Industrial anomaly detection: from a folder of good photographs to one certified .onnx file."""
+"""Industrial anomaly detection: from a folder of good images to one certified .onnx file."""
 
-__version__ = "0.1.0"
+from anomaly.system.version import VERSION
+
+__version__ = VERSION

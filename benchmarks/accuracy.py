@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from anomaly.evaluation import test
-from anomaly.export import export
-from anomaly.parity import verify
-from anomaly.run_card import RunCard
-from anomaly.training import fit
+from anomaly.evaluation.evaluate import test
+from anomaly.export.detector import export
+from anomaly.export.parity import verify
+from anomaly.system.run_card import RunCard
+from anomaly.training.fit import fit
 
 
 def measure(data: Path, config: dict[str, Any], *, seed: int, precision: str, folder: Path) -> dict[str, Any]:

@@ -23,13 +23,13 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from anomaly.detectors.anomalib_inference import NOT_EXPORTED
-from anomaly.detectors.anomalib_model import FOLDERS, AnomalibModel
+from anomaly.detectors.anomalib.adapter import FOLDERS, AnomalibModel
+from anomaly.detectors.anomalib.inference import NOT_EXPORTED
 from anomaly.errors import AnomalyError, CalibrationError
-from anomaly.export import export_graph
-from anomaly.run_card import RunCard
-from anomaly.scoring.scorer import relative_difference, score_bytes
-from anomaly.trial import as_batch, draw_defects, draw_parts, train_on, unusual_images
+from anomaly.export.detector import export_graph
+from anomaly.inference.scorer import relative_difference, score_bytes
+from anomaly.system.run_card import RunCard
+from anomaly.testing.toy_training import as_batch, draw_defects, draw_parts, train_on, unusual_images
 
 SMALL: dict[str, Any] = {"size": 64, "inner_epochs": 1, "batch_size": 8, "weights": "none"}
 RESNET = {"backbone": "resnet18"}

@@ -24,10 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from anomaly.cli import run
+from anomaly.commands.main import run
 from anomaly.data.folders import list_images
-from anomaly.run_card import RunCard
-from anomaly.scoring.processors import num_cpus
+from anomaly.system.processors import num_cpus
+from anomaly.system.run_card import RunCard
 
 
 def quietly(work: Callable[[], Any]) -> Any:

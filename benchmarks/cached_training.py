@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from anomaly.run_card import RunCard
+from anomaly.system.run_card import RunCard
 from benchmarks.accuracy import measure
 
 WAYS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {

@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.calibration import fit_scale, tightest_alpha
+from anomaly.conformal.calibration import fit_scale, tightest_alpha
+from anomaly.conformal.drift import STATISTICS, Bets, DriftWatch, Ranks
 from anomaly.data.synthetic import make_part
-from anomaly.run_card import RunCard
-from anomaly.scoring.drift import STATISTICS, Bets, DriftWatch, Ranks
-from anomaly.scoring.image_stats import image_statistics, summarise
-from anomaly.scoring.scorer import OnnxScorer
+from anomaly.imaging.statistics import image_statistics, summarise
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.system.run_card import RunCard
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float64]

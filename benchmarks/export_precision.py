@@ -20,13 +20,13 @@ from typing import Any
 
 import onnxruntime as ort
 
-from anomaly.conversion import read_photographs
 from anomaly.errors import ParityError
-from anomaly.export import export, trace_graph
-from anomaly.run_card import RunCard
-from anomaly.run_folder import load
-from anomaly.scoring.artifact import INPUT, Precision
-from anomaly.scoring.session import open_session
+from anomaly.export.detector import export, trace_graph
+from anomaly.export.reduced_precision import read_photographs
+from anomaly.inference.artifact import INPUT, Precision
+from anomaly.inference.session import open_session
+from anomaly.system.run_card import RunCard
+from anomaly.training.fitted_model import load
 
 KEPT = (
     "auroc_before",

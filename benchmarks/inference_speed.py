@@ -20,10 +20,10 @@ import onnxruntime as ort
 import torch
 
 from anomaly.detectors.fastflow import FastFlow
-from anomaly.export import export_graph
+from anomaly.export.detector import export_graph
 from anomaly.nn.backbones import weights_at_hand
-from anomaly.run_card import RunCard
-from anomaly.scoring.processors import num_cpus
+from anomaly.system.processors import num_cpus
+from anomaly.system.run_card import RunCard
 from benchmarks.training_speed import new_reference
 
 SIDE = 900

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from anomaly.run_card import RunCard
-from anomaly.scoring.run_directory import LEDGER, LOCK, MANIFEST, check_manifest, hash_files, read_ledger
+from anomaly.runs.run_directory import LEDGER, LOCK, MANIFEST, check_manifest, hash_files, read_ledger
+from anomaly.system.run_card import RunCard
 from benchmarks.throughput import MAIN, link_images
 
 FORMATS = ("csv", "jsonl", "parquet")

@@ -19,9 +19,9 @@ import numpy as np
 import onnxruntime as ort
 import yaml
 
-from anomaly.export import export_graph
-from anomaly.run_card import RunCard
-from anomaly.run_folder import build_detector
+from anomaly.export.detector import export_graph
+from anomaly.system.run_card import RunCard
+from anomaly.training.fitted_model import build_detector
 from benchmarks.inference_speed import open_session
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "detectors"

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.data.synthetic import make_dataset
-from anomaly.deployment.offline import offline
-from anomaly.export import export
-from anomaly.run_card import RunCard, write_json
-from anomaly.training import fit
+from anomaly.deployment.bundle import offline
+from anomaly.export.detector import export
+from anomaly.system.files import write_json
+from anomaly.system.run_card import RunCard
+from anomaly.training.fit import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"size": 64, "width": 8, "epochs": 2}

@@ -21,7 +21,7 @@ from typing import Literal
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 
-MAIN = "import sys; from anomaly.cli import run; sys.exit(run(sys.argv[1:]))"
+MAIN = "import sys; from anomaly.commands.main import run; sys.exit(run(sys.argv[1:]))"
 VIEWS: dict[str, tuple[Literal["light", "dark"], int, int]] = {
     "light": ("light", 1280, 1080),
     "dark": ("dark", 1280, 1080),

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from anomaly.run_card import RunCard
-from anomaly.scoring.scorer import relative_difference
+from anomaly.inference.scorer import relative_difference
+from anomaly.system.run_card import RunCard
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORMS = {
@@ -49,7 +49,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from anomaly.cli import run
+from anomaly.commands.main import run
 
 model, category, out = sys.argv[1:]
 device, said = ["--device", "cpu"], {}
@@ -92,7 +92,7 @@ print(json.dumps({
 
 def score_here(model: Path, category: Path, out: Path) -> list[dict[str, Any]]:
     """Rows of this Python."""
-    main = "import sys; from anomaly.cli import run; sys.exit(run(sys.argv[1:]))"
+    main = "import sys; from anomaly.commands.main import run; sys.exit(run(sys.argv[1:]))"
     asked = ["score", str(model), f"{category}/test", "--out", str(out), "--device", "cpu"]
     subprocess.run([sys.executable, "-c", main, *asked], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
     return read_rows(out)

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 import yaml
 
-from anomaly.data.dataset import GoodData, GoodImages
 from anomaly.data.folders import Sample
-from anomaly.image import write_png
-from anomaly.run_card import RunCard
-from anomaly.run_folder import build_detector
-from anomaly.training_loop import train
-from anomaly.trial import draw_parts
+from anomaly.imaging.image_file import write_png
+from anomaly.system.run_card import RunCard
+from anomaly.testing.toy_training import draw_parts
+from anomaly.training.dataset import GoodData, GoodImages
+from anomaly.training.fitted_model import build_detector
+from anomaly.training.loop import train
 from benchmarks.latency import CONFIGS, SHIPPED
 
 NUM_IMAGES = 24

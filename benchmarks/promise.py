@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.calibration import Promise, fit_scale, guarantee, tightest_alpha
+from anomaly.conformal.calibration import Promise, fit_scale, guarantee, tightest_alpha
 from anomaly.data.folders import find_category
 from anomaly.data.synthetic import make_dataset
-from anomaly.evaluation import score_samples
-from anomaly.export import export
-from anomaly.run_card import RunCard
-from anomaly.scoring.scorer import OnnxScorer
-from anomaly.training import fit
+from anomaly.evaluation.evaluate import score_samples
+from anomaly.export.detector import export
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.system.run_card import RunCard
+from anomaly.training.fit import fit
 
 NUM_SPLITS = 500
 

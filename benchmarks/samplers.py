@@ -30,20 +30,21 @@ from torch.nn import functional
 
 from anomaly.data.synthetic import make_dataset
 from anomaly.errors import Unsupported
-from anomaly.export import export
-from anomaly.image import read_image, write_png
+from anomaly.export.detector import export
+from anomaly.export.parity import verify
+from anomaly.export.sampler import SAMPLER_FILE
+from anomaly.generation.base import Options, Process
+from anomaly.generation.contact_sheet import contact_sheet, to_bytes
+from anomaly.generation.onnx_sampler import OnnxSampler
+from anomaly.imaging.image_file import read_image, write_png
 from anomaly.metrics.generation import distances, frechet_distance, kernel_distance, precision_recall
 from anomaly.nn.backbones import Backbone
-from anomaly.parity import verify
-from anomaly.run_card import RunCard, write_json
-from anomaly.run_folder import load
-from anomaly.sampler_export import SAMPLER_FILE
 from anomaly.samplers.base import Sampler
 from anomaly.samplers.vqvae import VqVae
-from anomaly.sampling.contact_sheet import contact_sheet, to_bytes
-from anomaly.sampling.onnx_sampler import OnnxSampler
-from anomaly.sampling.process import Options, Process
-from anomaly.training import fit
+from anomaly.system.files import write_json
+from anomaly.system.run_card import RunCard
+from anomaly.training.fit import fit
+from anomaly.training.fitted_model import load
 
 FEATURES = "ResNet-18 (ImageNet), layer 3, averaged over the image enlarged to 128 px, 256 numbers"
 FEATURE_SIDE = 128
@@ -162,7 +163,7 @@ def _speed(exported: Process, trained: Process, *, num: int, seed: int) -> dict[
 
 def _peak_memory(model: Path, out: Path, *, num: int) -> float:
     """Largest resident memory, in MiB, of a process that draws one batch."""
-    main = "import sys; from anomaly.cli import run; sys.exit(run(sys.argv[1:]))"
+    main = "import sys; from anomaly.commands.main import run; sys.exit(run(sys.argv[1:]))"
     options = ["--num", str(num), "--batch-size", str(num), "--device", "cpu"]
     code = (
         "import resource, subprocess, sys;"

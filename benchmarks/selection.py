@@ -23,16 +23,16 @@ import yaml
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly.data.dataset import GoodData, GoodImages
 from anomaly.data.folders import find_category
 from anomaly.data.splits import find_groups, split
 from anomaly.data.synthetic import DEFECTS, draw_defect, estimate_foreground
 from anomaly.errors import UsageError
-from anomaly.image import read_image
-from anomaly.overlay import enlarge_map
-from anomaly.run_card import RunCard
-from anomaly.run_folder import build_detector
-from anomaly.training_loop import train
+from anomaly.imaging.image_file import read_image
+from anomaly.imaging.overlay import enlarge_map
+from anomaly.system.run_card import RunCard
+from anomaly.training.dataset import GoodData, GoodImages
+from anomaly.training.fitted_model import build_detector
+from anomaly.training.loop import train
 
 SIZES, CONTRASTS = (0.06, 0.12, 0.24), (0.3, 0.6)
 MAX_PIXELS = 100_000_000

@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from anomaly.image import read_image
-from anomaly.run_card import RunCard
-from anomaly.scoring.scorer import OnnxScorer
-from anomaly.service.protocol import HEADER_LENGTH
+from anomaly.imaging.image_file import read_image
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.service.inference_protocol import HEADER_LENGTH
+from anomaly.system.run_card import RunCard
 
-MAIN = "import sys; from anomaly.cli import run; sys.exit(run(sys.argv[1:]))"
+MAIN = "import sys; from anomaly.commands.main import run; sys.exit(run(sys.argv[1:]))"
 MAX_PIXELS = 100_000_000
 CLIENTS = (1, 8, 64)
 

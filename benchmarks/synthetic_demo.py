@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from anomaly.commands.demo import demo
 from anomaly.data.synthetic import PARTS
-from anomaly.demo import demo
-from anomaly.run_card import RunCard
+from anomaly.system.run_card import RunCard
 
 
 def main() -> None:

@@ -25,13 +25,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from anomaly.image import read_image
-from anomaly.run_card import RunCard
-from anomaly.scoring.processors import num_cpus
-from anomaly.scoring.run_directory import SUMMARY
-from anomaly.scoring.scorer import OnnxScorer
+from anomaly.imaging.image_file import read_image
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.runs.run_directory import SUMMARY
+from anomaly.system.processors import num_cpus
+from anomaly.system.run_card import RunCard
 
-MAIN = "import sys; from anomaly.cli import run; sys.exit(run(sys.argv[1:]))"
+MAIN = "import sys; from anomaly.commands.main import run; sys.exit(run(sys.argv[1:]))"
 MAX_PIXELS = 100_000_000
 
 

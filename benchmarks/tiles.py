@@ -22,13 +22,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.export import export
-from anomaly.image import write_png
-from anomaly.run_card import RunCard
-from anomaly.scoring.artifact import calibration_tensors, load_graph
-from anomaly.scoring.scorer import OnnxScorer
-from anomaly.scoring.tiles import score_tiled
-from anomaly.training import fit
+from anomaly.export.detector import export
+from anomaly.imaging.image_file import write_png
+from anomaly.inference.artifact import calibration_tensors, load_graph
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.inference.tiles import score_tiled
+from anomaly.system.run_card import RunCard
+from anomaly.training.fit import fit
 
 NUM_PHOTOGRAPHS, HEIGHT, WIDTH = 24, 640, 800
 TILE = 512
@@ -39,8 +39,8 @@ DETECTORS: dict[str, dict[str, Any]] = {
 SCORED = ((2000, 2000), (2000, 8000))
 CHILD = """
 import pathlib, re, sys
-from anomaly.cli import run
-from anomaly.scoring.scorer import OnnxScorer
+from anomaly.commands.main import run
+from anomaly.inference.scorer import OnnxScorer
 model, image, out = sys.argv[1:]
 if image:
     assert run(["score", model, image, "--out", out, "--device", "cpu"]) == 0

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from anomaly.data.folders import find_category
-from anomaly.evaluation import evaluate
+from anomaly.evaluation.evaluate import evaluate
+from anomaly.inference.scorer import Scores
 from anomaly.nn.backbones import weights_at_hand
-from anomaly.run_card import RunCard
-from anomaly.scoring.scorer import Scores
+from anomaly.system.run_card import RunCard
 from benchmarks.accuracy import measure
 
 EPOCHS = 10

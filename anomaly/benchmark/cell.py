@@ -23,15 +23,16 @@ from anomaly.benchmark.plan import Cell
 from anomaly.benchmark.shortcuts import measure_shortcuts
 from anomaly.data.folders import Category, find_category
 from anomaly.errors import ParityError
-from anomaly.evaluation import evaluate
-from anomaly.export import export
-from anomaly.image import read_image
-from anomaly.parity import verify
-from anomaly.run_card import RunCard, write_json
-from anomaly.run_folder import Description, load
-from anomaly.scoring.image_stats import image_statistics
-from anomaly.scoring.scorer import OnnxScorer
-from anomaly.training import fit
+from anomaly.evaluation.evaluate import evaluate
+from anomaly.export.detector import export
+from anomaly.export.parity import verify
+from anomaly.imaging.image_file import read_image
+from anomaly.imaging.statistics import image_statistics
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.system.files import write_json
+from anomaly.system.run_card import RunCard
+from anomaly.training.fit import fit
+from anomaly.training.fitted_model import Description, load
 
 MAX_PIXELS = 100_000_000
 TIMING_SECONDS = 2.0

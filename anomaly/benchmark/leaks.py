@@ -27,8 +27,8 @@ from anomaly.data.duplicates import Fingerprint, find_duplicates, fingerprint
 from anomaly.data.folders import Sample
 from anomaly.data.splits import find_groups
 from anomaly.errors import DataError, UsageError
-from anomaly.image import decode_stored, read_file
-from anomaly.image_header import Header, check_header, image_header
+from anomaly.imaging.header import Header, check_header, image_header
+from anomaly.imaging.image_file import decode_stored, read_file
 
 Severity = Literal["leak", "note"]
 NUM_NAMED = 5

@@ -31,8 +31,8 @@ import yaml
 
 from anomaly.data.folders import find_categories
 from anomaly.errors import UsageError
-from anomaly.options import nearest
-from anomaly.training_loop import Precision
+from anomaly.system.suggestions import nearest
+from anomaly.training.loop import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from typing import Any
 from anomaly.benchmark.plan import Cell, read_plan
 from anomaly.benchmark.table import write_results
 from anomaly.errors import UsageError
-from anomaly.progress import progress_bar
-from anomaly.run_card import commit, hardware, now, versions, write_json
+from anomaly.system.files import write_json
+from anomaly.system.progress import progress_bar
+from anomaly.system.run_card import commit, hardware, now, versions
 
 RESULTS_FILE = "RESULTS.md"
 

@@ -28,7 +28,7 @@ def measure_shortcuts(
     """Rank images by each of their statistics alone.
 
     Args:
-        train: statistics by name (`anomaly.scoring.image_stats`) of good training images.
+        train: statistics by name (`anomaly.imaging.statistics`) of good training images.
         good: of good test images.
         defect: of defective test images.
 

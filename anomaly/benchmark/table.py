@@ -16,7 +16,7 @@ from anomaly.benchmark.leaks import stamp
 from anomaly.benchmark.published import MVTEC_AD, PUBLISHED, PublishedRow
 from anomaly.benchmark.rows import FIGURES, Json, Row, group_rows, read_cells
 from anomaly.benchmark.shortcuts import tell_shortcuts
-from anomaly.errors import OutputError
+from anomaly.system.files import atomic_write
 
 SET_CATEGORIES: dict[str, tuple[str, ...]] = {
     "mvtec_ad": MVTEC_AD,
@@ -60,13 +60,8 @@ def write_results(folder: Path, out: Path) -> None:
     for name in sorted({cell["set"] for cell in cells}):
         parts += _set_section(name, {key[1]: found for key, found in rows.items() if key[0] == name}, hardware)
     parts += [_latency(rows, hardware), _published_notes(), _provenance(cells, hardware)]
-    partial = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror}; choose another place") from error
 
 
 def _set_section(name: str, by_category: Mapping[str, list[Row]], hardware: Mapping[str, str]) -> list[str]:

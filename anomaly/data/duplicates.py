@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.image import decode_stored, read_file
+from anomaly.imaging.image_file import decode_stored, read_file
 
 SIDE = 192
 COARSE_SIDE = 64
@@ -97,7 +97,7 @@ def duplicate_files(
     `progress` is called with the number of files read and their total.
 
     Raises:
-        ImageError: a file that cannot be used, as `anomaly.image.decode_stored`.
+        ImageError: a file that cannot be used, as `anomaly.imaging.image_file.decode_stored`.
     """
     fingerprints = []
     for path in paths:

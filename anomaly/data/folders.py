@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
+from anomaly.data.image_files import ENDINGS, Category, Sample, good_samples, image_files, image_paths
 from anomaly.data.layouts import find_layouts
-from anomaly.data.samples import ENDINGS, Category, Sample, good_samples, image_files, image_paths
 from anomaly.errors import DataError
 
 __all__ = ["ENDINGS", "Category", "Sample", "find_categories", "find_category", "image_files", "list_images"]

@@ -18,8 +18,8 @@ from anomaly.data.findings import findings, listed
 from anomaly.data.folders import Category, Sample, find_category, image_files
 from anomaly.data.splits import find_groups, split
 from anomaly.errors import DataError, ErrorCode, ImageError
-from anomaly.image import decode_stored, read_file, read_mask, white_level
-from anomaly.image_header import Header, check_header, image_header
+from anomaly.imaging.header import Header, check_header, image_header
+from anomaly.imaging.image_file import decode_stored, read_file, read_mask, white_level
 
 Counts = dict[str, dict[str, int]]
 

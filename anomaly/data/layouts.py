@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from anomaly.data.samples import ENDINGS, Category, Sample, good_samples, image_files
+from anomaly.data.image_files import ENDINGS, Category, Sample, good_samples, image_files
 from anomaly.data.visa import read_visa
 from anomaly.errors import DataError
-from anomaly.image import read_mask
+from anomaly.imaging.image_file import read_mask
 
 GOOD_FOLDERS = ("good", "ok")
 _PRIVATE_TESTS = ("test_private", "test_private_mixed")

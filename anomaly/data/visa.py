@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path, PurePosixPath
 
-from anomaly.data.samples import Category, Sample, image_files
+from anomaly.data.image_files import Category, Sample, image_files
 from anomaly.errors import DataError
 
 TABLE = Path("split_csv", "1cls.csv")

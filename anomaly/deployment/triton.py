@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from anomaly.errors import OutputError, UsageError
-from anomaly.scoring.artifact import INPUT, OUTPUTS, Metadata, load_graph, read_metadata
-from anomaly.service.models import NAMES
+from anomaly.inference.artifact import INPUT, OUTPUTS, Metadata, load_graph, read_metadata
+from anomaly.service.model_repository import NAMES
 
 
 def deploy(

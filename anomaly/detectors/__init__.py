@@ -10,6 +10,6 @@ DETECTORS: dict[str, str] = {
     "differnet": "anomaly.detectors.differnet:DifferNet",
     "fastflow": "anomaly.detectors.fastflow:FastFlow",
     "frozen_features": "anomaly.detectors.frozen_features:FrozenFeatures",
-    "anomalib": "anomaly.detectors.anomalib_model:AnomalibModel",
+    "anomalib": "anomaly.detectors.anomalib.adapter:AnomalibModel",
 }
 """Name -> `module:Class`, imported only when asked for"""

@@ -19,15 +19,15 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from anomaly.data.dataset import Batch
+from anomaly.detectors._drawn_defects import draw_defects
 from anomaly.detectors.base import Anomaly, Detector
-from anomaly.detectors.drawn_corruption import draw_defects
 from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
 from anomaly.nn.convolutional import StridedAutoencoder, UNet
 from anomaly.nn.corruption import add_noise, corrupt
 from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.map_scaling import PixelScale, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.residual_map import PixelScale, smoothed
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 Measure = Literal["l2", "ssim", "msgms", "ssim+msgms"]

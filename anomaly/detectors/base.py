@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anomaly.calibration import Promise, fit_scale
-from anomaly.data.dataset import Batch
+from anomaly.conformal.calibration import Promise, fit_scale
 from anomaly.errors import TrainingError
+from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess
 
 

@@ -29,15 +29,15 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional
 
-from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
 from anomaly.nn.backbones import Backbone
+from anomaly.nn.batch import Batch
+from anomaly.nn.coupling_1d import VectorFlow
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.input_gradient import InputGradient
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.rotation import equally_spaced, rotate
-from anomaly.nn.vector_coupling import VectorFlow
 
 Augment = Literal["fixed", "random"]
 NUM_SCALES = 3

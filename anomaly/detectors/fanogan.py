@@ -25,13 +25,13 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.map_scaling import PixelScale, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.residual_gan import Critic, Generator, Trunk, gradient_penalty
-from anomaly.nn.residual_map import PixelScale, smoothed
 from anomaly.nn.similarity import GradientSimilarity
 
 

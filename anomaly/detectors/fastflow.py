@@ -21,10 +21,10 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.nn.backbones import Backbone
-from anomaly.nn.coupling import ConvCoupling
+from anomaly.nn.batch import Batch
+from anomaly.nn.coupling_2d import ConvCoupling
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Preprocess, Resize
 

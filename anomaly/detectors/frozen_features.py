@@ -34,12 +34,12 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
 from anomaly.nn.backbones import Backbone
+from anomaly.nn.batch import Batch
+from anomaly.nn.map_scaling import smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.residual_map import smoothed
 
 Method = Literal["one_class_svm", "nearest_neighbour", "gmm", "pca"]
 Matrix = NDArray[np.float64]

@@ -24,13 +24,13 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
 from anomaly.nn.dcgan import DcganDecoder, DcganEncoder, init_dcgan
 from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.map_scaling import PixelScale, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.residual_map import PixelScale, smoothed
 from anomaly.nn.similarity import GradientSimilarity
 
 ADVERSARIAL, RECONSTRUCTION, LATENT = 1.0, 50.0, 1.0

@@ -28,12 +28,12 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from anomaly.data.dataset import Batch
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.map_scaling import PixelScale, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.residual_map import PixelScale, smoothed
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 _NUM_HALVINGS = 4

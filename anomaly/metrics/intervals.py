@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.beta import beta_quantile
+from anomaly.conformal.beta_distribution import beta_quantile
 from anomaly.errors import DataError, UsageError
 
 

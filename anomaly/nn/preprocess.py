@@ -42,7 +42,7 @@ class Preprocess(nn.Module):
         super().__init__()
         self.size = size
         self.resize: Resize | Literal["native"] = resize
-        """`native` takes the pixels as they are: the images are windows of a large one (`anomaly.scoring.tiles`)"""
+        """`native` takes the pixels as they are: the images are windows of a large one (`anomaly.inference.tiles`)"""
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255.0)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255.0)
         self.register_buffer("roi", torch.ones(size, dtype=torch.bool))

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import Unsupported, UsageError
+from anomaly.generation import process_class
+from anomaly.generation.base import Facts, Process
+from anomaly.nn.map_scaling import PixelScale, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.residual_map import PixelScale, smoothed
-from anomaly.sampling import process_class
-from anomaly.sampling.process import Facts, Process
 
 Density = Literal["exact", "bound", "none"]
 Score = Literal["mean", "peak"]
@@ -48,7 +48,7 @@ class Sampler(Detector):
     density: ClassVar[Density] = "none"
     """What `log_prob` gives"""
     process: ClassVar[str] = "decoder"
-    """The loop that draws, a key of `anomaly.sampling.PROCESSES`"""
+    """The loop that draws, a key of `anomaly.generation.PROCESSES`"""
     level_bits: float = 8.0
     """What turns a density on [0, 1] into one per grey level, for bits per dimension; 0 where `log_prob` is of grey levels"""
     lacks: ClassVar[dict[str, str]] = {}

@@ -24,15 +24,15 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
+from anomaly.generation.diffusion import Chain
+from anomaly.nn.batch import Batch
 from anomaly.nn.denoiser import Denoiser
 from anomaly.nn.ema import Ema
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Resize
+from anomaly.samplers._noise_schedule import Schedule, noise_schedule
 from anomaly.samplers.base import Density, Sampler, Score
-from anomaly.samplers.noise_schedule import Schedule, noise_schedule
-from anomaly.sampling.diffusion import Chain
 
 LEAST_ERROR = 1e-3
 """Share of the noise that no network says rightly; it keeps the noisiest steps among those that the bound looks at"""

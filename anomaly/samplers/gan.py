@@ -22,8 +22,8 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
 from anomaly.nn.dcgan import DcganDecoder, DcganEncoder
 from anomaly.nn.ema import Ema
 from anomaly.nn.feature_cache import FeatureCache

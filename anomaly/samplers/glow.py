@@ -11,10 +11,10 @@ lie in register; the hidden convolution is residual.
 
 from __future__ import annotations
 
-from anomaly.nn.invertible import Actnorm, Invertible1x1, MaskedCoupling, Step, checkerboard_mask, scale_shapes
+from anomaly.nn.flow_steps import Actnorm, Invertible1x1, MaskedCoupling, Step, checkerboard_mask, scale_shapes
 from anomaly.nn.preprocess import Resize
+from anomaly.samplers._flow import Flow
 from anomaly.samplers.base import Score
-from anomaly.samplers.flow import Flow
 
 CLAMP = 2.0
 """Bound of a coupling's log-scales"""

@@ -2,7 +2,7 @@
 
 C. Bishop, "Pattern Recognition and Machine Learning", 2006, chapter 9.2; of patches: D. Zoran and Y. Weiss, "From Learning
 Models of Natural Image Patches to Whole Image Restoration", 2011. Drawing and inpainting are the work of the process,
-`anomaly.sampling.mixture.MixtureProcess`.
+`anomaly.generation.mixture.MixtureProcess`.
 
 Notation: x -> image; y -> a patch of it as a vector of D values, cell c of a grid without overlap; U -> d orthonormal
 directions (d, D); a = U (y - mu); r -> what is left of y - mu; s2 -> its variance for each value; k -> Gaussian.
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from anomaly.errors import UsageError
 from anomaly.nn.preprocess import Resize
+from anomaly.samplers._one_pass import OnePassSampler
 from anomaly.samplers.base import Density, Score
-from anomaly.samplers.one_pass import OnePassSampler
 
 ROUNDING = (1 / 255) ** 2 / 12
 """Variance of rounding to 8 bits, for images in [0, 1]"""

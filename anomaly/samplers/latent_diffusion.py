@@ -25,19 +25,19 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
+from anomaly.generation.diffusion import Chain
+from anomaly.generation.latent_diffusion import NUM_FLAGS
+from anomaly.nn.batch import Batch
 from anomaly.nn.corruption import corrupt
 from anomaly.nn.denoiser import Denoiser, num_groups
 from anomaly.nn.ema import Ema
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Resize
 from anomaly.nn.similarity import GradientSimilarity
+from anomaly.samplers._defect_examples import mix_in, read_examples
+from anomaly.samplers._noise_schedule import Schedule, noise_schedule
 from anomaly.samplers.base import Sampler, Score
-from anomaly.samplers.defect_examples import mix_in, read_examples
-from anomaly.samplers.noise_schedule import Schedule, noise_schedule
-from anomaly.sampling.diffusion import Chain
-from anomaly.sampling.latent_diffusion import NUM_FLAGS
 
 OPAQUE = 0.1
 """Opacity from which a painted pixel counts as defect"""

@@ -2,7 +2,7 @@
 
 M. Tipping and C. Bishop, "Probabilistic Principal Component Analysis", 1999, Journal of the Royal Statistical Society B 61
 (eq. 3 to 8). Projection with missing pixels and the robust one are the work of the process,
-`anomaly.sampling.decoder.LinearProcess`.
+`anomaly.generation.decoder.LinearProcess`.
 
 Notation: x -> image as a vector of D values; z -> latent, N(0, I_k); mu -> mean; U -> k orthonormal directions (k, D);
 lambda_j -> variance of x along the j-th; s2 -> noise variance, the mean of the D - k variances left out.
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from anomaly.errors import UsageError
 from anomaly.nn.preprocess import Resize
+from anomaly.samplers._one_pass import OnePassSampler
 from anomaly.samplers.base import Density, Score
-from anomaly.samplers.one_pass import OnePassSampler
 
 ROUNDING = (1 / 255) ** 2 / 12
 """Variance of rounding to 8 bits, for images in [0, 1]"""

@@ -23,12 +23,12 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional
 
-from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.map_scaling import smoothed
 from anomaly.nn.masked_convolution import GatedMaskedNetwork
 from anomaly.nn.preprocess import Resize
-from anomaly.nn.residual_map import smoothed
 from anomaly.samplers.base import Sampler, Score
 
 _NO_LATENT = "a PixelCNN has no latent: it draws the image itself, value by value"

@@ -11,10 +11,10 @@ a net is one residual convolution, without weight norm, and knows its position, 
 
 from __future__ import annotations
 
-from anomaly.nn.invertible import Actnorm, MaskedCoupling, Step, channel_mask, checkerboard_mask, scale_shapes
+from anomaly.nn.flow_steps import Actnorm, MaskedCoupling, Step, channel_mask, checkerboard_mask, scale_shapes
 from anomaly.nn.preprocess import Resize
+from anomaly.samplers._flow import Flow
 from anomaly.samplers.base import Score
-from anomaly.samplers.flow import Flow
 
 CLAMP = 2.0
 """Bound of a coupling's log-scales"""

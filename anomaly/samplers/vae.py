@@ -26,8 +26,8 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
 from anomaly.nn.dcgan import DcganDecoder, DcganEncoder
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.preprocess import Resize

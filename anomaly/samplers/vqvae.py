@@ -25,8 +25,8 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly.data.dataset import Batch
 from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.masked_convolution import GatedMaskedNetwork
 from anomaly.nn.preprocess import Resize

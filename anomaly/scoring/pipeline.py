@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,17 +19,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.calibration import p_values
+from anomaly.conformal.calibration import p_values
 from anomaly.errors import ImageError, UsageError
-from anomaly.image import decode_image
-from anomaly.image_header import Frame
-from anomaly.overlay import enlarge_map
-from anomaly.scoring.artifact import Metadata
-from anomaly.scoring.image_stats import image_statistics
-from anomaly.scoring.regions import find_regions
+from anomaly.imaging.header import Frame
+from anomaly.imaging.image_file import decode_image
+from anomaly.imaging.overlay import enlarge_map
+from anomaly.imaging.regions import find_regions
+from anomaly.imaging.statistics import image_statistics
+from anomaly.inference.artifact import Metadata
+from anomaly.inference.batching import batches_by_size
+from anomaly.inference.scorer import OnnxScorer, Scores
+from anomaly.inference.session import SESSION_ERRORS
 from anomaly.scoring.rows import Row
-from anomaly.scoring.scorer import OnnxScorer, Scores
-from anomaly.scoring.session import SESSION_ERRORS
 from anomaly.scoring.sources import Item, read_item
 
 WINDOW_BATCHES = 4
@@ -187,14 +188,6 @@ def score_images(
 
 def _num_lanes(scorers: Mapping[str, OnnxScorer]) -> int:
     return min((scorer.num_in_flight for scorer in scorers.values()), default=1)
-
-
-def batches_by_size(shapes: Sequence[Hashable], *, batch_size: int) -> list[list[int]]:
-    """Group positions by shape, in order of first appearance, in batches of at most `batch_size`."""
-    by_shape: dict[Hashable, list[int]] = {}
-    for position, shape in enumerate(shapes):
-        by_shape.setdefault(shape, []).append(position)
-    return [group[at : at + batch_size] for group in by_shape.values() for at in range(0, len(group), batch_size)]
 
 
 def load_item(item: Item, *, models: Mapping[str, Metadata], settings: Settings) -> Loaded:

@@ -25,10 +25,10 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from anomaly.errors import AnomalyError, UsageError
-from anomaly.scoring.artifact import Metadata
+from anomaly.inference.artifact import Metadata
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.inference.session import Device
 from anomaly.scoring.pipeline import NO_IMAGE, Scored, Settings, load_item, score_window
-from anomaly.scoring.scorer import OnnxScorer
-from anomaly.scoring.session import Device
 from anomaly.scoring.sources import Item
 from anomaly.scoring.tables import OverlaysOf, is_drawn
 

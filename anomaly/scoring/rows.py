@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anomaly.errors import OutputError, UsageError
-from anomaly.scoring.regions import Region
+from anomaly.imaging.regions import Region
 
 _REGION = pa.struct(
     [

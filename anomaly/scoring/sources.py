@@ -23,9 +23,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from anomaly.data.folders import folder_images, list_images
-from anomaly.data.samples import ENDINGS
+from anomaly.data.image_files import ENDINGS
 from anomaly.errors import DataError, ImageError
-from anomaly.image import read_file
+from anomaly.imaging.image_file import read_file
 
 MEMBER = "::"
 """Between an archive and the name of its member"""

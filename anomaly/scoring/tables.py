@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from anomaly.errors import OutputError
-from anomaly.image import write_png
-from anomaly.overlay import Resize, enlarge_map, overlay
-from anomaly.progress import progress_bar
+from anomaly.imaging.image_file import write_png
+from anomaly.imaging.overlay import Resize, enlarge_map, overlay
+from anomaly.inference.scorer import OnnxScorer
 from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
 from anomaly.scoring.rows import Tables
-from anomaly.scoring.scorer import OnnxScorer
 from anomaly.scoring.sources import Item, Source
+from anomaly.system.progress import progress_bar
 
 OverlaysOf = Literal["defect", "all", "none"]
 

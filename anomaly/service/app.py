@@ -26,22 +26,22 @@ from starlette.types import ASGIApp
 
 import anomaly
 from anomaly.errors import ImageError, RequestError
+from anomaly.inference.scorer import OnnxScorer, Scores
+from anomaly.inference.session import SESSION_ERRORS
 from anomaly.scoring.pipeline import Settings
-from anomaly.scoring.scorer import OnnxScorer, Scores
-from anomaly.scoring.session import SESSION_ERRORS
-from anomaly.service import protocol
+from anomaly.service import inference_protocol as protocol
+from anomaly.service.auth import Guard
 from anomaly.service.batching import Batcher
-from anomaly.service.bodies import read_body, unpacked
-from anomaly.service.drift import Drifts
-from anomaly.service.faults import HANDLERS
-from anomaly.service.gate import Gate, JsonResponse, Log
+from anomaly.service.drift_monitor import Drifts
+from anomaly.service.error_handlers import HANDLERS
 from anomaly.service.limits import BYTES_A_JSON_BYTE, Holding, Limits, Memory
 from anomaly.service.metrics import CONTENT_TYPE, Metrics
-from anomaly.service.models import Models, Place, Served, model_card
+from anomaly.service.middleware import Gate, JsonResponse, Log
+from anomaly.service.model_repository import Models, Place, Served, model_card
 from anomaly.service.openapi import document
-from anomaly.service.page_files import PAGE, page_routes
-from anomaly.service.score_image import STATUS, answer, decode, image_of, map_values, overlay_png, refusal
-from anomaly.service.security import Guard
+from anomaly.service.request_body import read_body, unpacked
+from anomaly.service.score_endpoint import STATUS, answer, decode, image_of, map_values, overlay_png, refusal
+from anomaly.service.static_files import PAGE, page_routes
 
 POLL_SECONDS = 1.0
 """Between two looks at the models' files"""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.errors import RequestError
-from anomaly.scoring.scorer import OnnxScorer, Scores
+from anomaly.inference.scorer import OnnxScorer, Scores
 
 Observer = Callable[[int, float], None]
 """Told of every inference: the number of images, and seconds"""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import anomaly
-from anomaly.overlay import Resize
-from anomaly.scoring.artifact import OUTPUTS
-from anomaly.service.protocol import HEADER_LENGTH
+from anomaly.imaging.overlay import Resize
+from anomaly.inference.artifact import OUTPUTS
+from anomaly.service.inference_protocol import HEADER_LENGTH
 
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}

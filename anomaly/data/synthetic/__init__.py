@@ -1,11 +1,11 @@
 """Photographs of parts made by code, and defects with exact masks for these and for real photographs."""
 
 from anomaly.data.synthetic.assembly import draw_component_defect
+from anomaly.data.synthetic.dataset import PARTS, make_dataset, make_part
 from anomaly.data.synthetic.defects import DEFECTS, draw_defect
-from anomaly.data.synthetic.factory import PARTS, make_dataset, make_part
 from anomaly.data.synthetic.foreground import estimate_foreground
-from anomaly.data.synthetic.part import Component, Part
 from anomaly.data.synthetic.pasted_defects import PASTED, draw_any_defect
+from anomaly.data.synthetic.rendered_part import Component, Part
 
 __all__ = [
     "DEFECTS",

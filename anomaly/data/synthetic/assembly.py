@@ -13,7 +13,7 @@ import numpy.typing as npt
 from anomaly.data.synthetic.camera import photograph
 from anomaly.data.synthetic.components import DRAWINGS, Pen
 from anomaly.data.synthetic.noise import smooth_noise
-from anomaly.data.synthetic.part import Component, Field, Image, Mask, Part
+from anomaly.data.synthetic.rendered_part import Component, Field, Image, Mask, Part
 from anomaly.errors import UsageError
 
 BOARD = 0.92  # edge of the board in edges of the picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from anomaly.data.synthetic.part import Field, Image
+from anomaly.data.synthetic.rendered_part import Field, Image
 
 SHOULDER = 0.78  # above it highlights roll off instead of clipping hard
 

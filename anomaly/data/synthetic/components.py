@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anomaly.data.synthetic.part import Component
+from anomaly.data.synthetic.rendered_part import Component
 
 Colour = tuple[int, int, int]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from anomaly.data.synthetic.object_defects import draw_component, draw_foreign_body
-from anomaly.data.synthetic.part import Field, Image, Mask
-from anomaly.data.synthetic.site import Site, find_site
+from anomaly.data.synthetic.placement import Site, find_site
+from anomaly.data.synthetic.rendered_part import Field, Image, Mask
 from anomaly.data.synthetic.surface_defects import draw_dent, draw_scratch, draw_stain
 from anomaly.errors import UsageError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from anomaly.data.synthetic.part import Image, Mask
+from anomaly.data.synthetic.rendered_part import Image, Mask
 
 WORKING_SIZE = 256  # longer side while looking
 BORDER = 0.03  # width of the border in shorter sides

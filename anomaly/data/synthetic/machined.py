@@ -9,7 +9,7 @@ import numpy as np
 
 from anomaly.data.synthetic.camera import photograph
 from anomaly.data.synthetic.noise import smooth_noise, smoothstep
-from anomaly.data.synthetic.part import Field, Mask, Part
+from anomaly.data.synthetic.rendered_part import Field, Mask, Part
 
 RADIUS = 0.43  # of the flange, in edges of the picture; all other lengths are in radii
 LIGHT = np.deg2rad(235.0)  # where the light comes from, in the image plane (y down): the upper left

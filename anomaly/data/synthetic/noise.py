@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from anomaly.data.synthetic.part import Field
+from anomaly.data.synthetic.rendered_part import Field
 
 
 def smooth_noise(shape: tuple[int, int], *, period: tuple[float, float], rng: np.random.Generator) -> Field:

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from anomaly.data.synthetic.noise import smooth_noise, smoothstep
-from anomaly.data.synthetic.part import Field
-from anomaly.data.synthetic.site import Site
+from anomaly.data.synthetic.placement import Site
+from anomaly.data.synthetic.rendered_part import Field
 from anomaly.data.synthetic.surface_defects import LIGHT, SPREAD, blob, draw_line
 
 NUM_SOURCES = 6

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from anomaly.data.synthetic.defects import check_request, draw_defect
-from anomaly.data.synthetic.part import Field, Image, Mask
+from anomaly.data.synthetic.rendered_part import Field, Image, Mask
 from anomaly.errors import UsageError
 
 VISIBLE = 2

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly.data.synthetic.noise import smooth_noise, smoothstep
-from anomaly.data.synthetic.part import Field
-from anomaly.data.synthetic.site import Site
+from anomaly.data.synthetic.placement import Site
+from anomaly.data.synthetic.rendered_part import Field
 
 Curve = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from anomaly.data.synthetic.camera import photograph
 from anomaly.data.synthetic.noise import smooth_noise, smoothstep
-from anomaly.data.synthetic.part import Field, Part
+from anomaly.data.synthetic.rendered_part import Field, Part
 
 NUM_YARNS = 36  # across the picture
 REPEAT = 3  # a warp yarn passes over two weft yarns, then under one

@@ -1,0 +1,1 @@
+"""The statistics behind the guarantee: calibration, p-values and the drift monitor."""

@@ -1,0 +1,1 @@
+"""Models of anomalib behind the contract of a detector."""

@@ -1,0 +1,174 @@
+"""From a trained sampler to the one file that draws, and the proof that it draws what the trained one does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from anomaly.errors import ParityError
+from anomaly.export.torch_to_onnx import to_onnx
+from anomaly.generation.artifact import SamplerMetadata, function_graph, merge
+from anomaly.generation.onnx_sampler import PREPARE, OnnxSampler, draw_input, golden_of
+from anomaly.inference.artifact import CONTRACT, graph_sha256, write_model
+from anomaly.inference.scorer import relative_difference
+from anomaly.inference.session import Device, open_session
+from anomaly.samplers.base import Sampler
+from anomaly.system.files import write_json
+from anomaly.system.progress import progress_bar
+from anomaly.system.run_card import commit, hardware, now, versions
+from anomaly.training.fitted_model import Description, config_to_travel
+
+SAMPLER_FILE = "sampler.onnx"
+TARGET, REFUSE = 1e-4, 1e-3
+"""Difference of a function's output, `|a - b| / max(1, |a|)`: what fp32 reaches, and above which the file is refused"""
+MOST_CODES = 0.01
+"""Share of integer outputs that may differ"""
+NUM_COMPARED = 4
+"""Inputs of each function that the proof compares"""
+
+
+class _Function(nn.Module):
+    """One method of a sampler as a module."""
+
+    def __init__(self, sampler: Sampler, name: str) -> None:
+        super().__init__()
+        self.sampler, self.name = sampler, name
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        said: Tensor = getattr(self.sampler, self.name)(*inputs)
+        return said
+
+
+def export_sampler(sampler: Sampler, description: Description, path: Path) -> dict[str, Any]:
+    """Write the file of a sampler, see `anomaly.generation.artifact`.
+
+    Returns:
+        Its hash and the names of its functions.
+
+    Raises:
+        ModelError: a function that cannot be exported.
+        OutputError: a file that cannot be written.
+    """
+    sampler = copy.deepcopy(sampler).eval().cpu()
+    height, width = sampler.preprocess.size
+    free = torch.export.Dim.DYNAMIC
+    raw = torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8)
+    examples = sampler.functions()
+    with progress_bar("export the functions") as report:
+        graphs = {
+            PREPARE: to_onnx(
+                sampler.preprocess,
+                (raw,),
+                shapes=({0: free, 1: free, 2: free},),
+                inputs=[f"{PREPARE}.image"],
+                outputs=[PREPARE],
+            )
+        }
+        for name, example in examples.items():
+            report(len(graphs), len(examples) + 1)
+            graphs[name] = to_onnx(
+                _Function(sampler, name),
+                example,
+                shapes=(tuple({0: free} for _ in example),),
+                inputs=[f"{name}.{part}" for part in sampler.input_names(name)],
+                outputs=[name],
+            )
+        report(len(graphs), len(graphs))
+    model = merge(graphs)
+    metadata = SamplerMetadata(
+        contract=CONTRACT,
+        kind="sampler",
+        sampler=description.detector,
+        process=sampler.process,
+        density=sampler.density,
+        facts=sampler.process_facts(),
+        functions={name: [given.name for given in graph.graph.input] for name, graph in graphs.items()},
+        category=description.category,
+        config=config_to_travel(description),
+        white=description.white,
+        versions=versions(),
+        commit=commit(),
+        seed=description.seed,
+        sha256=graph_sha256(model),
+        golden={},
+    )
+    for name in examples:
+        data = function_graph(model, metadata, name)
+        session, _ = open_session(
+            data, name=f"the exported {name}", device="cpu", num_threads=0, precision="fp32", is_fixed=False
+        )
+        metadata.golden[name] = golden_of(session, name)
+    write_model(path, model, metadata)
+    return {"file": path.name, "graph": metadata.sha256, "functions": list(metadata.functions)}
+
+
+def verify_sampler(
+    sampler: Sampler, path: Path, *, photographs: Sequence[NDArray[np.uint8]], device: Device, seed: int
+) -> dict[str, Any]:
+    """Compare the functions of a trained sampler and of its file, on photographs and on drawn latents.
+
+    Args:
+        sampler: the trained one.
+        path: of its file.
+        photographs: (H, W, 3) uint8 RGB, `NUM_COMPARED` or more: what functions of images are compared on, because a flow
+            enlarges rounding without bound on what no photograph looks like.
+        device: that the file runs on.
+        seed: of the other inputs.
+
+    Returns:
+        The certificate, also written as `<sampler>.certificate.json`.
+
+    Raises:
+        ParityError: a difference above the tolerance; the certificate is written all the same.
+    """
+    exported = OnnxSampler(path, device=device, num_threads=0)
+    x = np.concatenate([exported.prepare(image[None]) for image in photographs[:NUM_COMPARED]])
+    rng = np.random.default_rng(seed)
+    worst: dict[str, float] = {}
+    limits: dict[str, float] = {}
+    for name, example in sampler.functions().items():
+        inputs = [
+            x
+            if given == "x" and part.shape[1:] == x.shape[1:]
+            else draw_input(given, (NUM_COMPARED, *part.shape[1:]), largest=_largest(part), rng=rng)
+            for given, part in zip(sampler.input_names(name), example, strict=True)
+        ]
+        a, b = sampler.call(name, *inputs), exported.call(name, *inputs)
+        if np.issubdtype(a.dtype, np.integer):  # codes: two that are nearly tied may change places
+            worst[name] = float((a != b).mean())
+            limits[name] = MOST_CODES
+        else:
+            worst[name] = float(np.nan_to_num(relative_difference(a, b), nan=np.inf).max())
+            limits[name] = REFUSE
+    certificate = {
+        "kind": "parity of a sampler",
+        "sampler": exported.metadata.sampler,
+        "graph": exported.metadata.sha256,
+        "functions": worst,
+        "target": TARGET,
+        "refused_above": limits,
+        "versions": versions(),
+        "hardware": hardware(),
+        "date": now(),
+    }
+    write_json(path.with_suffix(".certificate.json"), certificate)
+    name = max(worst, key=lambda key: worst[key] / limits[key])
+    if not worst[name] <= limits[name]:
+        raise ParityError(
+            f"{path}: its {name} differs from the trained one by {worst[name]:.3g}, above {limits[name]:g}: do not ship it;"
+            " export it again, and see the certificate beside it"
+        )
+    print(f"{path}: parity {worst[name]:.2g} (target {TARGET:g}, refused above {limits[name]:g})")
+    return certificate
+
+
+def _largest(example: Tensor) -> int | None:
+    """Largest value of an example of integers; None where it holds real numbers."""
+    return None if example.is_floating_point() else int(example.max())

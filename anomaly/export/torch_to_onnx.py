@@ -1,0 +1,85 @@
+"""From a torch module to a bare ONNX graph of the contract's opset, by torch's exporter."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import onnx
+import torch
+
+from anomaly.errors import ModelError
+from anomaly.inference.artifact import IR_VERSION, OPSET
+
+
+def to_onnx(
+    module: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    *,
+    shapes: Any,
+    inputs: list[str],
+    outputs: list[str],
+    obstacle: str = "",
+) -> onnx.ModelProto:
+    """Export a module as a bare graph of the contract's opset.
+
+    Args:
+        module: in eval mode, on the CPU.
+        example: its inputs, with sizes that no axis left free has by chance.
+        shapes: which axes of each input are free, as `torch.export` takes it.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+        obstacle: why it cannot be exported, where that is known.
+
+    Raises:
+        ModelError: the graph cannot be exported, with the reason.
+    """
+    name = type(module).__name__
+    chatter = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(chatter), redirect_stderr(chatter), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            program = torch.onnx.export(
+                module,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ModelError(
+                f"{name} cannot be exported: {obstacle or first}; it can be tested and compared as a run folder"
+            ) from error
+        finally:
+            logging.disable(logging.NOTSET)
+    if program is None:
+        raise ModelError(f"{name} could not be exported:\n{chatter.getvalue()}")
+    return _bare(program.model_proto)
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take out what the exporter adds for debugging (source lines, paths) and what the contract's IR does not know."""
+    model.ir_version = IR_VERSION
+    del model.metadata_props[:]
+    model.doc_string = ""
+    model.graph.doc_string = ""
+    model.producer_name, model.producer_version = "anomaly", ""
+    for holder in (model.graph, *model.functions):
+        for node in holder.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+        del holder.value_info[:]
+        del holder.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    return model

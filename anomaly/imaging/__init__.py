@@ -1,0 +1,1 @@
+"""Stored image to uint8 RGB and back: headers, overlays, regions, map PNGs."""

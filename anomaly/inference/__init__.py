@@ -1,0 +1,1 @@
+"""One exported model file: its metadata, its session, its scores."""

@@ -1,0 +1,1 @@
+"""Run directories: rows, labels, review, merge and replay."""

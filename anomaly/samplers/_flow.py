@@ -1,0 +1,152 @@
+"""What the normalizing flows on images share: dequantisation and logit, training by likelihood, density, and the latent.
+
+Sources: L. Dinh et al., "Density estimation using Real NVP", 2016, arXiv 1605.08803 (§4.1: uniform dequantisation, logit); D.
+Kingma and P. Dhariwal, "Glow", 2018, arXiv 1807.03039 (eq. 1 and 2: bits per dimension).
+
+Notation: x -> image in [0, 1]; u -> place within the bin of a grey level; x' -> dequantised image in [0, 1]; v -> its logit;
+z -> latent; D -> 3 · h · w.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
+from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.flow_steps import Logit, MultiScale, Step
+from anomaly.nn.preprocess import Resize
+from anomaly.samplers.base import Density, Sampler, Score
+
+WARM_UP = 0.05
+"""Share of the training in which the learning rate rises to its value"""
+
+
+class Flow(Sampler):
+    """Base of the flows: a subclass builds the steps of the scales.
+
+    `log_prob` is the density of x' in [0, 1]^D with u = 0.5, the bins' centres: nothing is drawn outside of training, where
+    u is uniform on [0, 1). The density is that of whole images: what lies outside a region of interest is blank in every
+    image, and adds nearly the same to each.
+
+    Args:
+        scales: steps of each scale.
+        mixes: whether the steps mix the channels.
+        bits: of the grey levels that are dequantised: the noise of training is 2^-bits wide.
+        learning_rate: of Adam, after its rise and before one cosine to zero.
+        seed: of the dequantisation.
+        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        size, resize, score, smooth, standardise, epochs, batch_size: as in `Sampler`; the first batch sets the actnorms.
+    """
+
+    density: ClassVar[Density] = "exact"
+    process: ClassVar[str] = "decoder"
+    lacks: ClassVar[dict[str, str]] = {
+        "inpaint": "a flow gives every image back as it is, so rounds of encoding and decoding leave the unknown pixels as"
+        " they were; take an autoencoding sampler, e.g. vae, or a diffusion model"
+    }
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        resize: Resize,
+        scales: Sequence[Sequence[Step]],
+        mixes: bool,
+        bits: int,
+        score: Score,
+        smooth: int,
+        standardise: bool,
+        learning_rate: float,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        cache_gib: float,
+    ) -> None:
+        if not 1 <= bits <= 16:
+            raise UsageError(f"bits {bits}: grey levels have 1 to 16 bits, e.g. 8")
+        super().__init__(
+            size=size,
+            resize=resize,
+            score=score,
+            smooth=smooth,
+            standardise=standardise,
+            epochs=epochs,
+            batch_size=batch_size,
+        )
+        self.level_bits = float(bits)
+        self.logit = Logit(levels=2**bits, margin=0.05)
+        self.flow = MultiScale(scales, shape=(3, size, size), mixes=mixes)
+        self.learning_rate = learning_rate
+        self._random = torch.Generator().manual_seed(seed)
+        self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """One vector, as long as the image has values: the parts that the scales hand over, the finest first."""
+        return (3 * self.preprocess.size[0] * self.preprocess.size[1],)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, h, w) to z (N, D)."""
+        v, _ = self.logit(x, 0.5)
+        z, _ = self.flow(v)
+        return z  # type: ignore[no-any-return]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Map z (N, D) to images (N, 3, h, w) in [0, 1]: the inverse of `encode`."""
+        return self.logit.inverse(self.flow.inverse(z))
+
+    def _surprise(self, x: Tensor, u: Tensor | float) -> Tensor:
+        """Each pixel's share of -log p(x'), its channels summed, (N, h, w)."""
+        v, log_det = self.logit(x, u)
+        _, shares = self.flow(v)
+        return (shares - log_det).sum(dim=1)  # type: ignore[no-any-return]
+
+    def surprise(self, x: Tensor) -> Tensor:
+        """Each pixel's share of -log p in nats, (N, h, w); the sum over the map is `-log_prob(x)`.
+
+        Latent and log-determinant of each scale go back to the pixels they came from; those of steps that mix channels are
+        spread evenly over the block of pixels that they cover.
+        """
+        return self._surprise(x, 0.5)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of images (N, 3, h, w) at the bins' centres, nats per image, (N,)."""
+        return -self.surprise(x).sum(dim=2).sum(dim=1)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Bits per dimension at a drawn place within the bins."""
+        (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
+        u = torch.rand(x.shape, generator=self._random).to(x.device)
+        if not self.flow.is_settled:
+            self.flow.settle(self.logit(x, u)[0])
+        num_values = math.prod(self.latent_shape)
+        loss = self._surprise(x, u).sum(dim=(1, 2)).mean() / (num_values * math.log(2)) + self.level_bits
+        self.log("bits_per_dim", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam; its rate rises over the first steps, then follows one cosine to zero."""
+        optimizer = torch.optim.Adam(self.flow.parameters(), lr=self.learning_rate)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        rising = max(1, round(WARM_UP * total))
+
+        def share(step: int) -> float:
+            return min((step + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        """Bound the gradient's norm at 1: an image unlike the others must not throw the flow back."""
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+
+    def on_fit_end(self) -> None:
+        """Drop the cached images."""
+        self._cache.clear()

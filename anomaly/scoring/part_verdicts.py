@@ -1,0 +1,76 @@
+"""Verdicts on parts that several photographs show: a part is as bad as its worst view.
+
+A part of m good views is rejected when any of them is: with probability at most m times that of one view, whatever the
+dependence between the views (union bound; Bonferroni for the p-value). Both stand in the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from anomaly.system.files import atomic_write
+
+COLUMNS = ("part", "num_views", "num_errors", "verdict", "score", "limit", "worst_view", "alpha", "p_value")
+SEVERITY = ("good", "review", "incomplete", "defect")
+"""Verdicts of a part, ascending: `incomplete` where a view could not be scored and no other rejects the part"""
+
+
+def write_parts(rows: Iterable[Mapping[str, Any]], path: Path, *, alpha_of: Mapping[str, float]) -> int:
+    """Write one line for each part, in the order in which the parts first appear.
+
+    Args:
+        rows: of the run, with a column `part`; rows without one count for no part.
+        path: of the CSV file, replaced whole.
+        alpha_of: model (16 hex digits, as in the rows) -> expected share of good views above the limit.
+
+    Returns:
+        How many parts there are.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".parts") as folder:
+        store = sqlite3.connect(Path(folder) / "parts.sqlite")  # on the disk: memory stays the same for a million parts
+        try:
+            store.execute("PRAGMA journal_mode=OFF")
+            store.execute(
+                "CREATE TABLE parts (number INTEGER PRIMARY KEY, part TEXT UNIQUE, views INT, errors INT, severity INT,"
+                " score REAL, bound REAL, worst TEXT, p REAL, alpha REAL)"
+            )
+            store.executemany(
+                "INSERT INTO parts (part, views, errors, severity, score, bound, worst, p, alpha) VALUES (?,1,?,?,?,?,?,?,?)"
+                " ON CONFLICT (part) DO UPDATE SET views = views + 1, errors = errors + excluded.errors,"
+                " severity = max(severity, excluded.severity), alpha = max(alpha, excluded.alpha),"
+                " p = min(coalesce(p, excluded.p), coalesce(excluded.p, p)),"
+                " worst = CASE WHEN excluded.score > coalesce(score, -1e999) THEN excluded.worst ELSE worst END,"
+                " bound = max(bound, excluded.bound),"
+                " score = max(coalesce(score, excluded.score), coalesce(excluded.score, score))",
+                (_values(row, alpha_of) for row in rows if row["part"] not in (None, "")),
+            )
+            num = 0
+            with (
+                atomic_write(path, durable=True) as partial,
+                partial.open("w", encoding="utf-8", newline="") as file,
+            ):
+                table = csv.writer(file)
+                table.writerow(COLUMNS)
+                for part, views, errors, severity, score, bound, worst, p, alpha in store.execute(
+                    "SELECT part, views, errors, severity, score, bound, worst, p, alpha FROM parts ORDER BY number"
+                ):
+                    told = ("" if score is None else score, bound, worst or "", min(1.0, views * alpha))
+                    table.writerow(
+                        (part, views, errors, SEVERITY[severity], *told, "" if p is None else min(1.0, views * p))
+                    )
+                    num += 1
+        finally:
+            store.close()
+    return num
+
+
+def _values(row: Mapping[str, Any], alpha_of: Mapping[str, float]) -> tuple[Any, ...]:
+    failed = row["status"] != "ok"
+    severity = SEVERITY.index("incomplete" if failed else row["verdict"])
+    alpha = alpha_of.get(row["model"], 0.0)
+    return (str(row["part"]), int(failed), severity, row["score"], row["limit"], row["path"], row["p_value"], alpha)

@@ -1,0 +1,74 @@
+"""What the review says of the run as a whole: what was asked, what its models promise, and what to do with the marks."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from anomaly.runs.models import RunModels
+from anomaly.runs.review_session import Reviewed
+from anomaly.runs.run_directory import SUMMARY
+
+
+def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
+    """Describe a run as JSON values.
+
+    Args:
+        reviewed: the run.
+        models: of it.
+    """
+    asked = models.asked
+    summary = json.loads((reviewed.run / SUMMARY).read_text(encoding="utf-8"))
+    return {
+        "name": reviewed.run.resolve().name,
+        "date": models.date,
+        "source": asked["source"],
+        "limit": asked["limit"],
+        "review_limit": asked["review_limit"],
+        "counts": reviewed.counts(),
+        "models": [
+            {
+                "sha256": model.sha256,
+                "detector": model.metadata.detector,
+                "category": model.metadata.category,
+                "precision": model.metadata.precision,
+                "alpha": model.metadata.alpha,
+                "promise": model.metadata.promise,
+                "limit": asked["limit"],
+                "num_held_out": model.metadata.calibration.num_images,
+                "calibration_date": model.metadata.calibration.date,
+            }
+            for model in models.all
+        ],
+        "drift": [
+            {"product": "" if product == "all" else product, "alarmed": told["alarmed"], "cause": told["cause"],
+             "first_alarm": told["first_alarm"], "num_images": told["num_scored"]}
+            for product, told in summary.get("drift", {}).items()
+        ],
+        "marks_file": str(_shown(reviewed)),
+        "by": reviewed.by,
+        "commands": _commands(reviewed, models),
+    }  # fmt: skip
+
+
+def _shown(reviewed: Reviewed) -> Path:
+    """The file of marks as the run was named: relative where that was."""
+    beside = reviewed.run.with_name(reviewed.file.name) if reviewed.run.name else reviewed.file
+    return beside if beside.resolve() == reviewed.file else reviewed.file
+
+
+def _commands(reviewed: Reviewed, models: RunModels) -> list[str]:
+    """The commands that use the marks: calibrate the run's own model to a new file, score again, and compare."""
+    run = str(reviewed.run)
+    again = f"{run.rstrip('/')}-again"
+    marked = f"--marks {shlex.quote(str(_shown(reviewed)))}"
+    if len(models.all) != 1 or len(models.asked["models"]) != 1 or models.asked["by_product"]:
+        return [f"anomaly calibrate MODEL.onnx {marked} --out NEW-MODEL.onnx"]
+    new = f"{run.rstrip('/')}-recalibrated.onnx"
+    return [
+        f"anomaly calibrate {shlex.quote(str(models.all[0].path))} {marked} --out {shlex.quote(new)}",
+        f"anomaly score {shlex.quote(new)} {shlex.quote(models.asked['source'])} --run {shlex.quote(again)}",
+        f"anomaly diff {shlex.quote(run)} {shlex.quote(again)}",
+    ]

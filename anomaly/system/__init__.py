@@ -1,0 +1,1 @@
+"""Files, hashes, run cards, processors, progress: what every room may use."""

@@ -1,0 +1,1 @@
+"""Public checks that a detector keeps the contract."""

@@ -1,0 +1,164 @@
+"""Samples on disk as a torch data set that yields `Batch`es of images as read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from anomaly.data.folders import Sample
+from anomaly.imaging.header import image_header
+from anomaly.imaging.image_file import read_file, read_image
+from anomaly.nn.batch import Batch
+from anomaly.training.crops import Crop, CropOrder, Crops
+
+
+class GoodImages(Dataset[tuple[Tensor, str]]):
+    """Good photographs, decoded once and kept while they fit into memory.
+
+    Args:
+        samples: good ones; a defect is refused, because nothing here may learn from one.
+        white: stored value of a 16-bit image that becomes 255.
+        max_pixels: largest width × height that is decoded.
+        cache_gib: memory in GiB for decoded images.
+    """
+
+    def __init__(self, samples: Sequence[Sample], *, white: int, max_pixels: int, cache_gib: float) -> None:
+        defects = [s.path for s in samples if s.label]
+        if defects:
+            raise ValueError(f"{len(defects)} defects among the good images, first {defects[0]}")
+        self.samples = list(samples)
+        self._white = white
+        self._max_pixels = max_pixels
+        self._room = int(cache_gib * 2**30)
+        self._kept: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Read height and width of the photographs from their headers.
+
+        Raises:
+            ImageError: a file that cannot be read or is no image.
+        """
+        headers = (image_header(read_file(s.path, max_pixels=self._max_pixels), name=str(s.path)) for s in self.samples)
+        return [(header.height, header.width) for header in headers]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        path = str(self.samples[index].path)
+        if index in self._kept:
+            return self._kept[index], path
+        image = torch.from_numpy(read_image(path, white=self._white, max_pixels=self._max_pixels))
+        if image.numel() <= self._room:
+            self._room -= image.numel()
+            self._kept[index] = image
+        return image, path
+
+
+def collate(items: Sequence[tuple[Tensor, str]]) -> Batch:
+    """Stack images of one size to (N, H, W, 3); images of several sizes stay a list."""
+    images = [image for image, _ in items]
+    label = torch.zeros(len(items), dtype=torch.bool)
+    path = [path for _, path in items]
+    if len({image.shape for image in images}) == 1:
+        stacked = torch.stack(images)
+        return Batch(stacked, torch.zeros(stacked.shape[:3], dtype=torch.bool), label, path)
+    masks = [torch.zeros(image.shape[:2], dtype=torch.bool) for image in images]
+    return Batch(images, masks, label, path)
+
+
+class SeededOrder(Sampler[int]):
+    """An order of training drawn anew for each epoch from the seed and the epoch's number, so that it survives a resume.
+
+    Args:
+        num_images: to put into order.
+        seed: of all epochs.
+    """
+
+    def __init__(self, num_images: int, *, seed: int) -> None:
+        self._num_images = num_images
+        self._seed = seed
+        self._epoch = 0
+        self._seen: dict[int, int] = {}
+
+    def skip(self, num_images: int, *, epoch: int) -> None:
+        """Leave out the first images of an epoch, which was interrupted after them, the next time that it is gone through."""
+        self._seen[epoch] = num_images
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is next; the trainer calls this."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def __iter__(self) -> Iterator[int]:
+        draw = np.random.default_rng((self._seed, self._epoch))
+        return iter(draw.permutation(self._num_images)[self._seen.pop(self._epoch, 0) :].tolist())
+
+
+class GoodData(pl.LightningDataModule):
+    """Loaders of the good parts of a split: `train` shuffled by the seed, `held_out` and `stopping` in order.
+
+    Args:
+        train: samples to learn from.
+        held_out: samples to calibrate on, never trained on.
+        stopping: samples of a stopping signal, disjoint from both; may be empty.
+        batch_size: images per batch.
+        read: builds the data set of some samples.
+        seed: of the order of training.
+        crop: height and width of crops to train on, at the photographs' own resolution; none where they are trained on
+            whole. Held-out photographs are whole in any case.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Sequence[Sample],
+        held_out: Sequence[Sample],
+        stopping: Sequence[Sample],
+        batch_size: int,
+        read: Callable[[Sequence[Sample]], GoodImages],
+        seed: int,
+        crop: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.train = tuple(train)
+        self._held_out = read(held_out)
+        self._batch_size = batch_size
+        photographs = read(train), read(stopping)
+        self._train: Dataset[tuple[Tensor, str]] = photographs[0]
+        self._stopping: Dataset[tuple[Tensor, str]] = photographs[1]
+        self._order: SeededOrder | CropOrder = SeededOrder(len(train), seed=seed)
+        self._stopping_order: Sequence[int] | Sequence[Crop] = range(len(stopping))
+        if crop:
+            self._train, self._stopping = (Crops(some, size=crop) for some in photographs)
+            self._order, fixed = (CropOrder(some.sizes(), size=crop, seed=seed) for some in photographs)
+            self._stopping_order = list(fixed)  # the same ones in each epoch
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled training batches."""
+        return DataLoader(self._train, batch_size=self._batch_size, sampler=self._order, collate_fn=collate)
+
+    def skip_batches(self, num: int, *, epoch: int) -> None:
+        """Leave out the first batches of an epoch, which was interrupted after them."""
+        self._order.skip(num * self._batch_size, epoch=epoch)
+
+    def probe_dataloader(self, batch_size: int) -> DataLoader[Any]:
+        """Training batches of another size, to find one that fits into memory."""
+        return DataLoader(self._train, batch_size=batch_size, sampler=list(self._order), collate_fn=collate)
+
+    def held_out_dataloader(self) -> DataLoader[Any]:
+        """Held-out good batches, in order."""
+        return DataLoader(self._held_out, batch_size=self._batch_size, collate_fn=collate)
+
+    def stopping_dataloader(self) -> DataLoader[Any]:
+        """Batches of the stopping part, in order."""
+        order: Any = self._stopping_order
+        return DataLoader(self._stopping, batch_size=self._batch_size, sampler=order, collate_fn=collate)

@@ -1,0 +1,164 @@
+"""The verb `benchmark`: plans, cells in processes of their own, going on, crashes, and a detector of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from anomaly.benchmark.plan import read_plan
+from anomaly.benchmark.run import benchmark
+from anomaly.commands.main import run
+from anomaly.errors import UsageError
+from tests.plates import TINY
+
+PLANS = Path(__file__).resolve().parents[2] / "configs" / "benchmarks"
+ROW = {"model": TINY | {"epochs": 1}, "note": "1 epoch", "config": "autoencoder.yaml"}
+
+
+def write_plan(folder: Path, **changes: Any) -> Path:
+    (folder / "autoencoder.yaml").write_text("detector: autoencoder\nmodel: {width: 8}\n")
+    plan = {
+        "benchmark": "small",
+        "data": [{"categories": ["parts/plate"], "seeds": [0, 1]}],
+        "detectors": {"small_autoencoder": ROW},
+    } | changes
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    return folder / "plan.yaml"
+
+
+@pytest.fixture(scope="module")
+def data(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with one set of one category."""
+    root = tmp_path_factory.mktemp("data root")
+    (root / "parts").mkdir()
+    (root / "parts" / "plate").symlink_to(category)
+    return root
+
+
+def test_cells_are_measured_once_and_a_crash_costs_one(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {"config": "broken.yaml", "note": "cannot be built"}
+    (tmp_path / "broken.yaml").write_text("detector: fastflow\nmodel: {weights: /nowhere/weights.safetensors}\n")
+    plan = write_plan(
+        tmp_path,
+        data=[{"categories": ["parts/plate"], "seeds": [0]}],
+        detectors={"broken": broken, "small_autoencoder": ROW},
+    )
+    out = tmp_path / "results"
+    assert benchmark(plan, data=data, out=out, jobs=2) == 3
+    failed = json.loads((out / "small/parts/plate/broken-0.json").read_text())
+    assert failed["status"] == "failed"
+    assert "no weights for backbone" in failed["message"]
+    assert "/nowhere" not in failed["message"]
+    cell = json.loads((out / "small/parts/plate/small_autoencoder-0.json").read_text())
+    assert (cell["status"], cell["set"], cell["category"], cell["seed"]) == ("ok", "parts", "plate", 0)
+    assert cell["config"]["epochs"] == 1
+    assert cell["config"]["width"] == 8
+    assert cell["figures"]["image"]["auroc"]["interval"][0] <= cell["figures"]["image"]["auroc"]["value"]
+    assert cell["figures"]["pixel"]["aupro"]["0.3"]["interval"][1] <= 1
+    assert cell["counts"] == {"train": 30, "held_out": 10, "stopping": 0, "test_good": 6, "test_defect": 6}
+    assert cell["parity"]["num_flips"] == 0
+    assert cell["seconds"]["fit"] > 0
+    assert cell["seconds_per_image"]["batch_16"] > 0
+    assert cell["num_checks"] >= 10
+    assert set(cell["shortcuts"]) == {"brightness", "contrast", "sharpness", "colour"}
+    assert all(0 <= value <= 1 for one in cell["shortcuts"].values() for value in one.values())
+    table = (tmp_path / "RESULTS.md").read_text()
+    assert "small_autoencoder" in table
+    assert "no weights for backbone" in table
+    capsys.readouterr()
+    (tmp_path / "broken.yaml").write_text("detector: fastflow\nmodel: {weights: /elsewhere.safetensors}\n")
+    assert benchmark(plan, data=data, out=out, only="autoencoder") == 0
+    assert "1 of 1 cells are measured; 0 to go" in capsys.readouterr().out
+    assert benchmark(plan, data=data, out=out) == 3
+    assert "1 of 2 cells are measured; 1 to go" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="'nothing' fits none of the 2 cells"):
+        benchmark(plan, data=data, out=out, only="nothing")
+
+
+def test_detector_of_ones_own_stands_in_the_table(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from anomaly.detectors.autoencoder import Autoencoder\n\n\nclass Mine(Autoencoder):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan = write_plan(tmp_path, data=[{"categories": "parts/*"}])
+    options = [f"--model.{name}={value}" for name, value in (TINY | {"epochs": 1}).items()]
+    arguments = ["benchmark", str(plan), "--data", str(data), "--out", "r", "--detector", "mine:Mine", "--only", "Mine"]
+    assert run([*arguments, *options]) == 0
+    assert json.loads((tmp_path / "r/small/parts/plate/Mine-0.json").read_text())["detector"] == "mine:Mine"
+
+
+def test_time_that_is_up_ends_a_cell(data: Path, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, data=[{"categories": ["parts/plate"]}])
+    assert benchmark(plan, data=data, out=tmp_path / "results", hours=0.0) == 3
+    cell = json.loads((tmp_path / "results/small/parts/plate/small_autoencoder-0.json").read_text())
+    assert "longer than --hours" in cell["message"]
+
+
+def test_seeds_come_before_categories_and_rows_may_have_fewer(data: Path, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, detectors={"a": ROW, "b": ROW | {"seeds": [1]}})
+    cells = read_plan(plan, data=data, own="", own_model={})
+    assert [(c.seed, c.name) for c in cells] == [(0, "a"), (1, "a"), (1, "b")]
+    assert len({c.fingerprint() for c in cells}) == 3
+    again = read_plan(plan, data=data, own="", own_model={})
+    assert [c.fingerprint() for c in again] == [c.fingerprint() for c in cells]
+
+
+def test_rows_may_ask_more_of_the_fit(data: Path, tmp_path: Path) -> None:
+    asked = {"brightness": "levelled"}
+    plan = write_plan(tmp_path, data=[{"categories": ["parts/plate"]}], detectors={"a": ROW, "b": ROW | {"fit": asked}})
+    plain, levelled = read_plan(plan, data=data, own="", own_model={})
+    assert (plain.fit, levelled.fit) == ({}, asked)
+    older = {key: value for key, value in asdict(plain).items() if key != "fit"}
+    text = json.dumps(older, sort_keys=True, default=str)  # cells from before there was such a key stay measured
+    assert plain.fingerprint() == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert levelled.fingerprint() != dataclasses.replace(levelled, fit={}).fingerprint()
+    assert benchmark(plan, data=data, out=tmp_path / "results", only="/b") == 0
+    cell = json.loads((tmp_path / "results/small/parts/plate/b-0.json").read_text())
+    assert cell["config"]["brightness"] == "levelled"
+    assert cell["parity"]["refused"] == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, "no key 'seed'; nearest: "),
+        ({"data": [{"categories": ["parts/plat"]}]}, "'parts/plat' is not in"),
+        ({"data": []}, "nothing to measure"),
+        ({"detectors": {"a": {"model": {}}}}, "say in `note` how it is reduced"),
+        ({"detectors": {"a": ROW | {"epochs": 3}}}, "no key 'epochs'"),
+        ({"detectors": {"a": ROW | {"fit": {"alpha": 0.1}}}}, "fit of detector 'a' .* no key 'alpha'"),
+        ({"detectors": {"os:system": {"note": "x"}}}, "is named by --detector only"),
+        ({"detectors": {"a": "autoencoder"}}, "is no table of"),
+    ],
+)
+def test_plans_that_cannot_be_meant_are_refused(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_plan(write_plan(tmp_path, **changes), data=data, own="", own_model={})
+
+
+@pytest.mark.parametrize("plan", sorted(PLANS.glob("*.yaml")), ids=lambda plan: plan.stem)
+def test_plans_of_the_project_can_be_read_and_their_detectors_have_their_options(plan: Path, tmp_path: Path) -> None:
+    import inspect
+
+    from anomaly.registry import detector_class
+
+    asked = yaml.safe_load(plan.read_text())
+    for part in asked["data"]:
+        for one in [part["categories"]] if isinstance(part["categories"], str) else part["categories"]:
+            (tmp_path / one.replace("*", "some") / "train" / "good").mkdir(parents=True)
+    cells = read_plan(plan, data=tmp_path, own="", own_model={})
+    for cell in {c.name: c for c in cells}.values():
+        known = set(inspect.signature(detector_class(cell.detector)).parameters)
+        assert set(cell.model) <= known, cell.name

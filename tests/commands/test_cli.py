@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anomaly
+from anomaly.commands import main as cli
+from anomaly.commands.main import VERBS, run
+from anomaly.commands.parser import parse
+from anomaly.commands.score import score
+from anomaly.commands.serve import serve
+from anomaly.detectors.autoencoder import Autoencoder
+from anomaly.errors import CalibrationError, UsageError
+from anomaly.recalibration.recalibrate import calibrate
+from anomaly.runs.merge import merge
+from anomaly.training.fit import fit
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+VERB_OF_FOLDER: dict[str, Callable[..., Any]] = {"detectors": fit, "samplers": fit}
+OTHERS = {"benchmarks"}
+"""Folders of files that are no options of a verb; tests of their own read them"""
+HELP = "import sys; sys.argv = ['anomaly', '--help']; from anomaly.commands.main import main; main()"
+SCORE = ["m.onnx", "images", "--out", "rows.csv"]
+FIT = ["data", "--out", "run"]
+
+
+def test_help_is_shown_at_once_and_imports_nothing_heavy() -> None:
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        told = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+    for verb in VERBS:
+        assert f"\n  {verb} " in told.stdout
+    assert statistics.median(seconds) < 0.5
+    told = subprocess.run([sys.executable, "-X", "importtime", "-c", HELP], capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in told.stderr.splitlines()}
+    assert "anomaly" in imported
+    assert not imported & {"numpy", "cv2", "torch", "onnx", "onnxruntime", "pyarrow", "jsonargparse", "yaml", "rich"}
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["-h"], ["--help"]):
+        assert run(arguments) == 0
+        assert capsys.readouterr().out.startswith("usage: anomaly VERB")
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"{anomaly.__version__}\n"
+
+
+def test_verbs_lead_to_functions_with_a_documented_parameter_each() -> None:
+    for target, _ in VERBS.values():
+        module, _, name = target.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        told = inspect.getdoc(function) or ""
+        for parameter in inspect.signature(function).parameters:
+            assert re.search(rf"^    {parameter}: ", told, flags=re.MULTILINE), f"{target} says nothing of {parameter}"
+
+
+@pytest.mark.parametrize(("verb", "near"), [("scroe", "score"), ("calibrat", "calibrate"), ("Fit", "fit")])
+def test_unknown_verb_names_the_nearest(verb: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb]) == 2
+    told = capsys.readouterr().err
+    assert f"no verb {verb!r}; nearest: {near!r}; all: demo, inspect" in told
+
+
+@pytest.mark.parametrize(
+    ("option", "near"),
+    [("--alph", "--alpha"), ("--batch", "--batch-size"), ("--outt", "--out"), ("--max_pixel", "--max-pixels")],
+)
+def test_unknown_or_abbreviated_option_names_the_nearest(option: str, near: str) -> None:
+    for arguments in ([*SCORE, option, "1"], [*SCORE, f"{option}=1"]):
+        with pytest.raises(UsageError, match=rf"^no option {option}; nearest: {near}$"):
+            parse("score", score, arguments)
+
+
+@pytest.mark.parametrize("extra", [["-a", "1"], ["more"], ["--"]])
+def test_what_is_left_over_is_refused(extra: list[str]) -> None:
+    with pytest.raises(UsageError, match="score: "):
+        parse("score", score, [*SCORE, *extra])
+
+
+def test_required_option_and_lacking_value_are_told() -> None:
+    with pytest.raises(UsageError, match="'out' is required"):
+        parse("fit", fit, FIT[:1])
+    with pytest.raises(UsageError, match="--out: expected one argument"):
+        parse("score", score, SCORE[:3])
+    with pytest.raises(UsageError, match="images"):
+        parse("score", score, ["m.onnx", "--out", "rows.csv"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--batch-size", "two"], "\"batch_size\":\n  Expected a <class 'int'>. Got value: two"),
+        (["--batch-size", "1.5"], "batch_size"),
+        (["--device", "gpu"], "'auto', 'cpu', 'cuda', 'tensorrt'"),
+        (["--alpha", "few"], "Given value: few"),
+        (["--limit", "nan"], "Given value: nan"),
+        (["--fail-on-defect=maybe"], "fail_on_defect"),
+    ],
+)
+def test_value_of_another_type_is_refused_with_its_name(arguments: list[str], part: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(part)):
+        parse("score", score, [*SCORE, *arguments])
+
+
+def test_hyphen_and_underscore_are_the_same() -> None:
+    for options in (["--max-pixels", "7", "--batch-size=3"], ["--max_pixels", "7", "--batch_size=3"]):
+        found = parse("score", score, [*SCORE, *options])
+        assert (found["max_pixels"], found["batch_size"]) == (7, 3)
+    found = parse("fit", fit, [*FIT, "--detector", "autoencoder", "--model.learning-rate", "0.5"])
+    assert found["model"]["learning_rate"] == 0.5
+
+
+def test_values_keep_their_hyphens() -> None:
+    found = parse("score", score, ["my-model.onnx", "-", "--out", "a-b/c-d.csv", "--limit", "-0.5"])
+    assert (found["model"], found["images"], found["out"]) == (Path("my-model.onnx"), "-", "a-b/c-d.csv")
+    assert found["limit"] == -0.5
+
+
+def test_switch_needs_no_value() -> None:
+    for options, expected in (
+        ([], False), (["--fail-on-defect"], True), (["--fail-on-defect", "true"], True),
+        (["--fail-on-defect=false"], False), (["--fail_on_defect", "false"], False),
+    ):  # fmt: skip
+        assert parse("score", score, [*SCORE, *options])["fail_on_defect"] is expected
+    assert parse("score", score, ["--fail-on-defect", *SCORE])["fail_on_defect"] is True
+    assert parse("score", score, ["m.onnx", "--fail-on-defect", "--out", "r.csv", "images"])["images"] == "images"
+
+
+def test_defaults_are_those_of_the_function() -> None:
+    found = parse("calibrate", calibrate, ["m.onnx", "good"])
+    assert found == {
+        "model": Path("m.onnx"), "good": "good", "marks": "", "images": "", "out": "", "alpha": "default",
+        "promise": "default", "device": "cpu", "max_pixels": 100_000_000,
+    }  # fmt: skip
+
+
+def test_word_that_may_be_left_out_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["m.onnx", "good", "--marks", "k"],
+        ["m.onnx", "--marks", "k", "good"],
+        ["--marks=k", "m.onnx", "good"],
+    ):
+        found = parse("calibrate", calibrate, arguments)
+        assert (found["model"], found["good"], found["marks"]) == (Path("m.onnx"), "good", "k")
+    assert parse("calibrate", calibrate, ["m.onnx", "--marks", "k"])["good"] == ""
+    with pytest.raises(UsageError, match="more"):
+        parse("calibrate", calibrate, ["m.onnx", "good", "more"])
+    with pytest.raises(SystemExit):
+        parse("calibrate", calibrate, ["--help"])
+    assert "good photographs that the model was not trained on: a folder" in " ".join(capsys.readouterr().out.split())
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "options.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_yaml_file_gives_options_and_the_command_line_overrides(tmp_path: Path) -> None:
+    file = write(tmp_path, "detector: autoencoder\nseed: 3\nalpha: 0.05\nmodel:\n  size: 128\n  width: 8\n")
+    found = parse("fit", fit, [*FIT, "--config", file, "--seed", "4", "--model.width", "16"])
+    latent = inspect.signature(Autoencoder).parameters["latent"].default
+    assert (found["detector"], found["seed"], found["alpha"]) == ("autoencoder", 4, 0.05)
+    assert (found["model"]["size"], found["model"]["width"], found["model"]["latent"]) == (128, 16, latent)
+    assert "config" not in found
+    whole = write(tmp_path, "data: data\nout: run\n")
+    assert parse("fit", fit, [f"--config={whole}"])["data"] == Path("data")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed: 3", r"no option 'sed' \(in the YAML file\); nearest: 'seed'"),
+        ("detector: autoencoder\nmodel:\n  sise: 64", r"no option 'model.sise' .* nearest: 'model.size'"),
+        ("detector: autoencoder\nmodel: {num_steps: 3}", r"no option 'model.num_steps'"),
+        ("detector: fastlow", r"no detector 'fastlow'; nearest: 'fastflow'"),
+        ("detector: [autoencoder]", r"no detector"),
+        ("seed: one", r"\"seed\":\n  Expected a <class 'int'>. Got value: one"),
+        ("config: other.yaml", r"no option 'config'"),
+        ("just words", r"holds no options"),
+        ("a: [1", r"is no YAML file"),
+    ],
+)
+def test_wrong_yaml_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse("fit", fit, [*FIT, "--config", write(tmp_path, text)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "detector: parts.inspector:Spot",
+        "detector: parts.inspector.Spot",
+        "detector:\n  class_path: parts.inspector.Spot",
+        "detector: autoencoder\nmodel:\n  class_path: parts.inspector.Spot",
+        "detector: autoencoder\nmodel: parts.inspector.Spot",
+    ],
+)
+def test_class_to_import_in_a_yaml_file_is_refused(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_spot(tmp_path, monkeypatch)
+    with pytest.raises(UsageError):
+        parse("fit", fit, [*FIT, "--config", write(tmp_path, text)])
+    assert "parts.inspector" not in sys.modules
+
+
+def test_second_yaml_file_is_refused_unread(tmp_path: Path) -> None:
+    file = write(tmp_path, "detector: parts.inspector:Spot")
+    (tmp_path / "first.yaml").write_text("seed: 1")
+    with pytest.raises(UsageError, match="--config is given 2 times"):
+        parse("fit", fit, [*FIT, "--config", str(tmp_path / "first.yaml"), f"--config={file}"])
+
+
+def test_yaml_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"group: gr\xfcn\n")
+    for name, message in (("none.yaml", "cannot be read: No such file"), ("latin.yaml", "is no YAML file")):
+        with pytest.raises(UsageError, match=message):
+            parse("fit", fit, [*FIT, "--config", str(tmp_path / name)])
+
+
+def write_spot(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector outside this package, in the module parts.inspector on the path."""
+    (folder / "parts").mkdir()
+    (folder / "parts" / "__init__.py").write_text("")
+    (folder / "parts" / "inspector.py").write_text(
+        "from anomaly.detectors.base import Detector\n"
+        "class Spot(Detector):\n"
+        "    '''Finds spots.\n\n    Args:\n        radius: of a spot, in pixels.\n    '''\n"
+        "    def __init__(self, *, radius: int = 3) -> None: ...\n"
+        "class Other: ...\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    for name in ("parts", "parts.inspector"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_class_named_on_the_command_line_brings_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_spot(tmp_path, monkeypatch)
+    found = parse("fit", fit, [*FIT, "--detector", "parts.inspector:Spot", "--model.radius", "5"])
+    assert (found["detector"], found["model"]) == ("parts.inspector:Spot", {"radius": 5})
+    for name, message in (
+        ("parts.inspector:Other", r"is no subclass of anomaly\.detectors\.base\.Detector"),
+        ("parts.inspector:None_such", "cannot be imported"),
+        ("parts.none:Spot", "cannot be imported"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse("fit", fit, [*FIT, "--detector", name])
+
+
+def test_misspelt_detector_is_told_before_its_options_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no detector 'autoencodr'; nearest: 'autoencoder'"):
+        parse("fit", fit, [*FIT, "--detector", "autoencodr", "--model.width", "8"])
+    with pytest.raises(UsageError, match="--detector is given 2 times, autoencoder and fastflow"):
+        parse("fit", fit, [*FIT, "--detector", "autoencoder", "--detector=fastflow"])
+
+
+def test_help_of_a_verb_lists_its_options_with_hyphens(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("-h", "--help"):
+        with pytest.raises(SystemExit) as stop:
+            run(["score", option])
+        assert stop.value.code == 0
+        told = capsys.readouterr().out
+        assert "--batch-size BATCH_SIZE" in told
+        assert "images per inference" in told
+
+
+def test_help_of_fit_lists_the_options_of_the_detector(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, present, absent in (
+        (["fit", "--help"], "--model.num-steps", "--model.latent"),
+        (["fit", "--detector", "autoencoder", "--help"], "--model.latent", "--model.num-steps"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run(arguments)
+        assert stop.value.code == 0
+        told = capsys.readouterr().out
+        assert present in told
+        assert absent not in told
+        assert not [name for name in re.findall(r"--[a-z][\w.-]*", told) if "_" in name]
+
+
+SHIPPED = [path for path in sorted(CONFIGS.rglob("*.y*ml")) if path.parent.name not in OTHERS]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.relative_to(CONFIGS).as_posix())
+def test_shipped_yaml_file_parses_for_its_verb(path: Path) -> None:
+    function = VERB_OF_FOLDER[path.parent.name]
+    parse(function.__name__, function, [*FIT, "--config", str(path)])
+
+
+def test_error_of_a_verb_is_one_line_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, code in ((UsageError, 2), (CalibrationError, 1), (KeyboardInterrupt, 130)):
+
+        def fail(arguments: list[str], error: type[BaseException] = error) -> int:
+            raise error("99 good images, 100 asked for: take more")
+
+        monkeypatch.setattr(cli, "_run", fail)
+        assert run(["score"]) == code
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.startswith("anomaly: ")
+        assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("starlette.routing", "serve"), ("onnxruntime", "serve-cpu"), ("torch", "train")]
+)
+def test_missing_package_is_told_with_the_extra_that_brings_it(
+    missing: str, extra: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    assert run(["serve", "m.onnx"]) == 2
+    assert f"needs {missing.partition('.')[0]}, " in (told := capsys.readouterr().err)
+    assert f"pip install anomaly[{extra}]\n" in told
+
+
+def test_list_that_comes_first_is_written_as_words() -> None:
+    runs = [Path("a"), Path("b=c")]
+    for arguments in (["a", "b=c", "--out", "d"], ["--out=d", "a", "b=c"], ["a", "--out", "d", "b=c"]):
+        assert parse("merge", merge, arguments) == {"runs": runs, "out": Path("d")}
+    found = parse("serve", serve, ["m.onnx", "--allow-anonymous", "n.onnx", "--port", "1"])
+    assert (found["models"], found["allow_anonymous"], found["port"]) == (["m.onnx", "n.onnx"], True, 1)
+    with pytest.raises(UsageError):
+        parse("merge", merge, ["--out", "d"])

@@ -1,0 +1,255 @@
+"""Frozen features: each model scores as scikit-learn does, learns from a bounded sample, and survives a run folder."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
+from sklearn.svm import OneClassSVM
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from anomaly.detectors.frozen_features import (
+    Bank,
+    FrozenFeatures,
+    Matrix,
+    Method,
+    Mixture,
+    PatchModel,
+    Subspace,
+    SupportVectors,
+)
+from anomaly.errors import UsageError
+from anomaly.export.detector import export
+from anomaly.export.parity import verify
+from anomaly.imaging.image_file import read_image
+from anomaly.nn.batch import Batch
+from anomaly.testing.checks import check_detector
+from anomaly.testing.toy_training import draw_parts, train_on
+from anomaly.training.fit import fit
+from anomaly.training.fitted_model import load
+from tests.plates import draw_part, draw_scratch
+
+TINY: dict[str, Any] = {
+    "size": 64, "backbone": "resnet10t", "layers": (1, 2), "weights": "none", "num_patches": 400,
+    "num_gaussians": 3, "num_components": 16, "smooth": 3,
+}  # fmt: skip
+BY_METHOD: dict[Method, dict[str, Any]] = {
+    "one_class_svm": {"dimensions": 32, "nu": 0.1},
+    "nearest_neighbour": {},
+    "gmm": {"dimensions": 16},
+    "pca": {},
+}
+EVERY = pytest.mark.parametrize("method", BY_METHOD)
+
+
+def build(method: Method, **options: Any) -> FrozenFeatures:
+    torch.manual_seed(0)
+    return FrozenFeatures(**(TINY | {"method": method} | BY_METHOD[method] | options))
+
+
+def patches(num: int, *, seed: int) -> Matrix:
+    """Two clusters in ten dimensions."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(num, 10)) @ np.diag(np.linspace(0.2, 1.5, 10)) + 3.0 * rng.integers(0, 2, (num, 1))
+
+
+def as_sklearn(model: PatchModel, train: Matrix, other: Matrix) -> Matrix:
+    """What scikit-learn says of `other`, higher is more anomalous."""
+    if isinstance(model, SupportVectors):
+        svm = OneClassSVM(kernel="rbf", gamma="scale", nu=0.1).fit(train)
+        return -np.log(svm.score_samples(other) / svm.offset_)
+    if isinstance(model, Bank):
+        return NearestNeighbors(n_neighbors=1).fit(train).kneighbors(other)[0][:, 0]
+    if isinstance(model, Mixture):
+        return -GaussianMixture(2, reg_covar=1e-3, random_state=0).fit(train).score_samples(other)
+    pca = PCA(4).fit(train)
+    return ((other - pca.inverse_transform(pca.transform(other))) ** 2).sum(axis=1)
+
+
+@pytest.mark.parametrize(
+    "model", [SupportVectors(nu=0.1), Bank(), Mixture(num_gaussians=2), Subspace(num_components=4)]
+)
+def test_model_scores_as_scikit_learn(model: PatchModel) -> None:
+    train, other = patches(300, seed=0), patches(50, seed=1)
+    assert not model.is_fitted
+    model.fit(train, seed=0)
+    assert model.is_fitted
+    said = model(torch.from_numpy(other).float())
+    np.testing.assert_allclose(said.numpy(), as_sklearn(model, train, other), rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [SupportVectors(nu=0.5), Bank()])
+def test_rows_are_compared_in_pieces(model: PatchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.fit(patches(200, seed=0), seed=0)
+    y = torch.from_numpy(patches(20, seed=1)).float()
+    whole = model(y)
+    monkeypatch.setattr("anomaly.detectors.frozen_features.MAX_ROWS", 7)
+    assert torch.allclose(model(y), whole, atol=1e-5)
+
+
+def test_support_vectors_keep_their_range_where_the_decision_ties() -> None:
+    model, train = SupportVectors(nu=0.1), patches(300, seed=0)
+    model.fit(train, seed=0)
+    far = np.stack([np.full(10, 40.0), np.full(10, 80.0)])
+    decision = OneClassSVM(nu=0.1).fit(train).decision_function(far).astype(np.float32)
+    assert decision[0] == decision[1]
+    near, further = model(torch.from_numpy(far).float())
+    assert near + 100 < further
+
+
+@EVERY
+def test_method_keeps_the_contract(method: Method) -> None:
+    check_detector(FrozenFeatures, options=TINY | {"method": method} | BY_METHOD[method])
+
+
+@EVERY
+def test_run_folder_keeps_what_was_learned(method: Method, category: Path, tmp_path: Path) -> None:
+    options = TINY | {"method": method} | BY_METHOD[method]
+    run = fit(category, out=tmp_path, detector="anomaly.detectors.frozen_features:FrozenFeatures", model=options)
+    detector, description = load(run)
+    assert isinstance(detector, FrozenFeatures)
+    assert detector.model.is_fitted
+    images = [read_image(path, white=255, max_pixels=10_000) for path in description.held_out]
+    with torch.no_grad():
+        said = detector(torch.from_numpy(np.stack(images))).score
+    assert np.sort(said.numpy()) == pytest.approx(description.calibration.scores, abs=1e-3)
+
+
+def test_unfitted_is_told() -> None:
+    detector = build("gmm").eval()
+    with pytest.raises(UsageError, match="'gmm' has learned from no image yet: fit it first"):
+        detector(draw_parts(1, seed=0))
+
+
+def test_sample_is_bounded_uniform_and_the_same_for_every_batch_size() -> None:
+    rows = []
+    for batch_size in (4, 8):
+        detector = build("nearest_neighbour", batch_size=batch_size, num_patches=100)
+        train_on(detector, draw_parts(8, seed=0))
+        assert isinstance(detector.model, Bank)
+        assert detector.model.rows.shape == (100, 192)
+        rows.append(detector.model.rows)
+    assert torch.allclose(rows[0], rows[1], atol=1e-4)
+    whole = build("nearest_neighbour", num_patches=10_000)
+    train_on(whole, draw_parts(8, seed=0))
+    assert isinstance(whole.model, Bank)
+    assert len(whole.model.rows) == 8 * 16 * 16
+
+
+@torch.no_grad()
+def test_bank_knows_its_own_patches() -> None:
+    detector = build("nearest_neighbour", num_patches=10_000, smooth=1)
+    image = draw_parts(4, seed=0)
+    with torch.enable_grad():
+        train_on(detector, image)
+    assert detector.anomaly(detector.preprocess(image)).score.max() < 1e-3
+    assert detector.anomaly(detector.preprocess(255 - image)).score.min() > 1
+
+
+def test_sample_lies_in_the_region() -> None:
+    mask = torch.zeros(72, 88, dtype=torch.bool)
+    mask[18:54, 22:66] = True
+    detector = build("nearest_neighbour", num_patches=10_000)
+    detector.preprocess.set_roi(mask)
+    train_on(detector, draw_parts(4, seed=0))
+    num_inside = int(detector._inside().sum())
+    assert 40 < num_inside < 80  # of 16·16, a quarter of them
+    assert isinstance(detector.model, Bank)
+    assert len(detector.model.rows) == 4 * num_inside
+
+
+class _Stop(pl.Callback):
+    """Writes a checkpoint after a batch, or at the end of the epoch, and ends the training there."""
+
+    def __init__(self, path: Path, *, after_batch: int) -> None:
+        self.path, self.after_batch = path, after_batch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
+        if rest[-1] == self.after_batch:
+            trainer.save_checkpoint(self.path)
+            raise InterruptedError
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+        raise InterruptedError
+
+
+@pytest.mark.parametrize("after_batch", [0, 1, 99])
+def test_a_fit_that_goes_on_learns_from_each_image_once(after_batch: int, tmp_path: Path) -> None:
+    image = draw_parts(12, seed=0)
+    none = torch.zeros(4, dtype=torch.bool)
+    batches = [
+        Batch(part, part[..., 0] > 255, none, [f"{n}/{k}" for k in range(4)])
+        for n, part in enumerate(torch.split(image, 4))
+    ]
+
+    def go(detector: FrozenFeatures, *callbacks: pl.Callback, path: Path | None) -> FrozenFeatures:
+        quiet: dict[str, Any] = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
+        loader: Any = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=list(callbacks), **quiet)
+            trainer.fit(detector, loader, ckpt_path=path, weights_only=True)
+        return detector
+
+    kept = tmp_path / "kept.ckpt"
+    with pytest.raises(InterruptedError):
+        go(build("nearest_neighbour"), _Stop(kept, after_batch=after_batch), path=None)
+    resumed = go(build("nearest_neighbour"), path=kept)
+    whole = go(build("nearest_neighbour"), path=None)
+    assert isinstance(resumed.model, Bank)
+    assert isinstance(whole.model, Bank)
+    assert torch.equal(resumed.model.rows, whole.model.rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"smooth": 4}, "smooth 4: .*, e.g. 5"),
+        ({"dimensions": 500}, "dimensions 500: the features have 192"),
+        ({"method": "pca", "num_components": 192}, "num_components 192: .* 192 dimensions"),
+        ({"method": "pca", "dimensions": 8}, "num_components 16: .* 8 dimensions"),
+    ],
+)
+def test_refuses_what_it_cannot_have(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        FrozenFeatures(**(TINY | options))
+
+
+def test_too_few_patches_are_told() -> None:
+    with pytest.raises(UsageError, match="10 patches cannot fit 'pca': raise num_patches to 17 or more"):
+        train_on(build("pca", num_patches=10), draw_parts(4, seed=0))
+
+
+def test_methods_are_all_tried() -> None:
+    assert set(BY_METHOD) == set(get_args(Method))
+
+
+@pytest.mark.weights
+@pytest.mark.skipif("ANOMALY_WEIGHTS" not in os.environ, reason="ANOMALY_WEIGHTS names no folder of backbones")
+@EVERY
+def test_pretrained_features_find_a_scratch(method: Method, category: Path, tmp_path: Path) -> None:
+    options = {"method": method, "size": 128, "num_patches": 2000, "dimensions": 0 if method == "pca" else 64}
+    run = fit(category, out=tmp_path, detector="anomaly.detectors.frozen_features:FrozenFeatures", model=options)
+    export(run)
+    certificate = verify(run)
+    assert max(certificate["score"]["max"], certificate["map"]["max"]) < 1e-4
+    detector, _ = load(run)
+    good = [draw_part(3000 + n) for n in range(6)]
+    defect = [draw_scratch(image, n)[0] for n, image in enumerate(good)]
+
+    def scores(images: list[Any]) -> Tensor:
+        with torch.no_grad():
+            return detector(torch.from_numpy(np.stack(images))).score
+
+    assert scores(defect).min() > scores(good).max()

@@ -1,0 +1,50 @@
+"""A denoiser that is known in closed form, for tests of diffusion: data of white noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.generation.base import Array, Facts
+from anomaly.generation.diffusion import DiffusionProcess
+from anomaly.samplers._noise_schedule import Schedule, noise_schedule
+
+SIZE = 4
+MEAN, DEVIATION = 0.2, 0.3
+"""Of the pixels in [-1, 1] of made-up images that are white noise: their best denoiser is known"""
+
+
+def alphas(name: Schedule = "offset-cosine", num: int = 1000) -> list[float]:
+    kept: list[float] = noise_schedule(name, num_timesteps=num).alphas_cumprod.tolist()
+    return kept
+
+
+class Exact:
+    """Stands in for the network: the best denoiser of N(MEAN, DEVIATION²) pixels, E[eps | x_t]."""
+
+    def __init__(self, levels: list[float], *, size: int = SIZE) -> None:
+        self.levels = np.array(levels)
+        self.facts = Facts("Exact", [size, size], [3, size, size], {}, {"alphas_cumprod": levels})
+
+    def __call__(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
+        assert function == "denoise"
+        x, t = inputs
+        assert x.dtype == np.float32
+        assert t.dtype == np.int64
+        assert t.shape == (len(x),)
+        a = self.levels[t].reshape(-1, 1, 1, 1)
+        eps = np.sqrt(1 - a) * (x - np.sqrt(a) * MEAN) / (a * DEVIATION**2 + 1 - a)
+        return eps.astype(np.float32)
+
+    def process(self) -> DiffusionProcess:
+        return DiffusionProcess(self, self.facts)
+
+    def images(self, num: int) -> Array:
+        drawn = np.random.default_rng(7).normal(MEAN, DEVIATION, (num, 3, *self.facts.size))
+        return ((drawn.clip(-0.95, 0.95) + 1) / 2).astype(np.float32)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)

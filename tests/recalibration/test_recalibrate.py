@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from anomaly.commands.main import run
+from anomaly.errors import CalibrationError, DataError, ParityError
+from anomaly.imaging.image_file import read_image, write_png
+from anomaly.inference.artifact import calibration_tensors, load_graph
+from anomaly.inference.scorer import OnnxScorer, Scores
+from anomaly.recalibration import recalibrate
+from anomaly.recalibration.recalibrate import calibrate
+
+
+@pytest.fixture
+def held_out(run_folder: Path, tmp_path: Path) -> Path:
+    """A list of the photographs that the model was calibrated on."""
+    description = json.loads((run_folder / "detector.json").read_text(encoding="utf-8"))
+    path = tmp_path / "held_out.txt"
+    path.write_text("\n".join(description["held_out"]), encoding="utf-8")
+    return path
+
+
+def brighter(held_out: Path, folder: Path) -> Path:
+    """The same photographs under a lamp a third brighter, in a folder."""
+    folder.mkdir()
+    for path in held_out.read_text(encoding="utf-8").splitlines():
+        image = read_image(path, white=255, max_pixels=10_000)
+        write_png(folder / Path(path).name, np.clip(np.rint(image * 1.33), 0, 255).astype(np.uint8))
+    return folder
+
+
+def load(path: Path) -> OnnxScorer:
+    return OnnxScorer(path, device="cpu", num_threads=1)
+
+
+def images_of(folder: Path) -> NDArray[np.uint8]:
+    return np.stack([read_image(p, white=255, max_pixels=10_000) for p in sorted(folder.iterdir())])
+
+
+def limits(path: Path) -> tuple[float, float]:
+    """The raw score and the raw map's value that are the limit."""
+    values = calibration_tensors(load_graph(path))
+    return values["zero_score"] + values["unit_score"], values["zero_map"] + values["unit_map"]
+
+
+def test_same_images_give_the_same_limit(model: Path, held_out: Path, category: Path) -> None:
+    old, old_limits, images = load(model), limits(model), images_of(category / "test/good")
+    assert calibrate(model, str(held_out)) == model
+    new = load(model)
+    assert limits(model) == pytest.approx(old_limits, rel=1e-5)
+    assert new.metadata.alpha == pytest.approx(old.metadata.alpha)
+    np.testing.assert_allclose(new.metadata.calibration.scores, old.metadata.calibration.scores, atol=1e-4)
+    np.testing.assert_allclose(new.score(images).score, old.score(images).score, atol=1e-4)
+    np.testing.assert_allclose(new.score(images).anomaly_map, old.score(images).anomaly_map, atol=1e-4)
+    assert new.metadata.golden.png == old.metadata.golden.png
+
+
+def test_brighter_photographs_move_the_limit_and_keep_the_promise(model: Path, held_out: Path, tmp_path: Path) -> None:
+    folder = brighter(held_out, tmp_path / "brighter")
+    images, before = images_of(folder), limits(model)
+    assert load(model).score(images).score.max() > 1
+    old = load(model).metadata
+    calibrate(model, str(folder))
+    new = load(model)
+    assert limits(model) != pytest.approx(before, rel=0.05)
+    scores = new.score(images)
+    assert scores.score.max() < 1
+    assert scores.anomaly_map.max() < 1
+    assert scores.score.max() == pytest.approx(1 / (1 + 1e-3), abs=1e-5)
+    assert float(np.median(scores.score)) == pytest.approx(0, abs=1e-5)
+    assert new.metadata.image_stats["brightness"]["mean"] > old.image_stats["brightness"]["mean"] * 1.1
+    assert new.metadata.golden.png != old.golden.png
+
+
+def test_ranks_stay(model: Path, held_out: Path, category: Path, tmp_path: Path) -> None:
+    images = images_of(category / "test/good")
+    before = load(model).score(images).score
+    calibrate(model, str(brighter(held_out, tmp_path / "brighter")))
+    assert np.array_equal(np.argsort(load(model).score(images).score), np.argsort(before))
+
+
+def test_metadata_certificate_and_card_tell_of_the_new_calibration(
+    model: Path, held_out: Path, category: Path, tmp_path: Path
+) -> None:
+    old, old_bytes, new_path = load(model), model.read_bytes(), tmp_path / "new" / "again.onnx"
+    options = ["--out", str(new_path), "--alpha", "0.2", "--promise", "bound"]
+    assert run(["calibrate", str(model), str(category / "train/good"), *options]) == 0
+    assert model.read_bytes() == old_bytes
+    names = ["again.calibrate.run.json", "again.certificate.json", "again.onnx"]
+    assert sorted(p.name for p in new_path.parent.iterdir()) == names
+    new = load(new_path)
+    record = new.metadata.calibration
+    assert (new.metadata.alpha, new.metadata.promise) == (0.2, "bound")
+    assert (record.num_images, record.source, record.excluded) == (40, "good", [])
+    assert record.scores == sorted(record.scores)
+    assert new.metadata.sha256 != old.metadata.sha256
+    for name in ("detector", "category", "config", "resize", "white", "size", "roi", "commit", "seed", "contract"):
+        assert getattr(new.metadata, name) == getattr(old.metadata, name)
+    certificate = json.loads((new_path.parent / "again.certificate.json").read_text(encoding="utf-8"))
+    assert certificate["model"] == new.sha256 == hashlib.sha256(new_path.read_bytes()).hexdigest()
+    assert certificate["previous_model"] == old.sha256
+    assert (certificate["alpha"], certificate["promise"], certificate["num_images"]) == (0.2, "bound", 40)
+    assert certificate["expected_rate"] < certificate["rate_bound"] <= 0.2
+    assert certificate["score"]["max"] <= 1e-4
+    assert certificate["map_maximum"]["max"] <= 1e-4
+    card = json.loads((new_path.parent / "again.calibrate.run.json").read_text(encoding="utf-8"))
+    assert card["config"]["good"] == str(category / "train/good")
+    assert str(category.parent).encode() not in new_path.read_bytes()
+
+
+def test_calibrated_scores_in_the_file_are_those_it_gives(model: Path, held_out: Path) -> None:
+    calibrate(model, str(held_out))
+    scorer = load(model)
+    paths = held_out.read_text(encoding="utf-8").splitlines()
+    given = [float(scorer.score(read_image(p, white=255, max_pixels=10_000)[None]).score[0]) for p in paths]
+    np.testing.assert_allclose(np.sort(given), scorer.metadata.calibration.scores, atol=1e-4)
+
+
+def refuse(model: Path, error: type[BaseException], message: str, good: Path, **options: Any) -> None:
+    """Calibrate in vain: the old file stays as it was, alone."""
+    before, beside = model.read_bytes(), sorted(p.name for p in model.parent.iterdir())
+    with pytest.raises(error, match=message):
+        calibrate(model, str(good), **options)
+    assert model.read_bytes() == before
+    assert sorted(p.name for p in model.parent.iterdir()) == beside
+
+
+def test_alpha_that_the_photographs_cannot_support_leaves_the_file(model: Path, held_out: Path) -> None:
+    refuse(model, CalibrationError, "10 good images .* at least 99", held_out, alpha=0.01)
+    refuse(model, CalibrationError, "10 good images .* at least 29", held_out, alpha=0.1, promise="bound")
+    refuse(model, CalibrationError, "between 0 and 1", held_out, alpha=1.5)
+    refuse(model, CalibrationError, "at their median or below", held_out, alpha=0.7)
+
+
+def test_photograph_that_cannot_be_used_leaves_the_file(model: Path, held_out: Path, tmp_path: Path) -> None:
+    folder = brighter(held_out, tmp_path / "brighter")
+    (folder / "bad.png").write_bytes(b"no photograph")
+    (folder / "empty.png").write_bytes(b"")
+    refuse(model, DataError, r"2 of 12 good images cannot be used, first: .*bad\.png", folder)
+
+
+def test_copies_of_one_photograph_leave_the_file(model: Path, held_out: Path) -> None:
+    first = held_out.read_text(encoding="utf-8").splitlines()[0]
+    held_out.write_text("\n".join([first] * 20), encoding="utf-8")
+    refuse(model, CalibrationError, "20 held-out good images score alike", held_out)
+
+
+class Drifting(OnnxScorer):
+    """A runtime that gives other scores to the rewritten file than the arithmetic says."""
+
+    def score(self, image: NDArray[np.uint8]) -> Scores:
+        scores = super().score(image)
+        if self.path.name.endswith(".candidate") and len(image) > 1:
+            return Scores(scores.score + np.float32(0.01), scores.anomaly_map)
+        return scores
+
+
+def test_rewritten_file_that_scores_otherwise_is_not_kept(
+    model: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recalibrate, "OnnxScorer", Drifting)
+    refuse(model, ParityError, r"differs from the arithmetic by 0\.01", held_out)
+
+
+def test_interruption_leaves_the_file(model: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(OnnxScorer):
+        def score(self, image: NDArray[np.uint8]) -> Scores:
+            if self.path.name.endswith(".candidate") and len(image) > 1:
+                raise KeyboardInterrupt
+            return super().score(image)
+
+    monkeypatch.setattr(recalibrate, "OnnxScorer", Interrupted)
+    refuse(model, KeyboardInterrupt, "^$", held_out)

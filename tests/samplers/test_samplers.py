@@ -1,0 +1,349 @@
+"""The contract of the samplers, over the registry: fit, export, the same draw from the trained one and from the file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+from anomaly.commands.main import run
+from anomaly.commands.parser import parse
+from anomaly.errors import ModelError, Unsupported, UsageError
+from anomaly.export.detector import export
+from anomaly.export.parity import verify
+from anomaly.generation.artifact import read_sampler
+from anomaly.generation.base import Options, Process
+from anomaly.generation.onnx_sampler import OnnxSampler
+from anomaly.generation.sample import check_options, fitted_mask
+from anomaly.imaging.image_file import read_image
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.samplers import SAMPLERS
+from anomaly.samplers.base import Sampler
+from anomaly.training.fit import fit
+from anomaly.training.fitted_model import build_detector, load
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "samplers"
+FLOW = {"size": 16, "num_scales": 2, "width": 8, "smooth": 3, "epochs": 3, "batch_size": 8, "learning_rate": 3e-3}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gmm": {"size": 32, "patch": 4, "num_gaussians": 8, "dimensions": 8, "smooth": 3, "batch_size": 8},
+    "pca": {"size": 32, "num_components": 4, "smooth": 3, "batch_size": 8},
+    "vae": {"size": 16, "width": 8, "latent": 4, "epochs": 20, "batch_size": 8, "smooth": 3, "learning_rate": 3e-3},
+    "gan": {"size": 16, "width": 4, "latent": 8, "epochs": 2, "batch_size": 4},
+    "realnvp": FLOW,
+    "glow": FLOW | {"num_steps": 2},
+    "pixelcnn": {
+        "size": 16,
+        "levels": 8,
+        "width": 24,
+        "num_layers": 2,
+        "kernel": 5,
+        "place": 4,
+        "epochs": 10,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+    },
+    "vqvae": {
+        "size": 32,
+        "grid": 8,
+        "num_codes": 16,
+        "dimensions": 8,
+        "width": 16,
+        "prior_width": 12,
+        "prior_layers": 2,
+        "epochs": 24,
+        "prior_epochs": 8,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+    },
+    "ddpm": {
+        "size": 16,
+        "patch": 1,
+        "widths": [8],
+        "epochs": 20,
+        "batch_size": 8,
+        "smooth": 3,
+        "learning_rate": 3e-3,
+        "detect_steps": 1,
+        "detect_strengths": [0.15, 0.3],
+        "latent_steps": 5,
+        "bound_steps": 6,
+    },
+    "latent_diffusion": {
+        "size": 16,
+        "autoencoder_widths": [8, 16],
+        "widths": [8],
+        "patch": 1,
+        "epochs": 20,
+        "batch_size": 8,
+        "smooth": 3,
+        "learning_rate": 1e-2,
+        "detect_steps": 1,
+        "autoencoder_share": 0.7,
+    },
+}
+"""Options under which a family trains in about a second"""
+FEW_STEPS = Options(steps=3)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A fitted and exported sampler."""
+
+    run: Path
+    trained: Sampler
+    exported: OnnxSampler
+
+    def options(self) -> Options:
+        return FEW_STEPS if "steps" in self.exported.drawing().knows else Options()
+
+
+@pytest.fixture(scope="module", params=list(SAMPLERS))
+def made(request: pytest.FixtureRequest, category: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    name = request.param
+    out = fit(category, out=tmp_path_factory.mktemp("samplers") / name, detector=name, model=OPTIONS[name])
+    export(out)
+    trained, _ = load(out)
+    assert isinstance(trained, Sampler)
+    return Made(out, trained, OnnxSampler(out / "sampler.onnx", device="cpu", num_threads=1))
+
+
+def some(made: Made, category: Path, num: int) -> NDArray[np.float32]:
+    paths = sorted((category / "train/good").iterdir())[:num]
+    return np.concatenate([made.exported.prepare(read_image(p, white=255, max_pixels=10**6)[None]) for p in paths])
+
+
+def test_registry_has_options_and_a_configuration_for_every_family() -> None:
+    assert list(OPTIONS) == list(SAMPLERS)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= set(SAMPLERS)
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_configuration_builds(name: str) -> None:
+    asked = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert asked["detector"] == name
+    built = build_detector(name, asked["model"])
+    assert isinstance(built, Sampler)
+    values = parse("fit", fit, ["folder", "--out", "x", "--config", str(CONFIGS / f"{name}.yaml")])
+    assert values["model"].keys() >= asked["model"].keys()
+
+
+def test_file_draws_what_the_trained_one_draws(made: Made) -> None:
+    options = made.options()
+    drawn = made.exported.drawing().sample(3, rng=np.random.default_rng(5), options=options)
+    again = made.exported.drawing().sample(3, rng=np.random.default_rng(5), options=options)
+    trained = made.trained.drawing().sample(3, rng=np.random.default_rng(5), options=options)
+    other = made.exported.drawing().sample(3, rng=np.random.default_rng(6), options=options)
+    height, width = made.trained.preprocess.size
+    assert drawn.shape == (3, 3, height, width)
+    assert drawn.dtype == np.float32
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    assert np.array_equal(drawn, again)
+    assert not np.array_equal(drawn, other)
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert np.abs(drawn - trained).max() < 1e-3
+
+
+def test_functions_agree_and_are_certified(made: Made) -> None:
+    verify(made.run)
+    certificate = json.loads((made.run / "sampler.certificate.json").read_text(encoding="utf-8"))
+    assert set(certificate["functions"]) == set(made.trained.functions())
+    assert max(certificate["functions"].values()) <= 1e-4
+    assert (made.run / "model.onnx").exists() == made.trained.scores
+    assert (made.run / "model.certificate.json").exists() == made.trained.scores
+
+
+def test_what_can_score_is_a_detector_through_the_same_road(made: Made, category: Path, tmp_path: Path) -> None:
+    model, sampler = made.run / "model.onnx", made.run / "sampler.onnx"
+    if made.trained.scores:
+        rows = tmp_path / "rows.csv"
+        assert run(["score", str(model), str(category / "test"), "--out", str(rows)]) == 0
+        assert OnnxScorer(model, device="cpu", num_threads=1).metadata.kind == "detector"
+        with pytest.raises(ModelError, match="which scores and does not draw"):
+            read_sampler(model)
+    else:
+        assert not model.exists()
+        assert "surprise" in made.trained.lacks
+        with pytest.raises(ModelError, match="no model at"):
+            OnnxScorer(model, device="cpu", num_threads=1)
+    with pytest.raises(ModelError, match="is a sampler: `anomaly sample` draws from it"):
+        OnnxScorer(sampler, device="cpu", num_threads=1)
+
+
+def test_abilities_work_or_answer_with_the_reason(made: Made, category: Path) -> None:
+    x = some(made, category, 4)
+    mask = np.zeros((2, *x.shape[2:]), dtype=bool)
+    mask[:, 4:9, 3:8] = True
+    process, options = made.exported.drawing(), made.options()
+
+    def draw(ability: str, process: Process) -> NDArray[np.float32]:
+        rng = np.random.default_rng(0)
+        if ability == "reconstruct":
+            return process.reconstruct(x, rng=rng, options=options)
+        if ability == "interpolate":
+            return process.interpolate(x[0], x[1], num=4, options=options)
+        if ability == "inpaint":
+            return process.inpaint(x[:2], mask, rng=rng, options=options)
+        return process.attribute(x[:3], x[:2], x[2:], strength=0.5, options=options)
+
+    for ability in ("reconstruct", "interpolate", "inpaint", "attribute"):
+        if ability in made.trained.lacks:
+            with pytest.raises(Unsupported, match=f"has no {ability}: ") as told:
+                draw(ability, process)
+            assert made.trained.lacks[ability] in str(told.value)
+            continue
+        drawn = draw(ability, process)
+        assert drawn.dtype == np.float32
+        assert np.isfinite(drawn).all()
+        assert drawn.min() >= 0
+        assert drawn.max() <= 1
+        assert np.abs(drawn - draw(ability, made.trained.drawing())).max() < 1e-3, ability
+        if ability == "inpaint":
+            known = np.broadcast_to(~mask[:, None], drawn.shape)
+            assert np.array_equal(drawn[known], x[:2][known])
+        if ability == "interpolate":
+            assert len(drawn) == 4
+            with pytest.raises(UsageError):
+                process.interpolate(x[0], x[1][:, :-1], num=4, options=options)
+        if ability == "attribute":
+            with pytest.raises(UsageError):
+                process.attribute(x[:1], x[:0], x[2:], strength=0.5, options=options)
+
+
+def test_damaged_function_is_refused(made: Made, tmp_path: Path) -> None:
+    data = bytearray((made.run / "sampler.onnx").read_bytes())
+    at = len(data) // 3
+    data[at : at + 64] = bytes(64)
+    (tmp_path / "sampler.onnx").write_bytes(data)
+    with pytest.raises(ModelError):
+        OnnxSampler(tmp_path / "sampler.onnx", device="cpu", num_threads=1).drawing().sample(
+            1, rng=np.random.default_rng(0), options=made.options()
+        )
+
+
+def test_options_that_a_family_does_not_read_are_refused(made: Made) -> None:
+    process = made.exported.drawing()
+    for name, moved in (("steps", 7), ("eta", 0.5), ("temperature", 0.5), ("strength", 0.3), ("label", 1)):
+        options = Options(**{name: moved})
+        if name in process.knows:
+            check_options(process, options)
+        else:
+            with pytest.raises(UsageError, match=f"does not read --{name}; of these options it reads"):
+                check_options(process, options)
+
+
+def test_model_draws_defects_into_masks_or_is_refused(
+    made: Made, category: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "made"
+    command = ["synthesize", str(category), "--out", str(out), "--num", "3", "--kinds", "[]", "--steps", "3"]
+    code = run([*command, "--model", str(made.run / "sampler.onnx"), "--min-size", "0.3", "--max-size", "0.5"])
+    if made.trained.process != "latent_diffusion":
+        assert code == 2
+        assert "draws no defect into a mask" in capsys.readouterr().err
+        return
+    assert code == 0
+    drawn = sorted((out / "test" / "diffusion").iterdir())
+    assert len(drawn) == 3
+    sources = {path.name: cv2.imread(str(path)) for path in (out / "test" / "good").iterdir()}
+    for path in drawn:
+        mask = cv2.imread(str(out / "ground_truth" / "diffusion" / f"{path.stem}_mask.png"), cv2.IMREAD_GRAYSCALE) > 0
+        image = cv2.imread(str(path))
+        assert mask.any()
+        assert any(np.array_equal(image[~mask], good[~mask]) for good in sources.values())
+
+
+# the verb
+
+
+@pytest.fixture(scope="module")
+def vae(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = fit(category, out=tmp_path_factory.mktemp("verb") / "vae", detector="vae", model=OPTIONS["vae"])
+    export(out)
+    return out / "sampler.onnx"
+
+
+def drawn_by(vae: Path, out: Path, *options: str) -> list[NDArray[Any]]:
+    assert run(["sample", str(vae), "--out", str(out), *options]) == 0
+    assert (out / "contact_sheet.png").is_file()
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["verb"] == "sample"
+    return [cv2.imread(str(path)) for path in sorted(out.glob("[0-9]*.png"))]
+
+
+def test_verb_draws_images_and_a_sheet_the_same_for_the_same_seed(vae: Path, tmp_path: Path) -> None:
+    a = drawn_by(vae, tmp_path / "a", "--num", "5", "--seed", "3", "--batch-size", "2")
+    b = drawn_by(vae, tmp_path / "b", "--num", "5", "--seed", "3", "--batch-size", "2")
+    c = drawn_by(vae, tmp_path / "c", "--num", "5", "--seed", "4", "--batch-size", "2")
+    assert len(a) == 5
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not all(np.array_equal(x, y) for x, y in zip(a, c, strict=True))
+    assert b"tEXtComment\0synthetic image" in (tmp_path / "a" / "0000.png").read_bytes()
+
+
+def test_verb_reconstructs_walks_fills_and_moves(vae: Path, category: Path, tmp_path: Path) -> None:
+    good, scratch = category / "test/good", category / "test/scratch"
+    assert len(drawn_by(vae, tmp_path / "r", "--reconstruct", str(good), "--batch-size", "4")) == 6
+    walk = ("--interpolate", str(good / "000.png"), str(good / "001.png"), "--num", "7")
+    assert len(drawn_by(vae, tmp_path / "i", *walk)) == 7
+    mask = category / "ground_truth/scratch/000_mask.png"
+    hole = ("--inpaint", str(scratch / "000.png"), "--mask", str(mask), "--num", "2")
+    assert len(drawn_by(vae, tmp_path / "p", *hole)) == 2
+    move = ("--attribute", str(scratch), str(good), "--strength", "1.5", "--num", "3")
+    assert len(drawn_by(vae, tmp_path / "m", *move)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--num", "0"], "0 images in batches of 16: ask for at least 1"),
+        (["--steps", "5"], "Vae does not read --steps"),
+        (["--inpaint", "a.png"], "go together"),
+        (["--reconstruct", "a", "--inpaint", "b", "--mask", "c"], "--reconstruct and --inpaint at once"),
+        (["--interpolate", "a.png"], "--interpolate takes 2 values"),
+        (["--temperature", "-1"], "temperature -1"),
+    ],
+)
+def test_verb_refuses_bad_wishes(
+    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+) -> None:
+    assert run(["sample", str(vae), "--out", str(tmp_path / "x"), *options]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_verb_refuses_images_and_masks_that_do_not_fit(
+    vae: Path, category: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = category / "test/good/000.png"
+    small = tmp_path / "small.png"
+    cv2.imwrite(str(small), cv2.imread(str(good))[:-8])
+    out = ["--out", str(tmp_path / "x")]
+    assert run(["sample", str(vae), *out, "--interpolate", str(good), str(small)]) == 2
+    assert "is 88×72" in capsys.readouterr().err
+    assert run(["sample", str(vae), *out, "--inpaint", str(good), "--mask", str(small)]) == 2
+    assert "draw it at the image's size" in capsys.readouterr().err
+    assert run(["sample", str(vae), *out, "--reconstruct", str(tmp_path / "nothing")]) == 1
+    with pytest.raises(UsageError, match="marks no pixel"):
+        fitted_mask(np.zeros((72, 88), dtype=bool), np.zeros((72, 88, 3), dtype=np.uint8), size=(16, 16))
+
+
+def test_mask_is_unknown_wherever_an_unknown_pixel_touches() -> None:
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[31, 33] = True
+    small = fitted_mask(mask, np.zeros((64, 64, 3), dtype=np.uint8), size=(16, 16))
+    assert small.sum() == 1
+    assert small[7, 8]
+
+
+def test_category_of_one_image_is_refused(tmp_path: Path, category: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one").mkdir()
+    image = sorted((category / "train/good").iterdir())[0]
+    (tmp_path / "one" / image.name).write_bytes(image.read_bytes())
+    assert run(["fit", str(tmp_path / "one"), "--out", str(tmp_path / "run"), "--detector", "vae"]) == 1
+    assert "1 good photographs" in capsys.readouterr().err

@@ -1,0 +1,176 @@
+"""A night with bad files of every kind, a folder that changes under the run, a model that is replaced: good rows survive."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly.commands.main import run as cli
+from anomaly.imaging.image_file import write_png
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.runs.run_directory import check_manifest
+from anomaly.runs.score_run import Wanted, score_run
+from anomaly.runs.sinks import read_rows
+from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
+from anomaly.scoring.sources import open_source
+from anomaly.system.files import sha256_of
+from tests.plates import draw_part
+
+NUM_IMAGES = 100
+
+
+def stored(kind: str, *, mode: str = "RGB", **options: Any) -> bytes:
+    """A photograph as a file of a kind."""
+    data = io.BytesIO()
+    picture = Image.fromarray(draw_part(0)).convert(mode)
+    picture.save(data, kind, **options)
+    return data.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 40,000 × 40,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def two_frames() -> bytes:
+    return stored("TIFF", save_all=True, append_images=[Image.fromarray(draw_part(1))])
+
+
+def damaged() -> bytes:
+    """A PNG whose compressed pixels were overwritten in the middle."""
+    data = bytearray(stored("PNG"))
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    return bytes(data)
+
+
+KINDS: dict[str, tuple[Callable[[], bytes], set[str]]] = {
+    "empty": (lambda: b"", {"truncated", "not_an_image"}),
+    "cut png": (lambda: stored("PNG")[:2000], {"truncated"}),
+    "cut jpeg": (lambda: stored("JPEG")[:900], {"truncated"}),
+    "text": (lambda: b"<html>not here any more</html>", {"not_an_image"}),
+    "noise": (lambda: np.random.default_rng(0).bytes(3000), {"not_an_image"}),
+    "bomb": (bomb, {"too_large"}),
+    "cmyk": (lambda: stored("JPEG", mode="CMYK"), {"unsupported_pixels"}),
+    "frames": (two_frames, {"unsupported_pixels"}),
+    "damaged": (damaged, {"truncated", "not_an_image"}),
+    "gone": (lambda: b"", {"missing"}),
+    "folder": (lambda: b"", {"unreadable"}),
+}
+"""Kind of bad file -> its bytes, and the error codes that its row may have"""
+
+
+def night(folder: Path, *, bad: dict[int, str]) -> Path:
+    """A list of images of which some are bad; gives the list's file."""
+    folder.mkdir()
+    paths = []
+    for n in range(NUM_IMAGES):
+        path = folder / f"{n:03d}.png"
+        kind = bad.get(n, "")
+        if kind == "folder":
+            path.mkdir()
+        elif kind:
+            path.write_bytes(KINDS[kind][0]())
+        else:
+            write_png(path, draw_part(n % 10))
+        if kind == "gone":
+            path.unlink()
+        paths.append(str(path))
+    listed = folder / "night.txt"
+    listed.write_text("\n".join(paths), encoding="utf-8")
+    return listed
+
+
+def rows_of(listed: Path, model: Path, run: Path, *, exit_code: int) -> list[dict[str, str]]:
+    assert cli(["score", str(model), str(listed), "--run", str(run)]) == exit_code
+    check_manifest(run)
+    with (run / "rows.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def clean(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("clean")
+    return rows_of(night(folder / "night", bad={}), run_folder / "model.onnx", folder / "run", exit_code=0)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_bad_files_cost_their_own_rows_alone(
+    share: float, clean: list[dict[str, str]], model: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    kinds = list(KINDS)
+    places = rng.choice(NUM_IMAGES, round(share * NUM_IMAGES), replace=False)
+    bad = {int(place): kinds[number % len(kinds)] for number, place in enumerate(places)}
+    rows = rows_of(night(tmp_path / "night", bad=bad), model, tmp_path / "run", exit_code=3)
+    assert len(rows) == len(clean) == NUM_IMAGES
+    for number, (row, before) in enumerate(zip(rows, clean, strict=True)):
+        if number in bad:
+            assert row["status"] in KINDS[bad[number]][1], (bad[number], row["status"], row["message"])
+            assert row["score"] == row["verdict"] == ""
+            assert Path(row["path"]).name in row["message"]
+        else:
+            assert row["status"] == "ok"
+            assert row["verdict"] == before["verdict"]
+            assert row["sha256"] == before["sha256"]
+            assert abs(float(row["score"]) - float(before["score"])) <= 1e-5 * max(1, abs(float(before["score"])))
+
+
+def test_links_in_circles_are_gone_round_once(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / "inner").mkdir(parents=True)
+    write_png(folder / "a.png", draw_part(0))
+    write_png(folder / "inner" / "b.png", draw_part(1))
+    (folder / "inner" / "back").symlink_to(folder, target_is_directory=True)
+    (folder / "itself.png").symlink_to(folder / "itself.png")
+    (folder / "nowhere.png").symlink_to(folder / "nothing.png")
+    rows = rows_of(folder, model, tmp_path / "run", exit_code=3)
+    found = {Path(row["path"]).relative_to(folder).as_posix(): row["status"] for row in rows}
+    assert len(found) == len(rows)
+    assert found["a.png"] == found["inner/b.png"] == "ok"
+    assert not any("back" in name for name in found)
+    assert {found[name] for name in found if name.endswith(("itself.png", "nowhere.png"))} <= {"missing", "unreadable"}
+
+
+def test_folder_that_changes_and_model_that_is_replaced_under_a_run(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = night(tmp_path / "night", bad={}).parent
+    settings = Settings(limit=1.0, batch_size=2, max_pixels=10**6, num_threads=2)
+    wanted = Wanted(format="csv", overlays_of="none", maps=False, shard="", by_product=False, watch=False)
+    scorer, before = OnnxScorer(model, device="cpu", num_threads=1), sha256_of(model)
+
+    def meddled(*arguments: Any, **named: Any) -> Iterator[Scored]:
+        for number, one in enumerate(score_images(*arguments, **named)):
+            if number == 3:
+                (images / "090.png").unlink()
+                shutil.move(images / "091.png", images / "0915.png")
+                write_png(images / "000a.png", draw_part(3))
+                model.write_bytes(b"another model, half copied")
+            yield one
+
+    run = tmp_path / "run"
+    score_run(
+        open_source(str(images)), name=str(images), models={ONLY: model}, scorers={ONLY: scorer}, settings=settings,
+        folder=run, wanted=wanted, resume=False, engine=meddled,
+    )  # fmt: skip
+    check_manifest(run)
+    rows = {Path(row["path"]).name: row for row in read_rows(run)}
+    assert len(rows) == NUM_IMAGES
+    assert {name for name, row in rows.items() if row["status"] != "ok"} == {"090.png", "091.png"}
+    assert rows["090.png"]["status"] == "missing"
+    assert {row["model"] for row in rows.values()} == {before[:16]}
+    (kept,) = (run / "models").iterdir()
+    assert sha256_of(kept) == before
+    assert cli(["score", str(model), str(images), "--run", str(tmp_path / "again")]) == 1
+    assert "model.onnx" in capsys.readouterr().err

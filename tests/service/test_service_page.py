@@ -1,0 +1,132 @@
+"""The page at `/` without a browser: its files, who may see them, and what the service hands over for it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from anomaly.commands.main import run
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.service.openapi import document
+from anomaly.service.static_files import FOLDER, PAGE, REVIEW_PAGE
+from tests.service.served import BASE, TOKEN, make_app, make_service
+
+
+@pytest.fixture(scope="module")
+def client(run_folder: Path) -> Iterator[TestClient]:
+    with TestClient(make_app(make_service(f"plate={run_folder / 'model.onnx'}")), base_url=BASE) as opened:
+        yield opened
+
+
+def test_page_and_its_files_are_served_under_a_strict_policy(client: TestClient) -> None:
+    for path, (name, media_type) in PAGE.items():
+        answer = client.get(path)
+        assert (answer.status_code, answer.content) == (200, (FOLDER / name).read_bytes()), path
+        assert answer.headers["content-type"].split(";")[0] == media_type
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        policy = answer.headers["content-security-policy"].split("; ")
+        assert policy[:3] == ["default-src 'none'", "script-src 'self'", "style-src 'self'"]
+        assert "unsafe" not in str(policy)
+        assert client.head(path).status_code == 200
+    names = {name for name, _ in (*PAGE.values(), *REVIEW_PAGE.values())}
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(names)
+
+
+def test_no_file_names_a_resource_of_another_host() -> None:
+    for name, _ in {*PAGE.values(), *REVIEW_PAGE.values()}:
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        assert not re.search(r"""https?:|["'(]//""", text.replace("http://www.w3.org/2000/svg", ""))
+        assert "innerHTML" not in text
+        assert " style=" not in text
+        assert len(text.splitlines()) <= 400
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/", "/static", "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd",
+             "/static/index.html", "/static/main.js/x", "/static/MAIN.JS", "/static/main.js%00", "/index.html",
+             "/static/review_main.js", "/api/run"],
+)  # fmt: skip
+def test_only_the_table_of_files_is_served(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_page_is_shown_without_the_token_and_nothing_else(run_folder: Path) -> None:
+    service = make_service(f"plate={run_folder / 'model.onnx'}")
+    with TestClient(make_app(service, token=TOKEN), base_url=BASE) as client:
+        assert all(client.get(path).status_code == 200 for path in PAGE)
+        for method, path in (
+            ("POST", "/v2/repository/index"),
+            ("GET", "/v2/models/plate"),
+            ("POST", "/score?map=true"),
+        ):
+            assert client.request(method, path).status_code == 401
+        told = client.post("/v2/repository/index", headers={"authorization": f"Bearer {TOKEN}"})
+        assert told.json()[0]["name"] == "plate"
+
+
+def test_map_is_the_one_that_the_verb_writes(
+    client: TestClient, category: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    images = category / "test/scratch"
+    assert run(["score", str(run_folder / "model.onnx"), str(images), "--run", str(tmp_path / "run"), "--maps"]) == 0
+    resize = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1).metadata.resize
+    for number, path in enumerate(sorted(images.glob("*.png"))):
+        told = client.post("/score?map=true", content=path.read_bytes()).json()["map"]
+        assert (told["step"], told["zero"], told["resize"]) == (1 / 2048, 4.0, resize)
+        data = np.frombuffer(base64.b64decode(told["png"]), dtype=np.uint8)
+        levels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        written = cv2.imread(str(tmp_path / f"run/maps/{number:08d}.png"), cv2.IMREAD_UNCHANGED)
+        assert levels is not None
+        assert written is not None
+        assert (levels.dtype, levels.shape) == (np.uint16, (64, 64))
+        assert np.abs(levels.astype(int) - written.astype(int)).max() <= 1  # batches of another size round otherwise
+        assert levels.max() > (1 + 4) * 2048
+    assert "map" not in client.post("/score", content=path.read_bytes()).json()
+    assert client.post("/score?map=yes", content=path.read_bytes()).status_code == 400
+
+
+def test_document_describes_the_map() -> None:
+    described = document([("plate", "1")])
+    parameters = {p["name"]: p for p in described["paths"]["/score"]["post"]["parameters"]}
+    assert parameters["map"]["schema"] == {"type": "boolean"}
+    found = described["components"]["schemas"]["Row"]["properties"]["map"]
+    assert found["required"] == ["png", "step", "zero", "resize"]
+    assert found["properties"]["resize"]["enum"] == ["squash", "letterbox", "native"]
+    assert "half-pixel" in found["description"]
+
+
+def test_metadata_hold_the_card(client: TestClient, run_folder: Path) -> None:
+    stored = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1).metadata
+    told = client.get("/v2/models/plate").json()["parameters"]
+    assert told["calibration_date"] == stored.calibration.date
+    assert (told["alpha"], told["promise"]) == (stored.alpha, stored.promise)
+    assert told["num_held_out"] == stored.calibration.num_images > 0
+    assert told["limit"] == 1.0
+    assert all(isinstance(value, str | int | float | bool) for value in told.values())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_have_contrast(scheme: str) -> None:
+    light, dark = (FOLDER / "base.css").read_text(encoding="utf-8").split("@media (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", light if scheme == "light" else dark))
+    grounds = [(word, ground) for word in ("ink", "muted", "good", "defect", "review") for ground in ("paper", "wash")]
+    grounds += [("muted", "sunk"), ("ink", "sunk"), ("on-accent", "accent"), ("tried", "paper"), ("paper", "ink")]
+    grounds += [(kind, f"{kind}-wash") for kind in ("good", "defect", "review")]
+    grounds += [("ink", "defect-wash"), ("ink", "good-wash"), ("accent", "paper"), ("paper", "defect")]
+    for pair in grounds:
+        low, high = sorted(luminance(colours[name]) for name in pair)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, pair
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    channels = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))

@@ -1,0 +1,86 @@
+"""Who may ask a service, how many at once, and that a failure tells nothing of what is inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from anomaly.service.auth import OPEN_PATHS
+from tests.service.served import BASE, TOKEN, make_app, make_service
+
+
+@pytest.fixture(scope="module")
+def client(run_folder: Path) -> Iterator[TestClient]:
+    with TestClient(make_app(make_service(run_folder / "model.onnx")), base_url=BASE) as opened:
+        yield opened
+
+
+def test_token_is_asked_for_everywhere_but_at_health(run_folder: Path) -> None:
+    service, log = make_service(run_folder / "model.onnx"), []
+    with TestClient(make_app(service, token=TOKEN, log=log), base_url=BASE) as client:
+        paths = [route.path for route in client.app._app.routes]
+        for path in paths:
+            filled = path.replace("{name}", "model").replace("{version}", "1")
+            for headers in ({}, {"authorization": "Bearer wrong-token-here"}, {"authorization": f"Basic {TOKEN}"}):
+                answer = client.get(f"{filled}?token={TOKEN}", headers=headers)
+                assert answer.status_code == (200 if path in OPEN_PATHS else 401), path
+                if path not in OPEN_PATHS:
+                    assert answer.headers["www-authenticate"] == "Bearer"
+        right = {"authorization": f"bearer {TOKEN}"}
+        assert client.get("/v2", headers=right).status_code == 200
+        assert client.get("/v2", headers=right | {"host": "line7.example"}).status_code == 200
+    assert TOKEN not in json.dumps(log)
+    assert len(log) == 3 * len(paths) + 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "localhost:8000"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "127.0.0.1"}, 200),
+        ({"host": "evil.example"}, 421),
+        ({"host": "127.0.0.1.evil.example"}, 421),
+        ({"host": ""}, 421),
+        ({"host": "[::1"}, 421),
+        ({"host": "localhost:8000", "origin": "http://localhost:8000"}, 200),
+        ({"host": "localhost:8000", "origin": "http://localhost:9000"}, 403),
+        ({"host": "localhost:8000", "origin": "http://evil.example"}, 403),
+        ({"host": "localhost:8000", "origin": "null"}, 403),
+        ({"host": "localhost:8000", "origin": "http://[::1"}, 403),
+    ],
+)
+def test_pages_of_other_sites_may_not_ask(client: TestClient, headers: dict[str, str], status: int) -> None:
+    answer = client.get("/v2", headers=headers)
+    assert answer.status_code == status
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")
+
+
+def test_too_many_requests_at_once_are_answered_503(run_folder: Path) -> None:
+    service = make_service(run_folder / "model.onnx", max_requests=1)
+    app = make_app(service)
+    with TestClient(app, base_url=BASE) as client:
+        app._num_requests = 1  # type: ignore[attr-defined]
+        answer = client.get("/v2")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert client.get("/v2/health/live").status_code == 200
+        app._num_requests = 0  # type: ignore[attr-defined]
+        assert client.get("/v2").status_code == 200
+
+
+def test_failure_inside_leaks_nothing(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = make_service(run_folder / "model.onnx")
+
+    def fail() -> bytes:
+        raise RuntimeError(f"secret at {run_folder}")
+
+    monkeypatch.setattr(service.metrics, "text", fail)
+    with TestClient(make_app(service), base_url=BASE, raise_server_exceptions=False) as client:
+        answer = client.get("/metrics")
+        assert (answer.status_code, answer.json()) == (500, {"error": "the service failed; its log says why"})
+        assert client.get("/v2").status_code == 200
