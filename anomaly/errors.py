@@ -5,7 +5,7 @@
     │   └── Unsupported          what a model does not have by its nature, with the reason
     ├── DataError                a folder, split or mask that cannot be used
     │   └── ImageError           one image that cannot be used; carries a `code` of the results table
-    ├── CalibrationError         a promise that the good images at hand cannot support
+    ├── CalibrationError         a guarantee that the good images at hand cannot support
     ├── TrainingError            a loss that is no number, or memory that does not suffice; what was learned is kept
     ├── ModelError               an .onnx that is corrupt, foreign, of another contract or not itself any more
     ├── ParityError              an export that does not give what the trained model gives
@@ -64,7 +64,7 @@ class ImageError(DataError):
 
 
 class CalibrationError(AnomalyError):
-    """A promise that the good images at hand cannot support."""
+    """A guarantee that the good images at hand cannot support."""
 
 
 class TrainingError(AnomalyError):

@@ -38,7 +38,7 @@ def measure(data: Path, config: dict[str, Any], *, seed: int, precision: str, fo
         "image_average_precision": figures["image"]["average_precision"],
         "pixel_auroc": figures["pixel"]["auroc"],
         "pixel_average_precision": figures["pixel"]["average_precision"],
-        **{f"aupro_{limit}": value for limit, value in figures["pixel"]["aupro"].items()},
+        **{f"aupro_{threshold}": value for threshold, value in figures["pixel"]["aupro"].items()},
     }
     return {
         "seed": seed,

@@ -93,13 +93,13 @@ def measure(model: str, folder: Path) -> dict[str, Any]:
         train_on(detector, draw_parts(24, seed=0))
         row |= {"trained": True, "seconds_fit": round(time.perf_counter() - begin, 1)}
         try:
-            detector.calibrate([as_batch(draw_parts(20, seed=1), name="")], alpha=0.1, promise="expected")
+            detector.calibrate([as_batch(draw_parts(20, seed=1), name="")], alpha=0.1, guarantee="expected")
         except CalibrationError:
             row["reason"] = "with random weights all images score alike; parity is in units of that score"
             with torch.no_grad():
                 raw = detector(draw_parts(1, seed=1))
-            detector.calibration.unit_score.copy_(raw.score[0])
-            detector.calibration.unit_map.copy_(raw.anomaly_map.max())
+            detector.calibration.scale_score.copy_(raw.score[0])
+            detector.calibration.scale_map.copy_(raw.anomaly_map.max())
         again = AnomalibModel(**options).eval()
         again.load_state_dict(load_tensors(save_tensors(detector.state_dict())))
         images = [draw_parts(5, seed=2).numpy(), draw_defects(draw_parts(3, seed=3)).numpy()]

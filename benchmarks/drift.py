@@ -2,7 +2,7 @@
 
     python -m benchmarks.drift --out benchmarks/results/drift.json
 
-Undrifted runs are drawn scores and statistics in random order. Corruptions are applied to photographs of synthetic parts;
+Undrifted runs are drawn scores and statistics in random order. Corruptions are applied to images of synthetic parts;
 each repetition deals them anew into calibration images, a clean beginning and a corrupted rest. Without `--model`, a
 stand-in scores: the distance of a 24 × 24 thumbnail from the mean one, pixel by pixel in deviations.
 """
@@ -81,21 +81,21 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Image, int, np.random.Generator], Im
 """Name -> the strengths (slight | strong), and the operation at strength 1 or 2"""
 
 
-def alarms_of_scores(*, num_held_out: int, num_runs: int, length: int, ties: bool, is_fixed: bool) -> dict[str, Any]:
+def alarms_of_scores(*, num_calibration: int, num_runs: int, length: int, ties: bool, is_fixed: bool) -> dict[str, Any]:
     """Share of undrifted score streams that alarm, ranked online, or against the calibration images alone."""
-    rng = np.random.default_rng([num_held_out, ties])
+    rng = np.random.default_rng([num_calibration, ties])
     u = np.empty((length, num_runs))
     for run in range(num_runs):
-        values = rng.gamma(2, 1, num_held_out + length)
+        values = rng.gamma(2, 1, num_calibration + length)
         values = (np.round(values, 1) if ties else values).astype(np.float32)
-        first, theta = values[:num_held_out], rng.random(length)
+        first, theta = values[:num_calibration], rng.random(length)
         if is_fixed:
             order = np.sort(first)
-            fewer, upto = (order.searchsorted(values[num_held_out:], side=side) for side in ("left", "right"))
-            u[:, run] = (fewer + theta * (upto - fewer + 1)) / (num_held_out + 1)
+            fewer, upto = (order.searchsorted(values[num_calibration:], side=side) for side in ("left", "right"))
+            u[:, run] = (fewer + theta * (upto - fewer + 1)) / (num_calibration + 1)
         else:
             ranks = Ranks(first.tolist())
-            for n, value in enumerate(values[num_held_out:].tolist()):
+            for n, value in enumerate(values[num_calibration:].tolist()):
                 below, equal = ranks.add(value)
                 u[n, run] = (below + theta[n] * (equal + 1)) / len(ranks)
     bets = Bets(num_runs)
@@ -104,37 +104,41 @@ def alarms_of_scores(*, num_held_out: int, num_runs: int, length: int, ties: boo
         bets.bet(row)
         np.maximum(maximum, bets.log_capital, out=maximum)
     return {
-        "n": num_held_out, "ties": ties, "ranked": "fixed" if is_fixed else "online", "num_runs": num_runs,
+        "n": num_calibration, "ties": ties, "ranked": "fixed" if is_fixed else "online", "num_runs": num_runs,
         "length": length, "alarmed": float((maximum >= math.log(1 / ALPHA)).mean()),
     }  # fmt: skip
 
 
-def alarms_of_watches(*, num_held_out: int, num_runs: int, length: int, keeps_values: bool) -> dict[str, Any]:
+def alarms_of_watches(*, num_calibration: int, num_runs: int, length: int, keeps_values: bool) -> dict[str, Any]:
     """Share of undrifted runs of the whole watch that alarm; the statistics are skewed (log-normal)."""
-    rng = np.random.default_rng([num_held_out, keeps_values])
+    rng = np.random.default_rng([num_calibration, keeps_values])
     alarms: Counter[str] = Counter()
     begin = time.perf_counter()
     for run in range(num_runs):
-        values = rng.standard_normal((num_held_out + length, 5)).astype(np.float32)
+        values = rng.standard_normal((num_calibration + length, 5)).astype(np.float32)
         values[:, 1:] = np.exp(values[:, 1:] / 2)
-        watch = watch_on(values[:num_held_out].astype(np.float64), limit=3.0, keeps_values=keeps_values, seed=run)
-        watch.replay(values[num_held_out:])
+        watch = watch_on(
+            values[:num_calibration].astype(np.float64), threshold=3.0, keeps_values=keeps_values, seed=run
+        )
+        watch.replay(values[num_calibration:])
         alarms.update(["any"] if watch.summary()["alarmed"] else [], **dict.fromkeys(watch.summary()["alarms"], 1))
     seconds = time.perf_counter() - begin
     return {
-        "n": num_held_out, "values_in_metadata": keeps_values, "num_runs": num_runs, "length": length,
+        "n": num_calibration, "values_in_metadata": keeps_values, "num_runs": num_runs, "length": length,
         "alarmed": alarms["any"] / num_runs, "streams": dict(alarms),
         "microseconds_per_image": round(seconds / num_runs / length * 1e6, 1),
     }  # fmt: skip
 
 
-def watch_on(held_out: Floats, *, limit: float, keeps_values: bool, seed: int) -> DriftWatch:
+def watch_on(calibration_images: Floats, *, threshold: float, keeps_values: bool, seed: int) -> DriftWatch:
     """A watch calibrated on rows (n, 5) of score and statistics."""
-    stats: dict[str, dict[str, Any]] = summarise([dict(zip(STATISTICS, row[1:], strict=True)) for row in held_out])
+    stats: dict[str, dict[str, Any]] = summarise(
+        [dict(zip(STATISTICS, row[1:], strict=True)) for row in calibration_images]
+    )
     if not keeps_values:
         for name in STATISTICS:
             del stats[name]["values"]
-    return DriftWatch(held_out[:, 0].tolist(), stats, limit=limit, alpha=ALPHA, seed=seed)
+    return DriftWatch(calibration_images[:, 0].tolist(), stats, threshold=threshold, alpha=ALPHA, seed=seed)
 
 
 def stand_in(template: list[Image]) -> Callable[[Image], float]:
@@ -155,22 +159,24 @@ def measured(images: list[Image], score: Callable[[Image], float]) -> Floats:
 
 
 def delays(
-    clean: Floats, corrupted: Floats, *, num_held_out: int, num_clean: int, num_repeats: int, keeps_values: bool
+    clean: Floats, corrupted: Floats, *, num_calibration: int, num_clean: int, num_repeats: int, keeps_values: bool
 ) -> dict[str, Any]:
-    """Images from the first corrupted one to the alarm, over random deals of the photographs."""
-    rng = np.random.default_rng([0, num_held_out])
+    """Images from the first corrupted one to the alarm, over random deals of the images."""
+    rng = np.random.default_rng([0, num_calibration])
     found: list[int] = []
     false = 0
     causes: Counter[str] = Counter()
     streams: Counter[str] = Counter()
     for seed in range(num_repeats):
         order = rng.permutation(len(clean))
-        held_out = clean[order[:num_held_out]]
-        scale = fit_scale(held_out[:, 0], alpha=tightest_alpha(num_held_out, promise="expected"), promise="expected")
-        zero = np.array([scale.zero, 0, 0, 0, 0])
-        unit = np.array([scale.unit, 1, 1, 1, 1])
-        watch = watch_on((held_out - zero) / unit, limit=1.0, keeps_values=keeps_values, seed=seed)
-        rest = order[num_held_out:]
+        calibration_images = clean[order[:num_calibration]]
+        scale = fit_scale(
+            calibration_images[:, 0], alpha=tightest_alpha(num_calibration, guarantee="expected"), guarantee="expected"
+        )
+        zero = np.array([scale.offset, 0, 0, 0, 0])
+        unit = np.array([scale.scale, 1, 1, 1, 1])
+        watch = watch_on((calibration_images - zero) / unit, threshold=1.0, keeps_values=keeps_values, seed=seed)
+        rest = order[num_calibration:]
         rows = np.concatenate([clean[rest[:num_clean]], corrupted[rest[num_clean:]]])
         watch.replay(((rows - zero) / unit).astype(np.float32))
         summary = watch.summary()
@@ -182,7 +188,7 @@ def delays(
             causes["more defects" if summary["explained_by_reject_rate"] else text] += 1
             streams.update(name for name, at in summary["alarms"].items() if at == summary["first_alarm"])
     return {
-        "n": num_held_out, "clean_before": num_clean, "values_in_metadata": keeps_values, "num_repeats": num_repeats,
+        "n": num_calibration, "clean_before": num_clean, "values_in_metadata": keeps_values, "num_repeats": num_repeats,
         "false_alarms": false, "detected": len(found), "median_delay": float(np.median(found)) if found else None,
         "worst_delay": max(found, default=None), "first_streams": dict(streams.most_common()),
         "causes": dict(causes.most_common()),
@@ -226,35 +232,35 @@ def main() -> None:
         def score(image: Image) -> float:
             return float(scorer.score(image[None]).score[0])
 
-    photographs = parts[NUM_TEMPLATE:]
-    clean = measured(photographs, score)
+    images = parts[NUM_TEMPLATE:]
+    clean = measured(images, score)
     for n in (42, 200):
         note("delay", {"corruption": "none"} | delays(
-            clean, clean, num_held_out=n, num_clean=0, num_repeats=5 * options.num_repeats, keeps_values=False,
+            clean, clean, num_calibration=n, num_clean=0, num_repeats=5 * options.num_repeats, keeps_values=False,
         ))  # fmt: skip
     for name, (strengths, corrupt) in CORRUPTIONS.items():
         for strength in (1, 2):
-            corrupted = measured([corrupt(image, strength, rng) for image in photographs], score)
+            corrupted = measured([corrupt(image, strength, rng) for image in images], score)
             for num_clean, keeps_values in ((0, False), (0, True), (NUM_CLEAN, False), (NUM_CLEAN, True)):
                 row = {"corruption": name, "strength": strengths.split(" | ")[strength - 1]}
                 note("delay", row | delays(
-                    clean, corrupted, num_held_out=100, num_clean=num_clean, num_repeats=options.num_repeats,
+                    clean, corrupted, num_calibration=100, num_clean=num_clean, num_repeats=options.num_repeats,
                     keeps_values=keeps_values,
                 ))  # fmt: skip
     for rate in (0.02, 0.05, 0.1, 0.3):
         for n in (100, 300):
             note("defects", {"rate": rate} | delays(
-                *rows_with_defects(n + 5000, rate=rate), num_held_out=n, num_clean=0,
+                *rows_with_defects(n + 5000, rate=rate), num_calibration=n, num_clean=0,
                 num_repeats=options.num_repeats, keeps_values=True,
             ))  # fmt: skip
     for n in (42, 200):
         for ties, is_fixed in ((False, False), (True, False), (False, True)):
             note("error", alarms_of_scores(
-                num_held_out=n, num_runs=options.num_runs, length=options.length, ties=ties, is_fixed=is_fixed,
+                num_calibration=n, num_runs=options.num_runs, length=options.length, ties=ties, is_fixed=is_fixed,
             ))  # fmt: skip
         for keeps_values in (False, True):
             note("error_of_watch", alarms_of_watches(
-                num_held_out=n, num_runs=options.num_watches, length=options.length, keeps_values=keeps_values,
+                num_calibration=n, num_runs=options.num_watches, length=options.length, keeps_values=keeps_values,
             ))  # fmt: skip
     card.facts["result"] = result
     card.write(options.out)

@@ -3,7 +3,7 @@
     anomaly fit DATA/bottle --out RUN --config configs/detectors/fastflow.yaml
     python -m benchmarks.export_precision RUN --out benchmarks/results/export_precision.json
 
-All files score the first held-out photograph in turn, round by round, on one thread each. Times are of the processor, not
+All files score the first calibration image in turn, round by round, on one thread each. Times are of the processor, not
 of the clock, so that other work on the machine counts less; the figure is the median over rounds, the ratio the median of
 the rounds' ratios to fp32. AUROC and flips are those of the certificates that `anomaly export` writes.
 """
@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 from anomaly.errors import ParityError
 from anomaly.export.detector import export, trace_graph
-from anomaly.export.reduced_precision import read_photographs
+from anomaly.export.reduced_precision import read_images
 from anomaly.inference.artifact import INPUT, Precision
 from anomaly.inference.session import open_session
 from anomaly.system.run_card import RunCard
@@ -72,8 +72,8 @@ def main() -> None:
     config = {"detector": description.detector, "category": description.category, "rounds": asked.rounds, "threads": 1}
     card = RunCard("benchmarks/export_precision.py", config=config | {"model": description.config})
     card.facts["note"] = asked.note
-    (photograph,) = read_photographs(description.held_out[:1], description)
-    height, width = photograph.shape[:2]
+    (image,) = read_images(description.calibration_images[:1], description)
+    height, width = image.shape[:2]
     result: dict[str, dict[str, Any]] = {}
     models = {"fp32 before folding": trace_graph(detector).SerializeToString()}
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -96,7 +96,7 @@ def main() -> None:
         name: open_session(model, name=name, device="cpu", num_threads=1, precision="fp32", is_fixed=False)[0]
         for name, model in models.items()
     }
-    for name, line in processor_ms(sessions, photograph[None], rounds=asked.rounds).items():
+    for name, line in processor_ms(sessions, image[None], rounds=asked.rounds).items():
         result[name] = line | result.get(name, {})
     card.facts["result"] = result
     card.write(asked.out)

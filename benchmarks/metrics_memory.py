@@ -63,7 +63,7 @@ def record(metrics: PixelMetrics, *, size: int, seconds: float) -> dict[str, obj
             "auroc": plain(metrics.auroc),
             "average_precision": plain(metrics.average_precision),
             "f1_max": plain(metrics.f1_max),
-            **{f"aupro_{limit:.2f}": plain(estimate) for limit, estimate in metrics.aupro.items()},
+            **{f"aupro_{threshold:.2f}": plain(estimate) for threshold, estimate in metrics.aupro.items()},
         },
         "curve_points": metrics.curve.fpr.size,
         "seed": SEED,

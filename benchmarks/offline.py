@@ -4,7 +4,7 @@
 
 `anomaly offline` writes a bundle of the serving island from the network, with a model that was fitted here on synthetic parts.
 Then, in a network namespace of its own that has no network (`unshare -n`, which wants root), the bundle installs itself and
-its `anomaly score` judges one photograph; the same is done from the network by `pip install .[serve-cpu]`. With
+its `anomaly score` judges one image; the same is done from the network by `pip install .[serve-cpu]`. With
 `--extra train` a bundle with torch and ResNet-18, whose `anomaly fit` trains on synthetic parts, exports and scores, all
 without a network.
 
@@ -80,7 +80,7 @@ def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict
     """The bundle of the serving island and its first verdict, without a network and with one."""
     data = make_parts(place)
     run = fit(data, out=place / "run", detector="autoencoder", model=TINY)
-    model, photograph = export(run), next((data / "test").rglob("*.png"))
+    model, image = export(run), next((data / "test").rglob("*.png"))
     bundle, begin = place / "bundle", time.perf_counter()
     offline(bundle, extra="serve-cpu", model=str(model), constraints=str(constraints))
     seconds_of_bundle = round(time.perf_counter() - begin, 1)
@@ -91,7 +91,7 @@ def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict
         "offline": {},
         "online": {},
     }
-    score: list[str | Path] = ["score", bundle / "models" / model.name, photograph, "--device", "cpu", "--out", rows]
+    score: list[str | Path] = ["score", bundle / "models" / model.name, image, "--device", "cpu", "--out", rows]
     found["offline"]["check_install_check"] = timed([*OFFLINE, "sh", bundle / "install.sh", venv], env=env, cwd=place)
     found["offline"]["first_verdict"] = timed([*OFFLINE, venv / "bin" / "anomaly", *score], env=env, cwd=place)
     offline_rows = rows.read_bytes()

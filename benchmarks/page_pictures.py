@@ -54,11 +54,11 @@ def main() -> None:
                 take(page, files, options.out / f"page_{name}.png")
         for kind in kinds:
             shutil.copytree(kind, Path(folder) / "parts" / kind.name)
-        command = [sys.executable, "-c", MAIN, "score", model, "parts", "--run", "night", "--limit", str(LOW_LIMIT)]
+        command = [sys.executable, "-c", MAIN, "score", model, "parts", "--run", "night", "--threshold", str(LOW_LIMIT)]
         subprocess.run(command, cwd=folder, check=True)
         with running(["review", "night", "--by", "QA"], cwd=folder) as address:
             for page, name in views(browser, address):
-                review(page, options.out / f"review_{name}.png", marks=MARKS if name == "light" else "")
+                review(page, options.out / f"review_{name}.png", labels=MARKS if name == "light" else "")
         browser.close()
 
 
@@ -84,14 +84,14 @@ def views(browser: Browser, address: str) -> Iterator[tuple[Page, str]]:
         page.close()
 
 
-def review(page: Page, out: Path, *, marks: str) -> None:
-    """Mark some rejects by keys, which the views that follow see marked, and leave the next one open."""
+def review(page: Page, out: Path, *, labels: str) -> None:
+    """Label some rejects by keys, which the views that follow see labelled, and leave the next one open."""
     page.get_by_label("Order", exact=True).select_option("score")
     expect(page.locator(".tile img").first).to_be_visible()
     page.locator(".tile").first.focus()
-    for at, key in enumerate(marks):
+    for at, key in enumerate(labels):
         page.keyboard.press(key)
-        expect(page.locator(".tile-mark")).to_have_count(at + 1)
+        expect(page.locator(".tile-label")).to_have_count(at + 1)
     page.locator(".tile").nth(len(MARKS)).click()
     expect(page.locator("#opacity")).to_be_enabled()
     expect(page.locator("#progress")).to_contain_text(f"{len(MARKS)} of")
@@ -99,7 +99,7 @@ def review(page: Page, out: Path, *, marks: str) -> None:
 
 
 def take(page: Page, files: list[Path], out: Path) -> None:
-    """Give the images, open one that is rejected, try a limit and take the picture."""
+    """Give the images, open one that is rejected, try a threshold and take the picture."""
     given: list[FilePayload] = [
         {"name": f"{f.parent.name}_{f.name}", "mimeType": "image/png", "buffer": f.read_bytes()} for f in files
     ]

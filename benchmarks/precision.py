@@ -2,7 +2,7 @@
 
     ANOMALY_WEIGHTS=FOLDER python -m benchmarks.precision --out benchmarks/results/precision.json
 
-Each detector trains on made-up photographs with its shipped options for `--passes` passes in either precision; frozen
+Each detector trains on made-up images with its shipped options for `--passes` passes in either precision; frozen
 features are kept as in a real fit, so that what is timed is what repeats. Set OMP_NUM_THREADS to fix the number of threads.
 """
 
@@ -42,7 +42,9 @@ def seconds_of_a_pass(name: str, *, precision: str, passes: int, folder: Path) -
     for epochs in (1, 1, 1 + passes):  # the first is for the allocator and the kernels that are chosen once
         torch.manual_seed(0)
         detector = build_detector(config["detector"], config.get("model", {}) | {"epochs": epochs})
-        loaders = GoodData(train=samples, held_out=(), stopping=(), batch_size=detector.batch_size, read=read, seed=0)
+        loaders = GoodData(
+            train=samples, calibration_images=(), stopping=(), batch_size=detector.batch_size, read=read, seed=0
+        )
         begin = time.perf_counter()
         train(detector, loaders, out=folder, precision=precision, device="auto", resume=False)  # type: ignore[arg-type]
         seconds.append(time.perf_counter() - begin)

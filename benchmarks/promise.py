@@ -1,6 +1,6 @@
-"""The promise by resampling: how often limits set on held-out synthetic good images keep what they promise.
+"""The guarantee by resampling: how often limits set on calibration synthetic good images keep what they guarantee.
 
-    python -m benchmarks.promise --out benchmarks/results/promise.json
+    python -m benchmarks.guarantee --out benchmarks/results/guarantee.json
 
 One detector is fitted on synthetic good parts and scores other good parts that it was not fitted on, through its exported
 file. Those are split at random, again and again, into images that calibrate and images that count false alarms.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Promise, fit_scale, guarantee, tightest_alpha
+from anomaly.conformal.calibration import GuaranteeKind, fit_scale, guarantee_for, tightest_alpha
 from anomaly.data.folders import find_category
 from anomaly.data.synthetic import make_dataset
 from anomaly.evaluation.evaluate import score_samples
@@ -29,28 +29,30 @@ from anomaly.training.fit import fit
 NUM_SPLITS = 500
 
 
-def held_promises(scores: NDArray[np.float64], *, num_calibrate: int, alpha: float, promise: Promise) -> dict[str, Any]:
+def held_guarantees(
+    scores: NDArray[np.float64], *, num_calibrate: int, alpha: float, guarantee: GuaranteeKind
+) -> dict[str, Any]:
     """Mean rate and share of violated bounds over random splits of the scores."""
     rng = np.random.default_rng(0)
-    promised = guarantee(num_calibrate, alpha=alpha, promise=promise)
+    guaranteed = guarantee_for(num_calibrate, alpha=alpha, guarantee=guarantee)
     rates = []
     for _ in range(NUM_SPLITS):
         order = rng.permutation(len(scores))
-        scale = fit_scale(scores[order[:num_calibrate]], alpha=alpha, promise=promise)
-        rates.append(float((scores[order[num_calibrate:]] > scale.zero + scale.unit).mean()))
-    violated = float(np.mean(np.array(rates) > promised.rate_bound))
+        scale = fit_scale(scores[order[:num_calibrate]], alpha=alpha, guarantee=guarantee)
+        rates.append(float((scores[order[num_calibrate:]] > scale.offset + scale.scale).mean()))
+    violated = float(np.mean(np.array(rates) > guaranteed.rate_bound))
     # the rate counted on finitely many images scatters about the true one, which alone is bounded: draw both
-    true_rates = rng.beta(num_calibrate + 1 - promised.rank, promised.rank, 100_000)
+    true_rates = rng.beta(num_calibrate + 1 - guaranteed.rank, guaranteed.rank, 100_000)
     num_counted = len(scores) - num_calibrate
-    foreseen = float(np.mean(rng.binomial(num_counted, true_rates) / num_counted > promised.rate_bound))
+    foreseen = float(np.mean(rng.binomial(num_counted, true_rates) / num_counted > guaranteed.rate_bound))
     return {
         "num_calibrate": num_calibrate,
         "alpha": alpha,
-        "promise": promise,
-        "expected_rate": promised.expected_rate,
+        "guarantee": guarantee,
+        "expected_rate": guaranteed.expected_rate,
         "mean_rate": float(np.mean(rates)),
         "mean_rate_at_most": alpha + 3 * float(np.std(rates)) / math.sqrt(NUM_SPLITS),
-        "rate_bound": promised.rate_bound,
+        "rate_bound": guaranteed.rate_bound,
         "bound_violated": violated,
         "bound_violated_foreseen": foreseen,
         "bound_violated_at_most": foreseen + 3 * math.sqrt(foreseen * (1 - foreseen) / NUM_SPLITS),
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--detector", default="autoencoder")
     parser.add_argument("--num-good", type=int, default=1000)
     options = parser.parse_args()
-    card = RunCard("benchmarks/promise.py", config=vars(options))
+    card = RunCard("benchmarks/guarantee.py", config=vars(options))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_dataset(
@@ -77,10 +79,12 @@ def main() -> None:
         good = [s for s in find_category(root / "data" / options.part).test if not s.label]
         scores = score_samples(good, scorer=scorer, white=255, max_pixels=10**8, batch_size=8)[0].astype(np.float64)
     card.facts["result"] = [
-        held_promises(scores, num_calibrate=n, alpha=max(alpha, tightest_alpha(n, promise=promise)), promise=promise)
+        held_guarantees(
+            scores, num_calibrate=n, alpha=max(alpha, tightest_alpha(n, guarantee=guarantee)), guarantee=guarantee
+        )
         for n in (20, 50, 99, 200, 299)
         for alpha in (0.05, 0.01)
-        for promise in ("expected", "bound")
+        for guarantee in ("expected", "bound")
     ]
     card.write(options.out)
     for row in card.facts["result"]:

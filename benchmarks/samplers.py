@@ -1,11 +1,11 @@
-"""Quality and speed of the samplers on one category: distances to held-out parts, likelihood, memorising, seconds, memory.
+"""Quality and speed of the samplers on one category: distances to calibration parts, likelihood, memorising, seconds, memory.
 
     python -m benchmarks.samplers CATEGORY --configs configs/samplers/*.yaml --pictures DIR
 
 where CATEGORY is a folder or synthetic:machined, parts made by the package's own factory.
 
 Every sampler is trained by its shipped configuration, exported, certified, and drawn from through ONNX Runtime. The figures
-go to OUT/CATEGORY/SAMPLER.json, a contact sheet to DIR/CATEGORY/SAMPLER.png. Real images are the good photographs that were
+go to OUT/CATEGORY/SAMPLER.json, a contact sheet to DIR/CATEGORY/SAMPLER.png. Real images are the good images that were
 held out of training and those that were trained on; no test image is read. `benchmarks.samplers_table` prints the table.
 """
 
@@ -84,17 +84,17 @@ def measure(category: Path, config: Path, *, num: int, batch_size: int, seed: in
             name: np.concatenate(
                 [exported.prepare(read_image(p, white=description.white, max_pixels=MAX_PIXELS)[None]) for p in paths]
             )
-            for name, paths in (("train", description.train), ("held_out", description.held_out))
+            for name, paths in (("train", description.train), ("calibration_images", description.calibration_images))
         }
         rng = np.random.default_rng(seed)
         batches = [process.sample(batch_size, rng=rng, options=Options()) for _ in range(-(-num // batch_size))]
         drawn = np.concatenate(batches)[:num]
-        result = _quality(drawn, parts) | _likelihood(detector, parts["held_out"])
+        result = _quality(drawn, parts) | _likelihood(detector, parts["calibration_images"])
         result |= _speed(process, trained, num=batch_size, seed=seed)
         result["parity"] = json.loads((run / "sampler.certificate.json").read_text(encoding="utf-8"))["functions"]
         result["certificate of the detector"] = certificate.get("score")
         result["peak MiB of drawing"] = _peak_memory(run / SAMPLER_FILE, Path(folder) / "drawn", num=batch_size)
-        sheets = {"samples": drawn[:NUM_SHOWN]} | _other_pictures(process, parts["held_out"], seed=seed)
+        sheets = {"samples": drawn[:NUM_SHOWN]} | _other_pictures(process, parts["calibration_images"], seed=seed)
     place = pictures / category.name
     place.mkdir(parents=True, exist_ok=True)
     for name, images in sheets.items():
@@ -107,7 +107,7 @@ def measure(category: Path, config: Path, *, num: int, batch_size: int, seed: in
         "features": FEATURES,
         "num_drawn": num,
         "num_train": len(parts["train"]),
-        "num_held_out": len(parts["held_out"]),
+        "num_calibration": len(parts["calibration_images"]),
         "num_threads": torch.get_num_threads(),
     }
     if isinstance(detector, VqVae):
@@ -117,9 +117,9 @@ def measure(category: Path, config: Path, *, num: int, batch_size: int, seed: in
 
 def _quality(drawn: NDArray[np.float32], parts: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
     network = Backbone("resnet18", layers=[1, 2, 3], size=(FEATURE_SIDE, FEATURE_SIDE), weights="pretrained")
-    a = features(np.concatenate((parts["train"], parts["held_out"])), network)
+    a = features(np.concatenate((parts["train"], parts["calibration_images"])), network)
     b = features(drawn, network)
-    held_out, train = features(parts["held_out"], network), features(parts["train"], network)
+    calibration_images, train = features(parts["calibration_images"], network), features(parts["train"], network)
     precision, recall = precision_recall(a, b)
 
     def nearest(x: NDArray[np.float32]) -> float:
@@ -129,20 +129,22 @@ def _quality(drawn: NDArray[np.float32], parts: dict[str, NDArray[np.float32]]) 
 
     return {
         "frechet": frechet_distance(a, b),
-        "frechet of held-out to train": frechet_distance(train, held_out),
+        "frechet of calibration to train": frechet_distance(train, calibration_images),
         "kernel": kernel_distance(a, b),
         "precision": precision,
         "recall": recall,
         "nearest training image": nearest(drawn),
-        "nearest training image of held-out": nearest(parts["held_out"]),
+        "nearest training image of calibration": nearest(parts["calibration_images"]),
     }
 
 
-def _likelihood(sampler: Sampler, held_out: NDArray[np.float32]) -> dict[str, Any]:
+def _likelihood(sampler: Sampler, calibration_images: NDArray[np.float32]) -> dict[str, Any]:
     if sampler.density == "none":
         return {"bits per dimension": None}
     with torch.no_grad():
-        bits = torch.cat([sampler.bits_per_dim(batch) for batch in torch.split(torch.from_numpy(held_out), 8)])
+        bits = torch.cat(
+            [sampler.bits_per_dim(batch) for batch in torch.split(torch.from_numpy(calibration_images), 8)]
+        )
     return {"bits per dimension": float(bits.mean())}
 
 

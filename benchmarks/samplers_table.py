@@ -14,10 +14,10 @@ HEAD = """# Samplers: quality and speed
 
 Made by `python -m benchmarks.samplers_table` from `benchmarks/results/samplers`; `python -m benchmarks.samplers` measured it.
 One seed; trained by the shipped configurations (`configs/samplers/`), drawn from the exported file through ONNX Runtime on the
-CPU. Distances are between drawn images and the good photographs of the category (trained on and held out), on
+CPU. Distances are between drawn images and the good images of the category (trained on and held out), on
 {features}; they compare rows of one category and size only. `nearest` is the median distance of a drawn image to the
-nearest training image in grey levels, against that of held-out photographs: far below it, a sampler memorises. Bits per
-dimension are of held-out photographs at 8 bits a value (PixelCNN: at its own number of levels).
+nearest training image in grey levels, against that of calibration images: far below it, a sampler memorises. Bits per
+dimension are of calibration images at 8 bits a value (PixelCNN: at its own number of levels).
 """
 COLUMNS = (
     "sampler", "px", "Fréchet", "kernel", "precision", "recall", "nearest", "bits/dim", "fit s", "s/image", "ms/step",
@@ -61,15 +61,15 @@ def table(results: Path) -> str:
         parts.append(f"\n## {category.name}\n")
         parts.append(
             f"{machine['processor']}, {some['result']['num_threads']} thread;"
-            f" {some['result']['num_train']} photographs to train, {some['result']['num_held_out']} held out,"
+            f" {some['result']['num_train']} images to train, {some['result']['num_calibration']} held out,"
             f" {some['result']['num_drawn']} drawn. Held out to train:"
-            f" Fréchet {some['result']['frechet of held-out to train']:.3f} (at the first row's size).\n"
+            f" Fréchet {some['result']['frechet of calibration to train']:.3f} (at the first row's size).\n"
         )
-        parts.append("| " + " | ".join(COLUMNS) + " | nearest of held-out |")
+        parts.append("| " + " | ".join(COLUMNS) + " | nearest of calibration |")
         parts.append("| --- " * (len(COLUMNS) + 1) + "|")
         for name, facts in sorted(found.items(), key=lambda item: item[1]["result"]["frechet"]):
-            held_out = f"{facts['result']['nearest training image of held-out']:.1f}"
-            parts.append("| " + " | ".join((*row(name, facts), held_out)) + " |")
+            calibration_images = f"{facts['result']['nearest training image of calibration']:.1f}"
+            parts.append("| " + " | ".join((*row(name, facts), calibration_images)) + " |")
     return HEAD.format(features=features) + "\n".join(parts) + "\n"
 
 

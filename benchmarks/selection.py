@@ -1,9 +1,9 @@
-"""Which of several recipes tells drawn defects from good photographs: the way recipes are chosen here, without test images.
+"""Which of several recipes tells drawn defects from good images: the way recipes are chosen here, without test images.
 
     python -m benchmarks.selection DATA... --config configs/detectors/autoencoder.yaml --vary '{}' '{"skips": 2}' --out X.json
 
 Each candidate learns from the `train` part; defects are drawn onto the `stopping` part, which neither trains nor calibrates,
-and the figure is the AUROC of drawn defects against those photographs undrawn, image and pixel, over all kinds, sizes and
+and the figure is the AUROC of drawn defects against those images undrawn, image and pixel, over all kinds, sizes and
 contrasts that a person would call visible.
 """
 
@@ -38,17 +38,17 @@ SIZES, CONTRASTS = (0.06, 0.12, 0.24), (0.3, 0.6)
 MAX_PIXELS = 100_000_000
 
 
-def draw_all(photographs: list[NDArray[np.uint8]], *, seed: int) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-    """Every kind, size and contrast of defect twice, on photographs in turn, with its mask."""
-    foregrounds = [estimate_foreground(p) for p in photographs]
+def draw_all(images: list[NDArray[np.uint8]], *, seed: int) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Every kind, size and contrast of defect twice, on images in turn, with its mask."""
+    foregrounds = [estimate_foreground(p) for p in images]
     drawn = []
     plan = [(k, s, c) for k in DEFECTS for s in SIZES for c in CONTRASTS for _ in range(2)]
     for number, (kind, size, contrast) in enumerate(plan):
-        at = number % len(photographs)
+        at = number % len(images)
         rng = np.random.default_rng((seed, number))
         try:
             drawn.append(
-                draw_defect(photographs[at], kind, size=size, contrast=contrast, foreground=foregrounds[at], rng=rng)
+                draw_defect(images[at], kind, size=size, contrast=contrast, foreground=foregrounds[at], rng=rng)
             )
         except UsageError:  # too faint on that spot
             continue
@@ -67,22 +67,22 @@ def judge(data: Path, detector: str, options: dict[str, Any], *, seed: int, prec
     pl.seed_everything(seed, verbose=False)
     model = build_detector(detector, options)
     loaders = GoodData(
-        train=parts.train, held_out=parts.held_out, stopping=parts.stopping, batch_size=model.batch_size, read=read, seed=seed
+        train=parts.train, calibration_images=parts.calibration_images, stopping=parts.stopping, batch_size=model.batch_size, read=read, seed=seed
     )  # fmt: skip
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         train(model, loaders, out=Path(folder), precision=precision, device="cpu", resume=False)  # type: ignore[arg-type]
     seconds = time.perf_counter() - begin
     model.eval()
-    photographs = [read_image(s.path, white=255, max_pixels=MAX_PIXELS) for s in parts.stopping]
-    drawn = draw_all(photographs, seed=seed)
+    images = [read_image(s.path, white=255, max_pixels=MAX_PIXELS) for s in parts.stopping]
+    drawn = draw_all(images, seed=seed)
     scores, values, truths = [], [], []
     with torch.no_grad():
-        for image in (*photographs, *(image for image, _ in drawn)):
+        for image in (*images, *(image for image, _ in drawn)):
             said = model(torch.from_numpy(image[None]))
             scores.append(float(said.score[0]))
-            if len(scores) > len(photographs):
-                mask = drawn[len(scores) - len(photographs) - 1][1]
+            if len(scores) > len(images):
+                mask = drawn[len(scores) - len(images) - 1][1]
                 height, width = mask.shape
                 values.append(
                     enlarge_map(
@@ -90,12 +90,12 @@ def judge(data: Path, detector: str, options: dict[str, Any], *, seed: int, prec
                     )[::4, ::4].ravel()
                 )
                 truths.append(mask[::4, ::4].ravel())
-    labels = [False] * len(photographs) + [True] * len(drawn)
+    labels = [False] * len(images) + [True] * len(drawn)
     return {
         "image_auroc": float(roc_auc_score(labels, scores)),
         "pixel_auroc": float(roc_auc_score(np.concatenate(truths), np.concatenate(values))),
         "pixel_average_precision": float(average_precision_score(np.concatenate(truths), np.concatenate(values))),
-        "num_good": len(photographs),
+        "num_good": len(images),
         "num_drawn": len(drawn),
         "seconds_fit": round(seconds, 1),
     }

@@ -1,4 +1,4 @@
-"""The synthetic demo by part kind and defect kind: image AUROC, false-alarm rate at the limit and misses.
+"""The synthetic demo by part kind and defect kind: image AUROC, false-alarm rate at the threshold and misses.
 
 python benchmarks/synthetic_demo.py --out benchmarks/results/synthetic_demo.json
 """
@@ -35,7 +35,7 @@ def main() -> None:
                 "pixel_auroc": figures["pixel"]["auroc"],
                 "false_alarms": figures["false_alarms"],
                 "misses": figures["misses"],
-                "above_limit_by_kind": figures["kinds"],
+                "above_threshold_by_kind": figures["kinds"],
                 "seconds": facts["seconds"],
             }
             card.facts["result"] = result

@@ -3,7 +3,7 @@
     python -m benchmarks.throughput MODEL.onnx IMAGES... --out benchmarks/results/throughput.json [--device cuda]
     python -m benchmarks.throughput MODEL.onnx IMAGES... --memory 1000,100000 --out benchmarks/results/batch_memory.json
 
-IMAGES are a few photographs; they are scored many times under other names (hard links). Decoding alone, inference alone and
+IMAGES are a few images; they are scored many times under other names (hard links). Decoding alone, inference alone and
 the whole run take turns, and a run over one image, from the start of its process to its verdict. On a CPU both share the
 cores, so the bound is cores / (decode + inference core-seconds an image); on a GPU it is the slower of the two. Memory is the
 largest resident set of a process of its own.
@@ -36,7 +36,7 @@ MAX_PIXELS = 100_000_000
 
 
 def link_images(images: list[Path], folder: Path, *, num: int) -> None:
-    """Fill a folder with `num` names for a few photographs: the first copies, all others hard links to these."""
+    """Fill a folder with `num` names for a few images: the first copies, all others hard links to these."""
     folder.mkdir()
     copies = []
     for index in range(num):

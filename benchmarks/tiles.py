@@ -2,7 +2,7 @@
 
     python -m benchmarks.tiles --out benchmarks/results/tiles.json
 
-Detectors are fitted on drawn photographs of a woven web and exported. The difference is that of the exported file on a web
+Detectors are fitted on drawn images of a woven web and exported. The difference is that of the exported file on a web
 of 2000 × 1500 pixels with a defect, in calibrated units and in the detector's own, and once with half of the halo, which has
 to show. Memory is the peak of a process of its own that runs `anomaly score` on one image, beside that of the same process
 without an image.
@@ -83,7 +83,7 @@ def difference(model: Path) -> dict[str, float]:
     stitched, in_one, torn = (
         score_tiled(scorer.score_windows, image, tiling=walk)[1].astype(np.float64) for walk in (tiling, whole, lacking)
     )
-    unit = calibration_tensors(load_graph(model))["unit_map"]
+    unit = calibration_tensors(load_graph(model))["scale_map"]
     return {
         "stride": tiling.stride,
         "halo": tiling.halo[0],
@@ -110,15 +110,13 @@ def main() -> None:
     card = RunCard("benchmarks/tiles.py", config=vars(asked) | {"tile": TILE, "detectors": DETECTORS})
     result: dict[str, Any] = {"difference": {}, "memory": {}}
     with tempfile.TemporaryDirectory() as folder:
-        photographs = Path(folder, "web")
-        photographs.mkdir()
+        images = Path(folder, "web")
+        images.mkdir()
         for n in range(NUM_PHOTOGRAPHS):
-            write_png(photographs / f"{n:02d}.png", draw_web(height=HEIGHT, width=WIDTH, seed=n))
+            write_png(images / f"{n:02d}.png", draw_web(height=HEIGHT, width=WIDTH, seed=n))
         models = {}
         for name, options in DETECTORS.items():
-            run = fit(
-                photographs, out=Path(folder, name), detector=name, model=options, tile=f"{TILE},{TILE}", device="cpu"
-            )
+            run = fit(images, out=Path(folder, name), detector=name, model=options, tile=f"{TILE},{TILE}", device="cpu")
             models[name] = export(run)
             result["difference"][name] = difference(models[name])
             print(name, result["difference"][name])

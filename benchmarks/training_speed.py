@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, seconds = train_reference(options.data, weights=weights, folder=Path(folder))
         found = evaluate(
-            find_category(options.data).test, scorer=AnomalibScorer(model), resize="squash", white=255, limit=1.0,
+            find_category(options.data).test, scorer=AnomalibScorer(model), resize="stretch", white=255, threshold=1.0,
             max_pixels=100_000_000, batch_size=8, seed=0,
         )  # fmt: skip
         if found.pixel is None:

@@ -42,7 +42,7 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain folder of good photographs; read only."""
+    """A plain folder of good images; read only."""
     folder = tmp_path_factory.mktemp("plain") / "plates"
     folder.mkdir()
     for n in range(24):

@@ -74,7 +74,7 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
     scorer = OnnxScorer(model, device="auto", num_threads=cell.threads)
     with card.timed("test"):
         evaluation = evaluate(
-            category.test, scorer=scorer, resize=scorer.metadata.resize, white=scorer.metadata.white, limit=1.0,
+            category.test, scorer=scorer, resize=scorer.metadata.resize, white=scorer.metadata.white, threshold=1.0,
             max_pixels=MAX_PIXELS, batch_size=8, seed=0,
         )  # fmt: skip
     leaks, num_made = _leaks(cell, category, description, data=data)
@@ -91,7 +91,7 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
         "seconds_per_image": _timed(scorer, category, threads=cell.threads),
         "counts": {
             "train": len(description.train),
-            "held_out": len(description.held_out),
+            "calibration_images": len(description.calibration_images),
             "stopping": len(description.stopping),
             "test_good": sum(not s.label for s in category.test),
             "test_defect": sum(s.label for s in category.test),
@@ -139,7 +139,7 @@ def _leaks(cell: Cell, category: Category, description: Description, *, data: Pa
     looked_at = [s.path for name in cell.chosen_on for s in find_category(data / name).test]
     roles = Roles(
         train=tuple(Path(p) for p in description.train),
-        limit_from=tuple(Path(p) for p in description.held_out),
+        threshold_from=tuple(Path(p) for p in description.calibration_images),
         stopping=tuple(Path(p) for p in description.stopping),
         chosen_by=tuple(looked_at),
         test_good=tuple(s.path for s in category.test if not s.label),

@@ -5,7 +5,7 @@ Every image has one or more roles, and some roles must not meet:
     train          its pixels were learned from
     stopping       it gave a signal to stop by
     chosen_by      an epoch, a checkpoint or a recipe was selected by figures on it
-    limit_from     its score helped to set the limit
+    threshold_from     its score helped to set the threshold
     test           figures are measured on it, good or with a defect
 
 Files are the same when their bytes are, whatever their names. Same pixels in files of other bytes, near-duplicates
@@ -34,13 +34,13 @@ Severity = Literal["leak", "note"]
 NUM_NAMED = 5
 
 MUST_NOT_MEET = (
-    ("limit_from", "test", "threshold chosen on test"),
+    ("threshold_from", "test", "threshold chosen on test"),
     ("stopping", "test", "epoch or stopping on test"),
     ("chosen_by", "test", "checkpoint or recipe chosen on test"),
     ("train", "test", "training images in test"),
-    ("stopping", "limit_from", "stopping = calibrating"),
-    ("chosen_by", "limit_from", "stopping = calibrating"),
-    ("train", "limit_from", "calibrating or stopping on training images"),
+    ("stopping", "threshold_from", "stopping = calibrating"),
+    ("chosen_by", "threshold_from", "stopping = calibrating"),
+    ("train", "threshold_from", "calibrating or stopping on training images"),
     ("train", "stopping", "calibrating or stopping on training images"),
     ("test_good", "test_defect", "one image good and defect"),
 )
@@ -64,7 +64,7 @@ class Roles:
     root: Path
     """folder of the category: groups and messages name images below it by their path in it"""
     train: tuple[Path, ...]
-    limit_from: tuple[Path, ...]
+    threshold_from: tuple[Path, ...]
     stopping: tuple[Path, ...]
     chosen_by: tuple[Path, ...]
     test_good: tuple[Path, ...]
@@ -127,19 +127,21 @@ def find_leaks(roles: Roles, *, near_duplicates: bool, max_pixels: int) -> list[
         max_pixels: largest width × height that is decoded.
 
     Returns:
-        What was found, leaks before notes. Nearly equal images are a leak between train, stopping and held-out images,
+        What was found, leaks before notes. Nearly equal images are a leak between train, stopping and calibration images,
         which a split has to keep together, and a note between these and good test images, which came so.
 
     Raises:
         ImageError: a file that cannot be used.
         DataError: groups that cannot be named for the images to learn and to calibrate from.
-        UsageError: no images to train, to set the limit, or to test: an empty role proves nothing.
+        UsageError: no images to train, to set the threshold, or to test: an empty role proves nothing.
     """
-    for role in ("train", "limit_from", "test_good", "test_defect"):
+    for role in ("train", "threshold_from", "test_good", "test_defect"):
         if not roles.images(role):
             raise UsageError(f"{role} holds no image of {roles.root}: leaks are found in the files that were used")
     paths = dict.fromkeys(
-        chain(roles.train, roles.limit_from, roles.stopping, roles.chosen_by, roles.test, (i for i, _ in roles.masks))
+        chain(
+            roles.train, roles.threshold_from, roles.stopping, roles.chosen_by, roles.test, (i for i, _ in roles.masks)
+        )
     )
     files = {path: _read(path, decode=near_duplicates, max_pixels=max_pixels) for path in paths}
     found = [*_shared(roles, files), *_all_of_test(roles, files)]
@@ -195,7 +197,7 @@ def _shared(roles: Roles, files: Mapping[Path, _File]) -> list[Leak]:
 def _all_of_test(roles: Roles, files: Mapping[Path, _File]) -> list[Leak]:
     """Roles of validation that hold the whole test set."""
     test = {files[path].digest for path in roles.test}
-    validating = ("stopping", "chosen_by", "limit_from")
+    validating = ("stopping", "chosen_by", "threshold_from")
     whole = [role for role in validating if test <= {files[path].digest for path in roles.images(role)}]
     return _found(roles, ALL_OF_TEST, f"{' and '.join(whole)} hold every test image", roles.test if whole else ())
 
@@ -220,9 +222,9 @@ def _same_pixels(roles: Roles, files: Mapping[Path, _File]) -> list[Leak]:
 
 def _near(roles: Roles, files: Mapping[Path, _File]) -> list[Leak]:
     """Nearly equal good images across the split, and between it and test."""
-    own = set(roles.train + roles.limit_from + roles.stopping)
+    own = set(roles.train + roles.threshold_from + roles.stopping)
     test_good = set(roles.test_good) - own
-    meeting = [set(roles.train), set(roles.limit_from), set(roles.stopping)]
+    meeting = [set(roles.train), set(roles.threshold_from), set(roles.stopping)]
     # Two searches: similarity depends on the mean of all images, and the split was made without those of test.
     across = {
         path
@@ -239,7 +241,7 @@ def _near(roles: Roles, files: Mapping[Path, _File]) -> list[Leak]:
     }
     return [
         *_found(
-            roles, NEAR, "held-out or stopping images are nearly equal to another of train or of each other", across
+            roles, NEAR, "calibration or stopping images are nearly equal to another of train or of each other", across
         ),
         *_found(roles, NEAR, "good test images are nearly equal to one to learn or calibrate from", in_test, "note"),
     ]
@@ -259,7 +261,7 @@ def _fingerprint(file: _File) -> Fingerprint:
 def _groups(roles: Roles) -> list[Leak]:
     """Groups of one name in roles that must not meet; test images count where the pattern or table knows them all."""
     inside = tuple(path for path in roles.chosen_by if path.is_relative_to(roles.root))  # the rest are other products
-    groups = _named(roles, roles.train + roles.limit_from + roles.stopping)
+    groups = _named(roles, roles.train + roles.threshold_from + roles.stopping)
     for part in (roles.test_good, roles.test_defect, inside):
         try:
             groups |= _named(roles, part)
@@ -269,7 +271,7 @@ def _groups(roles: Roles) -> list[Leak]:
     told = []
     for role, other, _ in MUST_NOT_MEET:
         if other == "test_defect":
-            continue  # one part may be photographed good and with a defect
+            continue  # one part may be imaged good and with a defect
         used = {groups[path] for path in roles.images(role) if path in groups}
         members = {path for path in roles.images(other) if groups.get(path) in used}
         if members:

@@ -1,4 +1,4 @@
-"""The verb `demo`: from a folder of photographs, or synthetic parts, to a certified model, scores and a report."""
+"""The verb `demo`: from a folder of images, or synthetic parts, to a certified model, scores and a report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anomaly.commands.inspect import inspect
-from anomaly.conformal.calibration import Promise, guarantee
+from anomaly.conformal.calibration import GuaranteeKind, guarantee_for
 from anomaly.data.findings import findings
 from anomaly.data.folders import Sample, find_category
 from anomaly.data.synthetic import PARTS, make_dataset
@@ -38,7 +38,7 @@ from anomaly.training.loop import Precision
 
 NUM_SYNTHETIC = {"num_train": 200, "num_test_good": 40, "num_test_defect": 75, "size": 256}
 NUM_DRAWN_ON = 40
-"""Held-out photographs that synthetic defects are drawn onto"""
+"""Calibration images that synthetic defects are drawn onto"""
 NUM_DRAWN_EACH = 4
 """Drawings per kind, size and contrast"""
 
@@ -51,7 +51,7 @@ def demo(
     model: dict[str, Any] | None = None,
     part: str = "assembly",
     alpha: float | Literal["default"] = "default",
-    promise: Promise = "expected",
+    guarantee: GuaranteeKind = "expected",
     seed: int = 0,
     group: str = "",
     exclude: str = "",
@@ -63,16 +63,16 @@ def demo(
     """Inspect, fit, calibrate, export, verify, score and report, in one go.
 
     Args:
-        data: a category in MVTec layout or a plain folder of good photographs; by default synthetic parts are made.
+        data: a category in MVTec layout or a plain folder of good images; by default synthetic parts are made.
         out: folder of everything that is written.
         detector: `best` for FastFlow where its backbone is at hand, else the autoencoder; or a name, or package.module:Class.
         model: options of the detector's constructor.
         part: kind of synthetic part: textile, machined or assembly.
-        alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the photographs support.
-        promise: whether alpha bounds the expected rate or its 95 % upper bound.
+        alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the images support.
+        guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
         seed: of everything random.
-        group: regular expression on the paths, or CSV of path and group: photographs that belong to one part.
-        exclude: text file with the names of photographs to leave out, one a line.
+        group: regular expression on the paths, or CSV of path and group: images that belong to one part.
+        exclude: text file with the names of images to leave out, one a line.
         roi: region of interest, x,y,w,h in pixels or the path of a mask.
         precision: of training.
         batch_size: images per inference.
@@ -90,7 +90,7 @@ def demo(
     run = out / "run"
     with card.timed("fit and calibrate"):
         fit(
-            root, out=run, detector=detector, model=model, alpha=alpha, promise=promise, seed=seed, group=group,
+            root, out=run, detector=detector, model=model, alpha=alpha, guarantee=guarantee, seed=seed, group=group,
             exclude=exclude, roi=roi, precision=precision, max_pixels=max_pixels,
         )  # fmt: skip
     with card.timed("export"):
@@ -100,28 +100,31 @@ def demo(
     scorer = OnnxScorer(file, device="auto", num_threads=0)
     description = load(run)[1]
     samples = find_category(root).test
-    held_out = [Sample(Path(p), "good", False, None) for p in description.held_out]
+    calibration_images = [Sample(Path(p), "good", False, None) for p in description.calibration_images]
     with card.timed("score"):
-        speed = _score(samples or held_out, scorer, out=out, batch_size=batch_size, max_pixels=max_pixels)
+        speed = _score(samples or calibration_images, scorer, out=out, batch_size=batch_size, max_pixels=max_pixels)
     labels = [s.label for s in samples]
     evaluation = None
     if any(labels) and not all(labels):
         with card.timed("test"):
             evaluation = evaluate(
-                samples, scorer=scorer, resize=scorer.metadata.resize, white=description.white, limit=1.0,
+                samples, scorer=scorer, resize=scorer.metadata.resize, white=description.white, threshold=1.0,
                 max_pixels=max_pixels, batch_size=batch_size, seed=seed,
             )  # fmt: skip
         print(summary(evaluation))
         card.facts["result"] = evaluation.to_dict()
     with card.timed("draw synthetic defects"), progress_bar("draw synthetic defects") as report:
-        photographs = [
-            read_image(s.path, white=description.white, max_pixels=max_pixels) for s in held_out[:NUM_DRAWN_ON]
+        images = [
+            read_image(s.path, white=description.white, max_pixels=max_pixels)
+            for s in calibration_images[:NUM_DRAWN_ON]
         ]
-        trials = draw_and_score(photographs, scorer=scorer, num_each=NUM_DRAWN_EACH, seed=seed, report=report)
+        trials = draw_and_score(images, scorer=scorer, num_each=NUM_DRAWN_EACH, seed=seed, report=report)
     page = out / "report.html"
     with card.timed("report"):
-        promised = guarantee(description.calibration.num_images, alpha=description.alpha, promise=description.promise)
-        short_side = min(photographs[0].shape[:2])
+        guaranteed = guarantee_for(
+            description.calibration.num_images, alpha=description.alpha, guarantee=description.guarantee
+        )
+        short_side = min(images[0].shape[:2])
         catches, drawn = detectability(trials, scorer, short_side=short_side)
         write_report(
             page,
@@ -139,10 +142,10 @@ def demo(
                     config=description.config,
                     seconds=dict(card.facts["seconds"]),
                 ),
-                guarantee=promised,
-                held_out=np.asarray(description.calibration.scores),
+                guarantee=guaranteed,
+                calibration_images=np.asarray(description.calibration.scores),
                 labelled=labelled(evaluation, scorer, max_pixels=max_pixels),
-                influential=influential(held_out, description, scorer, batch_size=batch_size),
+                influential=influential(calibration_images, description, scorer, batch_size=batch_size),
                 catches=catches,
                 drawn=drawn,
                 speed=(speed,),
@@ -158,7 +161,7 @@ def demo(
         )
     card.write(out / CARD_FILE)
     print(
-        f"{page}: false alarms expected {promised.expected_rate:.2%}, at most {promised.rate_bound:.2%} with 95 % confidence"
+        f"{page}: false alarms expected {guaranteed.expected_rate:.2%}, at most {guaranteed.rate_bound:.2%} with 95 % confidence"
     )
     return page
 
@@ -194,7 +197,7 @@ def _synthetic(root: Path, *, part: str, seed: int) -> Path:
 
 def _score(samples: Sequence[Sample], scorer: OnnxScorer, *, out: Path, batch_size: int, max_pixels: int) -> Speed:
     """Score into the tables as `anomaly score` does, overlays of the rejects included, and measure the speed."""
-    settings = Settings(limit=1.0, batch_size=batch_size, max_pixels=max_pixels, num_threads=num_cpus())
+    settings = Settings(threshold=1.0, batch_size=batch_size, max_pixels=max_pixels, num_threads=num_cpus())
     begin = time.perf_counter()
     summed = score_to_tables(
         source_of(Item(str(s.path)) for s in samples),

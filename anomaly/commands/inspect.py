@@ -1,4 +1,4 @@
-"""The verb `inspect`: look at a folder of photographs before anything is trained."""
+"""The verb `inspect`: look at a folder of images before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from anomaly.system.run_card import RunCard
 
 
 def inspect(data: Path, *, group: str = "", seed: int = 0, max_pixels: int = 100_000_000, out: str = "") -> Inspection:
-    """Count and check the photographs of a category, and show the groups and the split that would be used.
+    """Count and check the images of a category, and show the groups and the split that would be used.
 
     Args:
-        data: a category in MVTec layout, or a plain folder of good photographs.
-        group: regular expression on the paths, or CSV of path and group: photographs that belong to one part.
+        data: a category in MVTec layout, or a plain folder of good images.
+        group: regular expression on the paths, or CSV of path and group: images that belong to one part.
         seed: of the split.
         max_pixels: largest width × height that is decoded.
         out: JSON file to write the findings to; none by default.

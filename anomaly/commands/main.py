@@ -15,13 +15,13 @@ VERBS: dict[str, tuple[str, str]] = {
         "anomaly.commands.demo:demo",
         "from a folder (or synthetic parts) to a certified model, scores and a report",
     ),
-    "inspect": ("anomaly.commands.inspect:inspect", "what a folder of photographs holds, and what is wrong with it"),
-    "fit": ("anomaly.training.fit:fit", "train a detector on good photographs and calibrate it"),
+    "inspect": ("anomaly.commands.inspect:inspect", "what a folder of images holds, and what is wrong with it"),
+    "fit": ("anomaly.training.fit:fit", "train a detector on good images and calibrate it"),
     "export": ("anomaly.export.detector:export", "turn a run folder into one .onnx file"),
     "verify": ("anomaly.export.parity:verify", "prove that the .onnx file gives what the trained model gives"),
     "calibrate": (
         "anomaly.recalibration.recalibrate:calibrate",
-        "a new promise for an .onnx file from new good photographs",
+        "a new guarantee for an .onnx file from new good images",
     ),
     "test": ("anomaly.evaluation.evaluate:test", "figures of a model on labelled images"),
     "benchmark": (
@@ -32,7 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "anomaly.generation.sample:sample",
         "draw images from a sampler, or repair, morph and inpaint given ones",
     ),
-    "synthesize": ("anomaly.generation.defects:synthesize", "defects with exact masks drawn onto good photographs"),
+    "synthesize": ("anomaly.generation.defects:synthesize", "defects with exact masks drawn onto good images"),
     "score": ("anomaly.commands.score:score", "verdicts for a folder, a glob, a list or standard input of images"),
     "serve": (
         "anomaly.commands.serve:serve",

@@ -33,11 +33,11 @@ def review(
     token_file: str = "",
     allow_anonymous: bool = False,
 ) -> int:
-    """Open a finished run in the browser, sorted and filtered, and keep the marks of a person beside it, until Ctrl-C.
+    """Open a finished run in the browser, sorted and filtered, and keep the labels of a person beside it, until Ctrl-C.
 
     Args:
         run: the run directory, or one that was merged.
-        by: who marks; stands in the file of marks.
+        by: who labels; stands in the file of labels.
         images: where images that were moved are found again, by their SHA-256: a folder, glob or list.
         device: to score on again where the run kept no maps.
         host: address to listen on; this machine alone by default.
@@ -50,14 +50,14 @@ def review(
 
     Raises:
         UsageError: a listening address beyond this machine without a token.
-        DataError: an unfinished run, rows or marks that cannot be read.
+        DataError: an unfinished run, rows or labels that cannot be read.
         ModelError: the run's copy of a model is none.
         OutputError: an address that cannot be listened on.
     """
     token = read_token(token_file)
     address = find_address(host, port, token=token, allow_anonymous=allow_anonymous)
     made = make_review(run, by=by, images=images, device=device)
-    print(f"{run}: {len(made.reviewed.index):,} images; marks in {made.reviewed.file}", file=sys.stderr)
+    print(f"{run}: {len(made.reviewed.index):,} images; labels in {made.reviewed.file}", file=sys.stderr)
     guard = Guard(token=token, loopback=is_loopback(address.host))
     serve_on(address, create_review_app(made, guard=guard, log=_write_failure), limits=made.limits)
     return 0

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import yaml
 
-from anomaly.conformal.calibration import Promise, raised_limit
+from anomaly.conformal.calibration import GuaranteeKind, raised_threshold
 from anomaly.errors import UsageError
 from anomaly.imaging.header import Frame
 from anomaly.inference.scorer import OnnxScorer, open_for_batches
@@ -33,10 +33,10 @@ def score(
     format: Format = "csv",
     resume: bool = False,
     models: str = "",
-    limit: float | Literal["model"] = "model",
+    threshold: float | Literal["model"] = "model",
     alpha: float | Literal["model"] = "model",
-    promise: Promise = "expected",
-    review_limit: float | Literal["none"] = "none",
+    guarantee: GuaranteeKind = "expected",
+    review_threshold: float | Literal["none"] = "none",
     device: Device = "auto",
     batch_size: int = 8,
     overlays: str = "",
@@ -63,10 +63,10 @@ def score(
         format: of the rows in a run directory.
         resume: go on with the unfinished run in `run`.
         models: YAML or JSON file of product -> .onnx file, for a table with a column `product`.
-        limit: of the verdict in calibrated units; by default the model's own, 1.
-        alpha: share of good parts that may be rejected: moves the limit along the model's held-out scores.
-        promise: what alpha bounds, the expected rate or its 95 % upper bound.
-        review_limit: above it, up to the limit, the verdict is `review`.
+        threshold: of the verdict in calibrated units; by default the model's own, 1.
+        alpha: share of good parts that may be rejected: moves the threshold along the model's calibration scores.
+        guarantee: what alpha bounds, the expected rate or its 95 % upper bound.
+        review_threshold: above it, up to the threshold, the verdict is `review`.
         device: auto, cpu, cuda or tensorrt.
         batch_size: images per inference; a model of windows takes one image at a time.
         overlays: folder for pictures with the map laid over, beside one result file; none by default.
@@ -86,7 +86,7 @@ def score(
         The exit code: 0 all scored, 3 some rows are errors, 4 as `fail_on_defect` says.
 
     Raises:
-        UsageError: not one of `out` and `run`, both a limit and an alpha, a limit that is no number or that overlays cannot
+        UsageError: not one of `out` and `run`, both a threshold and an alpha, a threshold that is no number or that overlays cannot
             be drawn to, a batch without images, or a run directory that is taken.
         OutputError: results that cannot be written.
     """
@@ -106,17 +106,17 @@ def score(
     scorers = {product: open_for_batches(path, device=device) for product, path in mapped.items()}
     scorer = scorers[ONLY]
     print(f"provider {scorer.provider}; model {scorer.sha256[:16]}", file=sys.stderr)
-    chosen = choose_limit(scorer, limit=limit, alpha=alpha, promise=promise)
+    chosen = choose_threshold(scorer, threshold=threshold, alpha=alpha, guarantee=guarantee)
     if overlays and not chosen > 0:
-        raise UsageError(f"limit {chosen:g}: overlays are drawn to a limit above 0; leave --overlays out")
+        raise UsageError(f"threshold {chosen:g}: overlays are drawn to a threshold above 0; leave --overlays out")
     large = any(scorer.metadata.tiling for scorer in scorers.values())
     settings = Settings(
-        limit=chosen,
+        threshold=chosen,
         batch_size=1 if watch or large else batch_size,
         max_pixels=max_pixels,
         num_threads=num_cpus(),
         frame=frame,
-        review_limit=math.inf if review_limit == "none" else review_limit,
+        review_threshold=math.inf if review_threshold == "none" else review_threshold,
         measure=bool(run),
         large=large,
     )
@@ -146,7 +146,7 @@ def score(
         card.facts["result"] = {
             "provider": scorer.provider,
             "model": scorer.sha256,
-            "limit": chosen,
+            "threshold": chosen,
             "num_images": summary.num_images,
             "num_defect": summary.num_defect,
             "num_errors": summary.num_errors,
@@ -184,19 +184,25 @@ def read_models(file: str) -> dict[str, Path]:
     return {str(product): Path(file).parent / path for product, path in content.items()}
 
 
-def choose_limit(
-    scorer: OnnxScorer, *, limit: float | Literal["model"], alpha: float | Literal["model"], promise: Promise
+def choose_threshold(
+    scorer: OnnxScorer,
+    *,
+    threshold: float | Literal["model"],
+    alpha: float | Literal["model"],
+    guarantee: GuaranteeKind,
 ) -> float:
-    """Resolve the limit of a run: the model's, one given, or the one an alpha sets on the model's held-out scores.
+    """Resolve the threshold of a run: the model's, one given, or the one an alpha sets on the model's calibration scores.
 
     Raises:
-        UsageError: both a limit and an alpha.
-        CalibrationError: an alpha that the model's held-out scores cannot support.
+        UsageError: both a threshold and an alpha.
+        CalibrationError: an alpha that the model's calibration scores cannot support.
     """
     if alpha == "model":
-        return 1.0 if limit == "model" else limit
-    if limit != "model":
-        raise UsageError(f"--limit {limit} and --alpha {alpha} both set the limit: give one of them")
+        return 1.0 if threshold == "model" else threshold
+    if threshold != "model":
+        raise UsageError(f"--threshold {threshold} and --alpha {alpha} both set the threshold: give one of them")
     metadata = scorer.metadata
-    marked = np.array(metadata.marked.scores) if metadata.marked else np.zeros(0)
-    return raised_limit(np.asarray(metadata.calibration.scores), marked=marked, alpha=alpha, promise=promise)
+    labelled = np.array(metadata.labelled.scores) if metadata.labelled else np.zeros(0)
+    return raised_threshold(
+        np.asarray(metadata.calibration.scores), labelled=labelled, alpha=alpha, guarantee=guarantee
+    )

@@ -31,7 +31,7 @@ def serve(
     allow_anonymous: bool = False,
     device: Device = "auto",
     num_threads: int = 0,
-    limit: float | Literal["model"] = "model",
+    threshold: float | Literal["model"] = "model",
     batch_size: int | Literal["device"] = "device",
     max_delay_ms: float = 0.0,
     max_queue: int = 64,
@@ -52,7 +52,7 @@ def serve(
         allow_anonymous: listen beyond this machine without a token.
         device: auto, cpu, cuda or tensorrt.
         num_threads: of one inference on the CPU; 0 takes all this process may use.
-        limit: of the verdict in calibrated units; by default the model's own, 1.
+        threshold: of the verdict in calibrated units; by default the model's own, 1.
         batch_size: images per inference at most, as `anomaly bench` finds it best; by default 1 on the CPU, where most
             networks gain nothing by more, and 8 elsewhere.
         max_delay_ms: milliseconds that an image may wait for others while nothing is inferred.
@@ -81,7 +81,7 @@ def serve(
         timeout=timeout,
     )
     settings = Settings(
-        limit=1.0 if limit == "model" else limit,
+        threshold=1.0 if threshold == "model" else threshold,
         batch_size=1 if batch_size == "device" else batch_size,
         max_pixels=max_pixels,
         num_threads=num_cpus(),

@@ -32,7 +32,7 @@ from anomaly.errors import DataError, ModelError, UsageError
 
 STATISTICS = ("brightness", "contrast", "sharpness", "colour")
 STREAMS = ("score", "accepted", *STATISTICS)
-"""`accepted` ranks the scores below the limit among themselves, which a changed rate of defects leaves as they were"""
+"""`accepted` ranks the scores below the threshold among themselves, which a changed rate of defects leaves as they were"""
 RECORD = struct.Struct("<5f")
 """What is kept of an image: score and the four statistics, NaN for an image that has none"""
 
@@ -151,7 +151,7 @@ class DriftWatch:
         scores: (n,) calibrated scores of the calibration images.
         image_stats: of the model's metadata: `brightness`, `contrast`, `sharpness`, `colour`, each with `mean`, `deviation`
             and, where kept, `values` (n,).
-        limit: of the verdict.
+        threshold: of the verdict.
         alpha: probability of a false alarm over the whole run, all streams together.
         seed: of the ties.
 
@@ -165,7 +165,7 @@ class DriftWatch:
         scores: Sequence[float],
         image_stats: Mapping[str, Mapping[str, Any]],
         *,
-        limit: float,
+        threshold: float,
         alpha: float,
         seed: int,
     ) -> None:
@@ -175,17 +175,17 @@ class DriftWatch:
             )
         if missing := [name for name in STATISTICS if name not in image_stats]:
             raise ModelError(f"the model's image statistics lack {', '.join(missing)}: calibrate it again")
-        self._limit, self._alpha = limit, alpha
-        held_out = np.asarray(scores, dtype=np.float32)
-        self._num_held_out = len(held_out)
-        self._num_held_out_above = int((held_out > limit).sum())
+        self._threshold, self._alpha = threshold, alpha
+        calibration_images = np.asarray(scores, dtype=np.float32)
+        self._num_scores = len(calibration_images)
+        self._num_calibration_above = int((calibration_images > threshold).sum())
         kept = [image_stats[name].get("values", ()) for name in STATISTICS]
-        first = [held_out.tolist(), *(np.asarray(v, dtype=np.float32).tolist() for v in kept)]
+        first = [calibration_images.tolist(), *(np.asarray(v, dtype=np.float32).tolist() for v in kept)]
         self._ranks = [Ranks(values) for values in first]
-        # the limit is itself a calibration score: only below the highest accepted one are both alike by chance alone
-        self._accepted_below = cell_of(held_out[held_out <= limit].max(initial=-math.inf))
-        self._num_accepted = sum(cell_of(score) < self._accepted_below for score in held_out)
-        self._num_calibration = [len(held_out), self._num_accepted, *map(len, kept)]
+        # the threshold is itself a calibration score: only below the highest accepted one are both alike by chance alone
+        self._accepted_below = cell_of(calibration_images[calibration_images <= threshold].max(initial=-math.inf))
+        self._num_accepted = sum(cell_of(score) < self._accepted_below for score in calibration_images)
+        self._num_calibration = [len(calibration_images), self._num_accepted, *map(len, kept)]
         self._compares = np.array([not len(values) for values in kept])
         shares = np.full(len(STREAMS), alpha / len(STREAMS))
         shares[2:][self._compares] /= 2
@@ -193,9 +193,9 @@ class DriftWatch:
         self._bets = Bets(len(STREAMS))
         self._maximum: NDArray[np.float64] = np.zeros(len(STREAMS))
         self._rng = np.random.default_rng(seed)
-        self._typical = np.array([np.median(held_out), *(image_stats[name]["mean"] for name in STATISTICS)])
-        spread = np.array([held_out.std(), *(image_stats[name]["deviation"] for name in STATISTICS)])
-        self._spread = np.maximum(spread, np.maximum(0.01, 0.001 * np.abs(self._typical)))  # identical photographs
+        self._typical = np.array([np.median(calibration_images), *(image_stats[name]["mean"] for name in STATISTICS)])
+        spread = np.array([calibration_images.std(), *(image_stats[name]["deviation"] for name in STATISTICS)])
+        self._spread = np.maximum(spread, np.maximum(0.01, 0.001 * np.abs(self._typical)))  # identical images
         self._sums: NDArray[np.float64] = np.zeros((2, len(STATISTICS)))
         self._num = self._num_scored = self._num_above = 0
         self._alarms: dict[str, int] = {}
@@ -217,7 +217,7 @@ class DriftWatch:
         if any(map(math.isnan, values)):
             return ()
         self._num_scored += 1
-        self._num_above += values[0] > self._limit
+        self._num_above += values[0] > self._threshold
         accepted = cell_of(values[0]) < self._accepted_below
         theta = self._rng.random(len(STREAMS)).tolist()
         u = [math.nan] * len(STREAMS)
@@ -247,7 +247,7 @@ class DriftWatch:
 
     def _compare_means(self, look: int) -> list[str]:
         """The statistics whose mean over the run is not the calibration images', by two-sided tests."""
-        n, m = self._num_held_out, self._num_scored
+        n, m = self._num_scores, self._num_scored
         total, squares = self._sums
         variance = (n * self._spread[1:] ** 2 + squares - total**2 / m) / (n + m - 2)
         t_squared = (total / m) ** 2 / (variance * (1 / n + 1 / m))
@@ -269,14 +269,14 @@ class DriftWatch:
         names = [*STREAMS, *(f"mean {name}" for name, is_one in zip(STATISTICS, self._compares, strict=True) if is_one)]
         rejects = self._rejects()
         moved = self._moved(np.array(self._window)) if self._window else None
-        named = _named(np.array(self._window), self._typical, self._spread, self._num_held_out) if moved else []
+        named = _named(np.array(self._window), self._typical, self._spread, self._num_scores) if moved else []
         explained = bool(
             moved
             and not named
             and rejects["changed"]
             and "score" in self._alarms
             and not set(self._alarms) - {"score"}
-            and np.mean([values[0] <= self._limit for values in self._window]) >= 0.5
+            and np.mean([values[0] <= self._threshold for values in self._window]) >= 0.5
         )
         return {
             "alarmed": bool(self._alarms),
@@ -293,7 +293,7 @@ class DriftWatch:
                 name: {
                     "log10_martingale": round(float(self._bets.log_capital[n]) / math.log(10), 3),
                     "log10_maximum": round(float(self._maximum[n]) / math.log(10), 3),
-                    "log10_limit": round(-math.log10(self._shares[n]), 3),
+                    "log10_threshold": round(-math.log10(self._shares[n]), 3),
                     "num_calibration": self._num_calibration[n],
                 }
                 for n, name in enumerate(STREAMS)
@@ -308,7 +308,7 @@ class DriftWatch:
         return {name: round(float(v), 2) for name, v in zip(("score", *STATISTICS), away, strict=True)}
 
     def _rejects(self) -> dict[str, Any]:
-        n, k = self._num_held_out, 1 + self._num_held_out_above
+        n, k = self._num_scores, 1 + self._num_calibration_above
         m, x = self._num_scored, self._num_above
         bound = beta_quantile(CONFIDENCE, k, n + 1 - k) if k <= n else 1.0
         low = beta_quantile((1 - CONFIDENCE) / 2, x, m + 1 - x) if x else 0.0
@@ -323,7 +323,7 @@ class DriftWatch:
         }
 
     def _cause(self, named: list[str], rejects: Mapping[str, Any], *, explained: bool) -> str:
-        rate = f"{rejects['rate']:.2%} of the images are above the limit, {rejects['bound']:.2%} at most were promised"
+        rate = f"{rejects['rate']:.2%} of the images are above the threshold, {rejects['bound']:.2%} at most were guaranteed"
         if named:
             text = f"the images against those of calibration: {', '.join(named)}"
             return f"{text}; {rate}" if rejects["changed"] else text
@@ -349,14 +349,14 @@ class DriftWatch:
 
 
 def _named(
-    window: NDArray[np.float64], typical: NDArray[np.float64], spread: NDArray[np.float64], num_held_out: int
+    window: NDArray[np.float64], typical: NDArray[np.float64], spread: NDArray[np.float64], num_calibration: int
 ) -> list[str]:
     """Name how images (n, 5) differ from the calibration images, the largest change first.
 
     A change counts as far as those before it do not bring it about: gain scales brightness, contrast and colour alike, and
     the variance of the Laplacian goes with the square of the contrast.
     """
-    floor = max(0.5, 4 * math.sqrt(1 / num_held_out + 1 / len(window)))
+    floor = max(0.5, 4 * math.sqrt(1 / num_calibration + 1 / len(window)))
     now, before, unit = window.mean(axis=0)[1:], typical[1:], spread[1:]
     gain, spreads = (now[:2] / np.maximum(before[:2], 1e-6)).tolist()
     explained = {"brightness": (), "contrast": (gain,), "sharpness": (spreads**2,), "colour": (gain, spreads)}

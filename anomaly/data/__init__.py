@@ -1,1 +1,1 @@
-"""Photographs on disk: folders, splits, duplicates, inspection, and synthetic parts with exact masks."""
+"""Images on disk: folders, splits, duplicates, inspection, and synthetic parts with exact masks."""

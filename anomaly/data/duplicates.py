@@ -1,13 +1,13 @@
-"""The same photograph twice: equal pixels, and copies saved again, rescaled, brightened or shifted by a pixel.
+"""The same image twice: equal pixels, and copies saved again, rescaled, brightened or shifted by a pixel.
 
-Aligned photographs of one product all look alike, so a hash of the picture calls every pair a copy. What tells two
-parts apart is what is left when the mean photograph of the set is taken away. Two photographs are near-duplicates when
+Aligned images of one product all look alike, so a hash of the picture calls every pair a copy. What tells two
+parts apart is what is left when the mean image of the set is taken away. Two images are near-duplicates when
 these residuals correlate:
 
     R_i  = H_σ(I_i − mean)           H_σ x = x − G_σ ∗ x, the fine structure: brightness and shading drop out
     c_ij = ⟨R_i, R_j⟩ / |R_i| |R_j|
 
-1. Coarse: c at 64 × 64 for all pairs, as matrix products; the 3 nearest above 0.6 of each photograph are candidates.
+1. Coarse: c at 64 × 64 for all pairs, as matrix products; the 3 nearest above 0.6 of each image are candidates.
 2. Fine: c at 192 × 192 of the candidates, the second aligned to the first by phase correlation, below one pixel.
 3. A pair is a near-duplicate when the fine c is at least min(0.88, 0.72 + 0.35 q). q, the median coarse correlation
    with the fifth nearest, says how alike different parts of this product are: 0 for textures, 0.5 for aligned objects.
@@ -44,7 +44,7 @@ _EDGE = SIDE // 40  # pixels that an alignment may have filled from the border
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What recognises a photograph: the SHA-256 of its pixels, and a grey picture (192, 192) uint16 of it."""
+    """What recognises a image: the SHA-256 of its pixels, and a grey picture (192, 192) uint16 of it."""
 
     sha256: str
     picture: NDArray[np.uint16]
@@ -52,7 +52,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A pair of photographs, by their places in the list; `similarity` in [−1, 1] is 1 for equal pixels."""
+    """A pair of images, by their places in the list; `similarity` in [−1, 1] is 1 for equal pixels."""
 
     first: int
     second: int
@@ -72,10 +72,10 @@ def fingerprint(stored: NDArray[Any]) -> Fingerprint:
 
 
 def find_duplicates(fingerprints: Sequence[Fingerprint]) -> list[Duplicate]:
-    """Find the pairs of equal and of nearly equal photographs of one product, in the order of their places.
+    """Find the pairs of equal and of nearly equal images of one product, in the order of their places.
 
-    Of photographs with equal pixels each is paired with the first of them only, and the first alone is compared
-    further: the pairs connect every copy, they do not list every pair of copies. Below 3 different photographs there is
+    Of images with equal pixels each is paired with the first of them only, and the first alone is compared
+    further: the pairs connect every copy, they do not list every pair of copies. Below 3 different images there is
     no mean that tells parts apart, and only equal pixels are found.
     """
     places: dict[str, list[int]] = defaultdict(list)

@@ -48,7 +48,7 @@ def _repeated(inspection: Inspection) -> list[Finding]:
     both = [_pair(same) for same in inspection.shared_files]
     kinds = [_pair(same) for same in inspection.equal_files if same not in inspection.shared_files]
     if both:
-        parts = "two of train, held out and test" if "held_out" in inspection.kinds else "train and in test"
+        parts = "two of train, held out and test" if "calibration_images" in inspection.kinds else "train and in test"
         text = f"{len(both)} files stand in {parts}; take them out of one"
         found.append(Finding("error", f"{text}: {listed(both)}"))
     if kinds:
@@ -57,18 +57,16 @@ def _repeated(inspection: Inspection) -> list[Finding]:
     exact = [_pair((pair.first, pair.second)) for pair in inspection.duplicates if pair.exact]
     near = [_pair((pair.first, pair.second)) for pair in inspection.duplicates if not pair.exact]
     if exact:
-        text = f"{len(exact)} training photographs repeat the pixels of another and add nothing; delete them"
+        text = f"{len(exact)} training images repeat the pixels of another and add nothing; delete them"
         found.append(Finding("warning", f"{text}: {listed(exact)}"))
     if near:
-        text = (
-            f"{len(near)} × two training photographs are nearly equal; a split keeps them together, delete mere copies"
-        )
+        text = f"{len(near)} × two training images are nearly equal; a split keeps them together, delete mere copies"
         found.append(Finding("warning", f"{text}: {listed(near)}"))
     return found
 
 
 def _different(inspection: Inspection) -> list[Finding]:
-    """Compare test with train: a detector takes for a defect whatever it has not seen on good photographs."""
+    """Compare test with train: a detector takes for a defect whatever it has not seen on good images."""
     found = []
     for name, counts in (("size", inspection.sizes), ("pixels", inspection.pixels), ("format", inspection.formats)):
         unseen = [value for value in counts["test"] if value not in counts["train"]]
@@ -76,11 +74,11 @@ def _different(inspection: Inspection) -> list[Finding]:
             unseen = [value for value in unseen if not any(_close(value, known) for known in counts["train"])]
         if unseen and counts["train"]:
             num = sum(counts["test"][value] for value in unseen)
-            text = f"{num} test photographs have a {name} that no training photograph has ({listed(unseen)})"
+            text = f"{num} test images have a {name} that no training image has ({listed(unseen)})"
             found.append(Finding("warning", f"{text}; take and save all of them in the same way"))
     depths = {value.split()[0] for value in inspection.pixels["train"]}
     if "16-bit" in depths and len(depths) > 1:
-        text = "training photographs are of 16 and of 8 bits, which do not scale alike; save all with the same depth"
+        text = "training images are of 16 and of 8 bits, which do not scale alike; save all with the same depth"
         found.append(Finding("warning", text))
     return found
 
@@ -88,9 +86,9 @@ def _different(inspection: Inspection) -> list[Finding]:
 def _masks(inspection: Inspection) -> list[Finding]:
     kinds = (
         (inspection.defects_without_mask, "defects have no mask; pixel metrics need one, image metrics do not"),
-        (inspection.masks_without_image, "masks belong to no test photograph; rename them to <stem>_mask.png"),
-        (inspection.masks_of_other_size, "masks differ in size from their photograph; draw them on the original"),
-        (inspection.empty_masks, "masks of defects are empty; draw the defect, or move the photograph to test/good"),
+        (inspection.masks_without_image, "masks belong to no test image; rename them to <stem>_mask.png"),
+        (inspection.masks_of_other_size, "masks differ in size from their image; draw them on the original"),
+        (inspection.empty_masks, "masks of defects are empty; draw the defect, or move the image to test/good"),
     )
     return [Finding("warning", f"{len(names)} {text}: {listed(names)}") for names, text in kinds if names]
 
@@ -98,17 +96,17 @@ def _masks(inspection: Inspection) -> list[Finding]:
 def _remarks(inspection: Inspection) -> list[Finding]:
     found = []
     if inspection.unused:
-        text = f"{len(inspection.unused)} images lie where the layout has no photographs and are not used"
+        text = f"{len(inspection.unused)} images lie where the layout has no images and are not used"
         found.append(Finding("note", f"{text}; move them if they should be: {listed(inspection.unused)}"))
     if not inspection.kinds["test"]:
-        text = "there are no test photographs; to measure accuracy add test/good and test/<kind of defect>"
+        text = "there are no test images; to measure accuracy add test/good and test/<kind of defect>"
         found.append(Finding("note", text))
     plan = inspection.split
     if not inspection.group and not plan.error:
-        text = "every photograph is taken to show a part of its own; if some show the same part or lot, give --group"
+        text = "every image is taken to show a part of its own; if some show the same part or lot, give --group"
         found.append(Finding("note", text))
     if any(max(_sides(size)) > 1.5 * min(_sides(size)) for size in inspection.sizes["train"]):
-        text = "photographs are more than 1.5 times as long as wide; consider letterbox, which keeps their shape"
+        text = "images are more than 1.5 times as long as wide; consider letterbox, which keeps their shape"
         found.append(Finding("note", text))
     return found
 

@@ -1,4 +1,4 @@
-"""Folders and lists of photographs: a category of any layout, the categories of a data set, a list to score."""
+"""Folders and lists of images: a category of any layout, the categories of a data set, a list to score."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _MASK_ENDINGS = ("_mask", "_GT")
 
 
 def find_category(root: Path) -> Category:
-    """Find the photographs of one product.
+    """Find the images of one product.
 
     The layout is recognised by the folders that it has (`anomaly.data.layouts`); any other folder is a plain one, whose
-    photographs, in it and below it, are all good. Hidden files and folders are passed over, links are followed.
+    images, in it and below it, are all good. Hidden files and folders are passed over, links are followed.
 
     Raises:
-        DataError: the folder is missing, holds no photograph to learn from, fits several layouts, or holds something
+        DataError: the folder is missing, holds no image to learn from, fits several layouts, or holds something
             other than one product.
     """
     _check_folder(root)
@@ -44,14 +44,14 @@ def find_category(root: Path) -> Category:
             root=root,
             name=root.resolve().name,
             train=train,
-            held_out=(),
+            calibration_images=(),
             test=(),
             stray_masks=(),
             ignored=(),
         )
         place = root / "train" / "good" if (root / "train").is_dir() else root
     if not category.train:
-        raise DataError(f"{place} holds no photograph; put files ending in {', '.join(ENDINGS)} there")
+        raise DataError(f"{place} holds no image; put files ending in {', '.join(ENDINGS)} there")
     return category
 
 
@@ -80,7 +80,7 @@ def find_categories(root: Path) -> tuple[Path, ...]:
 def _check_folder(root: Path) -> None:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"{root} {what}; give a folder of good photographs, or one with train/good")
+        raise DataError(f"{root} {what}; give a folder of good images, or one with train/good")
 
 
 def _check_plain(root: Path, paths: list[Path]) -> None:
@@ -94,7 +94,7 @@ def _check_plain(root: Path, paths: list[Path]) -> None:
     for word in _PARTS:
         if any(word in parts for parts in folders):
             raise DataError(
-                f"{root} has a folder {word!r} but no train/good; put the good photographs into train/good, "
+                f"{root} has a folder {word!r} but no train/good; put the good images into train/good, "
                 "or give their folder alone"
             )
     for parts in sorted(folders):
@@ -103,13 +103,13 @@ def _check_plain(root: Path, paths: list[Path]) -> None:
                 {p[i] if len(p) > i else "" for p in folders if p[:i] == parts[:i]} if word.lower() in _GOOD else set()
             )
             if len(beside) > 1:
-                others = ", ".join(sorted(kind or "photographs of its own" for kind in beside - {word}))
+                others = ", ".join(sorted(kind or "images of its own" for kind in beside - {word}))
                 place = root.joinpath(*parts[:i])
                 raise DataError(f"{place} has a folder {word!r} beside {others}; give the folder {word!r} alone")
     stems = {path.with_suffix("") for path in paths}
     for path in paths:
         if any(path.stem.endswith(e) and path.with_name(path.stem.removesuffix(e)) in stems for e in _MASK_ENDINGS):
-            raise DataError(f"{root} holds masks beside the photographs, first {path}; give the good photographs alone")
+            raise DataError(f"{root} holds masks beside the images, first {path}; give the good images alone")
 
 
 def list_images(source: str) -> list[str]:

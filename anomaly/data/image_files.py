@@ -1,4 +1,4 @@
-"""What is known of photographs before they are opened: samples, categories, and the image files of a folder."""
+"""What is known of images before they are opened: samples, categories, and the image files of a folder."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ NAMES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Sample:
-    """One photograph: where it lies, its kind ("good" or the name of a defect), and whether it shows a defect."""
+    """One image: where it lies, its kind ("good" or the name of a defect), and whether it shows a defect."""
 
     path: Path
     kind: str
     label: bool
     mask_path: Path | None
-    """None for a good photograph, and for a defect whose mask is not there"""
+    """None for a good image, and for a defect whose mask is not there"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """The photographs of one product, each part in the order of its paths; a plain folder has `train` alone."""
+    """The images of one product, each part in the order of its paths; a plain folder has `train` alone."""
 
     root: Path
     name: str
     train: tuple[Sample, ...]
     """good ones to learn from"""
-    held_out: tuple[Sample, ...]
+    calibration_images: tuple[Sample, ...]
     """good ones that the data set itself keeps for calibration; empty where `train` is to be split"""
     test: tuple[Sample, ...]
     stray_masks: tuple[Path, ...]
-    """masks of no photograph"""
+    """masks of no image"""
     ignored: tuple[Path, ...]
-    """images that the layout holds and that are no sample: masks of good photographs, defects among the training
-    photographs, tests whose truth is not published"""
+    """images that the layout holds and that are no sample: masks of good images, defects among the training
+    images, tests whose truth is not published"""
 
 
 def image_files(root: Path) -> list[Path]:
@@ -108,5 +108,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def good_samples(root: Path) -> tuple[Sample, ...]:
-    """Return the image files of a folder as good photographs; as `image_files`."""
+    """Return the image files of a folder as good images; as `image_files`."""
     return tuple(Sample(path, "good", False, None) for path in image_files(root))

@@ -1,4 +1,4 @@
-"""What a folder of photographs holds and what stands against learning from it, before anything is trained."""
+"""What a folder of images holds and what stands against learning from it, before anything is trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Counts = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class BadFile:
-    """A photograph or mask that cannot be used, with the code and the message of its `ImageError`."""
+    """A image or mask that cannot be used, with the code and the message of its `ImageError`."""
 
     path: str
     code: ErrorCode
@@ -35,7 +35,7 @@ class BadFile:
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two training photographs of equal (`exact`) or nearly equal pixels; see `anomaly.data.duplicates`."""
+    """Two training images of equal (`exact`) or nearly equal pixels; see `anomaly.data.duplicates`."""
 
     first: str
     second: str
@@ -45,22 +45,22 @@ class DuplicatePair:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
-    """The split that would be used, in photographs and in groups; beside an `error` the numbers of its parts are 0."""
+    """The split that would be used, in images and in groups; beside an `error` the numbers of its parts are 0."""
 
     num_groups: int
     largest_group: int
     num_train: int = 0
-    num_held_out: int = 0
-    num_held_out_groups: int = 0
+    num_calibration: int = 0
+    num_calibration_groups: int = 0
     error: str = ""
-    """why the photographs cannot be split, "" when they can"""
+    """why the images cannot be split, "" when they can"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
     """All that `inspect` found; paths are relative to `root`.
 
-    Counts are by "train" and "test", and by "held_out" where the data set keeps photographs for calibration.
+    Counts are by "train" and "test", and by "calibration_images" where the data set keeps images for calibration.
     """
 
     root: str
@@ -68,13 +68,13 @@ class Inspection:
     group: str
     seed: int
     kinds: Counts
-    """photographs by kind, "good" or a defect"""
+    """images by kind, "good" or a defect"""
     sizes: Counts
-    """photographs with a good header by "width×height", orientation applied"""
+    """images with a good header by "width×height", orientation applied"""
     pixels: Counts
-    """photographs with a good header by bits and channels, as "16-bit grey\""""
+    """images with a good header by bits and channels, as "16-bit grey\""""
     formats: Counts
-    """photographs with a good header by format"""
+    """images with a good header by format"""
     bad_files: tuple[BadFile, ...]
     unused: tuple[str, ...]
     """images that lie in none of the folders that are read"""
@@ -89,7 +89,7 @@ class Inspection:
     duplicates: tuple[DuplicatePair, ...]
     split: SplitPlan
     white: int
-    """the stored value that would become 255 in 16-bit photographs; 255 when there are none"""
+    """the stored value that would become 255 in 16-bit images; 255 when there are none"""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the `findings` as dictionaries, sequences, strings and numbers, ready for JSON."""
@@ -109,7 +109,7 @@ class _Survey:
         self._max_pixels = max_pixels
 
     def read_test(self, path: Path) -> bytes:
-        """Note the bytes and the header of a photograph."""
+        """Note the bytes and the header of a image."""
         data = read_file(path, max_pixels=self._max_pixels)
         self.digests[path] = hashlib.sha256(data).hexdigest()
         header = image_header(data, name=str(path))
@@ -117,21 +117,21 @@ class _Survey:
         self.headers[path] = header
         return data
 
-    def read_held_out(self, path: Path) -> NDArray[Any]:
-        """Note the same, of a photograph whose pixels must be readable."""
+    def read_calibration_images(self, path: Path) -> NDArray[Any]:
+        """Note the same, of a image whose pixels must be readable."""
         return decode_stored(self.read_test(path), name=str(path), max_pixels=self._max_pixels)
 
     def read_train(self, path: Path) -> None:
-        """Note the pixels of a photograph too."""
-        stored = self.read_held_out(path)
+        """Note the pixels of a image too."""
+        stored = self.read_calibration_images(path)
         self.fingerprints[path] = fingerprint(stored)
         if stored.dtype == np.uint16:
             self.maximum = max(self.maximum, int(stored.max()))
 
-    def read_mask(self, path: Path, photograph: Path) -> None:
-        """Note what is wrong with the mask of a photograph."""
+    def read_mask(self, path: Path, image: Path) -> None:
+        """Note what is wrong with the mask of a image."""
         mask = read_mask(path, max_pixels=self._max_pixels)
-        header = self.headers.get(photograph)
+        header = self.headers.get(image)
         if header is not None and mask.shape != (header.height, header.width):
             self.masks_of_other_size.append(path)
         if not mask.any():
@@ -141,7 +141,7 @@ class _Survey:
 def inspect(data: Path, *, group: str, seed: int, max_pixels: int, progress: Callable[[int, int], None]) -> Inspection:
     """Look at every file of a category and at the split that `group` and `seed` make of it; nothing is written.
 
-    Training photographs and masks are decoded; of test photographs only the bytes and the header are read. A bad file
+    Training images and masks are decoded; of test images only the bytes and the header are read. A bad file
     is noted and the inspection goes on. `progress` is called with the number of files read and their total.
 
     Raises:
@@ -149,12 +149,12 @@ def inspect(data: Path, *, group: str, seed: int, max_pixels: int, progress: Cal
         UsageError: `group` is no regular expression.
     """
     category = find_category(data)
-    photographs = category.train + category.held_out + category.test
+    images = category.train + category.calibration_images + category.test
     masks = {s.mask_path: s.path for s in category.test if s.mask_path is not None}
     survey = _Survey(max_pixels)
     steps: list[tuple[Path, Callable[[], object]]] = [
         *((s.path, partial(survey.read_train, s.path)) for s in category.train),
-        *((s.path, partial(survey.read_held_out, s.path)) for s in category.held_out),
+        *((s.path, partial(survey.read_calibration_images, s.path)) for s in category.calibration_images),
         *((s.path, partial(survey.read_test, s.path)) for s in category.test),
         *((mask, partial(survey.read_mask, mask, path)) for mask, path in masks.items()),
     ]
@@ -171,14 +171,14 @@ def inspect(data: Path, *, group: str, seed: int, max_pixels: int, progress: Cal
     paths = list(survey.fingerprints)
     duplicates = find_duplicates(list(survey.fingerprints.values()))
     pairs = [(paths[pair.first], paths[pair.second]) for pair in duplicates]
-    known = {*(s.path for s in photographs), *masks, *category.stray_masks, *category.ignored}
+    known = {*(s.path for s in images), *masks, *category.stray_masks, *category.ignored}
     equal_files = _equal_files(category, survey.digests)
     return Inspection(
         root=str(data),
         name=category.name,
         group=group,
         seed=seed,
-        kinds=_counts(category, {s.path: s.kind for s in photographs}),
+        kinds=_counts(category, {s.path: s.kind for s in images}),
         sizes=_counts(category, {path: f"{h.width}×{h.height}" for path, h in survey.headers.items()}),
         pixels=_counts(category, {path: _pixels(h) for path, h in survey.headers.items()}),
         formats=_counts(category, {path: h.format for path, h in survey.headers.items()}),
@@ -215,8 +215,8 @@ def _counts(category: Category, values: Mapping[Path, str]) -> Counts:
 
 
 def _parts(category: Category) -> dict[str, tuple[Sample, ...]]:
-    held_out = {"held_out": category.held_out} if category.held_out else {}
-    return {"train": category.train, **held_out, "test": category.test}
+    calibration_images = {"calibration_images": category.calibration_images} if category.calibration_images else {}
+    return {"train": category.train, **calibration_images, "test": category.test}
 
 
 def _pixels(header: Header) -> str:
@@ -240,25 +240,26 @@ def _equal_files(category: Category, digests: Mapping[Path, str]) -> dict[tuple[
 def _plan(
     category: Category, unusable: set[Path], *, group: str, seed: int, duplicates: Sequence[tuple[Path, Path]]
 ) -> SplitPlan:
-    samples, held_out = (
-        [sample for sample in part if sample.path not in unusable] for part in (category.train, category.held_out)
+    samples, calibration_images = (
+        [sample for sample in part if sample.path not in unusable]
+        for part in (category.train, category.calibration_images)
     )
     try:
-        groups = find_groups([*samples, *held_out], root=category.root, group=group, duplicates=duplicates)
+        groups = find_groups([*samples, *calibration_images], root=category.root, group=group, duplicates=duplicates)
     except DataError as error:
         return SplitPlan(num_groups=0, largest_group=0, error=str(error))
     sizes = Counter(groups.values())
     num_groups, largest_group = len(sizes), max(sizes.values(), default=0)
     try:
-        parts = split(samples, groups, seed=seed, stopping=False, given=held_out)
+        parts = split(samples, groups, seed=seed, stopping=False, given=calibration_images)
     except DataError as error:
         return SplitPlan(num_groups=num_groups, largest_group=largest_group, error=str(error))
     return SplitPlan(
         num_groups=num_groups,
         largest_group=largest_group,
         num_train=len(parts.train),
-        num_held_out=len(parts.held_out),
-        num_held_out_groups=len({groups[sample.path] for sample in parts.held_out}),
+        num_calibration=len(parts.calibration_images),
+        num_calibration_groups=len({groups[sample.path] for sample in parts.calibration_images}),
     )
 
 
@@ -271,7 +272,7 @@ def format_inspection(inspection: Inspection) -> str:
         *(
             [name, *(_counted(counts, part) for part in parts)]
             for name, counts in (
-                ("photographs", inspection.kinds),
+                ("images", inspection.kinds),
                 ("size", inspection.sizes),
                 ("pixels", inspection.pixels),
                 ("format", inspection.formats),
@@ -283,8 +284,8 @@ def format_inspection(inspection: Inspection) -> str:
     lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.append(f"{'groups':<12}  {plan.num_groups}, the largest of {plan.largest_group}")
     if not plan.error:
-        held_out = f"{plan.num_held_out} held out to calibrate, in {plan.num_held_out_groups} groups"
-        lines.append(f"{'split':<12}  {plan.num_train} to train, {held_out}")
+        calibration_images = f"{plan.num_calibration} held out to calibrate, in {plan.num_calibration_groups} groups"
+        lines.append(f"{'split':<12}  {plan.num_train} to train, {calibration_images}")
     if any(value.startswith("16-bit") for value in inspection.pixels["train"]):
         lines.append(f"{'white':<12}  {inspection.white}")
     found = findings(inspection)

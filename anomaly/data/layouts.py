@@ -7,7 +7,7 @@
     KolektorSDD2        train/<n>.png ²                         test/<n>.png            <n>_GT.png beside it
     VisA                Data/Images as ../split_csv/1cls.csv says (`anomaly.data.visa`)
 
-¹ where it is there.  ² those whose mask is black; a photograph without a mask has no label and is not used.
+¹ where it is there.  ² those whose mask is black; a image without a mask has no label and is not used.
 A mask outside KolektorSDD2 and VisA is `<stem>_mask` or `<stem>`, of any ending, below the same sub-folders.
 
 Sources: Bergmann et al., "MVTec AD", CVPR 2019; Jezek et al., "Deep learning-based defect detection of metal parts"
@@ -34,22 +34,22 @@ _MAX_PIXELS = 100_000_000
 
 
 class Layout(NamedTuple):
-    """How the photographs of one product are laid out."""
+    """How the images of one product are laid out."""
 
     name: str
     train: str
-    """folder of the photographs to learn from"""
+    """folder of the images to learn from"""
     fits: Callable[[Path], bool]
     read: Callable[[Path], Category]
 
 
 def find_layouts(root: Path) -> list[Layout]:
-    """Return the layouts that a folder fits; none for a plain folder of photographs, a data set or anything else."""
+    """Return the layouts that a folder fits; none for a plain folder of images, a data set or anything else."""
     return [layout for layout in _LAYOUTS if layout.fits(root)]
 
 
 def _read_folders(root: Path, *, good: str, test: str, truth: str) -> Category:
-    """Read a layout with a folder for each kind of test photograph and masks in the folders of the same names."""
+    """Read a layout with a folder for each kind of test image and masks in the folders of the same names."""
     masks: dict[Path, Path] = {}
     for path in image_files(root / truth):
         other = masks.setdefault(path.relative_to(root / truth).with_suffix(""), path)
@@ -72,7 +72,7 @@ def _read_folders(root: Path, *, good: str, test: str, truth: str) -> Category:
         root=root,
         name=root.resolve().name,
         train=good_samples(root / "train" / good),
-        held_out=good_samples(root / "validation" / good),
+        calibration_images=good_samples(root / "validation" / good),
         test=tuple(samples),
         stray_masks=tuple(mask for mask in masks.values() if mask not in paired),
         ignored=tuple(sorted(paired - {sample.mask_path for sample in samples})) + tuple(private),
@@ -80,7 +80,7 @@ def _read_folders(root: Path, *, good: str, test: str, truth: str) -> Category:
 
 
 def _read_kolektorsdd2(root: Path) -> Category:
-    """Read photographs whose label is in the mask beside them; that of a good one is black."""
+    """Read images whose label is in the mask beside them; that of a good one is black."""
     samples: dict[str, list[Sample]] = {"train": [], "test": []}
     stray_masks, ignored = [], []
     for part in samples:
@@ -103,7 +103,7 @@ def _read_kolektorsdd2(root: Path) -> Category:
         root=root,
         name=root.resolve().name,
         train=tuple(samples["train"]),
-        held_out=(),
+        calibration_images=(),
         test=tuple(samples["test"]),
         stray_masks=tuple(stray_masks),
         ignored=tuple(ignored),

@@ -1,4 +1,4 @@
-"""Good photographs to learn from, to calibrate on, and to stop by: whole groups, the same for the same seed."""
+"""Good images to learn from, to calibrate on, and to stop by: whole groups, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ MIN_TRAIN = 10
 
 @dataclass(frozen=True)
 class Split:
-    """Good photographs in three parts, each in the order of their paths; `stopping` is empty unless asked for."""
+    """Good images in three parts, each in the order of their paths; `stopping` is empty unless asked for."""
 
     train: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
+    calibration_images: tuple[Sample, ...]
     stopping: tuple[Sample, ...]
 
 
 def find_groups(
     samples: Sequence[Sample], *, root: Path, group: str, duplicates: Iterable[tuple[Path, Path]]
 ) -> dict[Path, str]:
-    """Name the group of every photograph; a split keeps a group on one side.
+    """Name the group of every image; a split keeps a group on one side.
 
     `group` is a regular expression, searched in the path relative to `root` (its first capture group names the group,
     or all that it matches), or the path of a CSV file with the columns `path` (relative to `root`) and `group`, or ""
-    for photographs that each stand alone. Groups that share a pair of `duplicates` become one.
+    for images that each stand alone. Groups that share a pair of `duplicates` become one.
 
     Returns:
-        The group of each photograph by its path. The names depend on the paths below `root` and on nothing else.
+        The group of each image by its path. The names depend on the paths below `root` and on nothing else.
 
     Raises:
         UsageError: an invalid regular expression.
-        DataError: a CSV file that cannot be read, or photographs that the expression or the file leaves out.
+        DataError: a CSV file that cannot be read, or images that the expression or the file leaves out.
     """
     names = {sample.path: sample.path.relative_to(root).as_posix() for sample in samples}
     if not group:
@@ -63,7 +63,7 @@ def find_groups(
     left_out = [names[path] for path, found in groups.items() if not found]
     if left_out:
         raise DataError(
-            f"--group {group} gives no group to {len(left_out)} of {len(names)} photographs, first "
+            f"--group {group} gives no group to {len(left_out)} of {len(names)} images, first "
             f"{', '.join(sorted(left_out)[:5])}; make it name a group for every path relative to {root}"
         )
     return _joined(groups, duplicates)
@@ -116,46 +116,46 @@ def split(
     stopping: bool,
     given: Sequence[Sample] = (),
 ) -> Split:
-    """Split good photographs into those to learn from, those held out to calibrate on, and those to stop by.
+    """Split good images into those to learn from, those held out to calibrate on, and those to stop by.
 
-    Where the data set itself holds photographs out (`given`), these are the held-out part, and a photograph of one of
+    Where the data set itself holds images out (`given`), these are the calibration part, and a image of one of
     their groups does not train.
 
     20 %, at least 10, are held out; if `stopping`, 10 % of the rest are to stop by.
     Whole groups go to one part, in an order drawn from the seed and the groups' names, not from the order of `samples`;
-    a photograph that comes or goes moves few of the others. Large groups make the shares approximate.
+    a image that comes or goes moves few of the others. Large groups make the shares approximate.
 
     Raises:
-        DataError: photographs or groups too few, with the number that is needed.
-        UsageError: a photograph with a defect.
+        DataError: images or groups too few, with the number that is needed.
+        UsageError: a image with a defect.
     """
     defects = [sample.path for sample in samples if sample.label]
     if defects:
-        raise UsageError(f"{defects[0]} shows a defect; only good photographs are split")
+        raise UsageError(f"{defects[0]} shows a defect; only good images are split")
     sizes = Counter(groups[sample.path] for sample in samples)
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode(errors="surrogateescape")).digest())
     target = max(MIN_HELD_OUT, math.ceil(HELD_OUT_SHARE * len(samples)))
-    held_out = {groups[s.path] for s in given} or _take(order, sizes, target=target, least=MIN_HELD_OUT)
-    rest = [group for group in order if group not in held_out]
+    calibration_images = {groups[s.path] for s in given} or _take(order, sizes, target=target, least=MIN_HELD_OUT)
+    rest = [group for group in order if group not in calibration_images]
     target = max(1, round(STOPPING_SHARE * sum(sizes[group] for group in rest)))
     stop = _take(rest, sizes, target=target, least=1) if stopping else set()
     train = set(rest) - stop
 
     in_order = sorted(samples, key=lambda sample: sample.path.as_posix())
-    parts = [tuple(s for s in in_order if groups[s.path] in part) for part in (train, held_out, stop)]
+    parts = [tuple(s for s in in_order if groups[s.path] in part) for part in (train, calibration_images, stop)]
     if given:
         parts[1] = tuple(sorted(given, key=lambda sample: sample.path.as_posix()))
     if len(parts[0]) < MIN_TRAIN or len(parts[1]) < MIN_HELD_OUT:
         needed = MIN_TRAIN + MIN_HELD_OUT + stopping
         if given:
             raise DataError(
-                f"{len(parts[0])} good photographs to train and {len(given)} that the data set holds out; "
+                f"{len(parts[0])} good images to train and {len(given)} that the data set holds out; "
                 f"at least {MIN_TRAIN + stopping} and {MIN_HELD_OUT} are needed"
             )
         raise DataError(
-            f"{len(samples)} good photographs in {len(order)} groups, the largest of {max(sizes.values(), default=0)}, "
+            f"{len(samples)} good images in {len(order)} groups, the largest of {max(sizes.values(), default=0)}, "
             f"cannot be split into {MIN_TRAIN} or more to train{', 1 or more to stop by' if stopping else ''} and "
-            f"{MIN_HELD_OUT} or more held out; at least {needed} photographs are needed, in groups small enough"
+            f"{MIN_HELD_OUT} or more held out; at least {needed} images are needed, in groups small enough"
         )
     return Split(*parts)
 
@@ -177,13 +177,13 @@ def _take(order: Sequence[str], sizes: Mapping[str, int], *, target: int, least:
 
 
 def drop_excluded(samples: Sequence[Sample], names: Sequence[str]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Take out the photographs of these names; a name is a file's name or the end of its path, as `lot 2/007.png`.
+    """Take out the images of these names; a name is a file's name or the end of its path, as `lot 2/007.png`.
 
     Returns:
-        The photographs that are kept and those that are dropped, each in the order given.
+        The images that are kept and those that are dropped, each in the order given.
 
     Raises:
-        DataError: a name that fits no photograph, or several.
+        DataError: a name that fits no image, or several.
     """
     paths = [sample.path.as_posix() for sample in samples]
     dropped: set[str] = set()
@@ -192,9 +192,7 @@ def drop_excluded(samples: Sequence[Sample], names: Sequence[str]) -> tuple[tupl
         if not found:
             files = sorted({sample.path.name for sample in samples})
             near = difflib.get_close_matches(Path(name).name, files, n=1, cutoff=0)
-            raise DataError(
-                f"{name} is to be left out but is none of {len(paths)} photographs; nearest: {', '.join(near)}"
-            )
+            raise DataError(f"{name} is to be left out but is none of {len(paths)} images; nearest: {', '.join(near)}")
         if len(found) > 1:
             raise DataError(f"{name} is to be left out but fits {', '.join(found[:5])}; give more of the path")
         dropped.update(found)

@@ -1,7 +1,7 @@
-"""One object of VisA as it is published: photographs and masks below `Data`, parts and labels in a table of the set.
+"""One object of VisA as it is published: images and masks below `Data`, parts and labels in a table of the set.
 
     <set>/split_csv/1cls.csv             object,split,label,image,mask: train or test, normal or anomaly, paths below <set>
-    <set>/<object>/Data/Images/…         photographs
+    <set>/<object>/Data/Images/…         images
     <set>/<object>/Data/Masks/…          masks whose values are small numbers, above 0 where there is a defect
 
 Source: Zou et al., "SPot-the-Difference Self-supervised Pre-training for Anomaly Detection and Segmentation", ECCV 2022.
@@ -20,7 +20,7 @@ _COLUMNS = ("object", "split", "label", "image", "mask")
 
 
 def read_visa(root: Path) -> Category:
-    """Read one object; photographs that the table does not name are not used.
+    """Read one object; images that the table does not name are not used.
 
     Raises:
         DataError: the table is missing or cannot be read, names nothing to learn from, or has a row that is wrong or
@@ -52,12 +52,12 @@ def read_visa(root: Path) -> Category:
         else:
             ignored += [path] if mask is None else [path, mask]
     if not samples["train"]:
-        raise DataError(f"{table} names no normal photograph of {folder.name} to train on; check its rows")
+        raise DataError(f"{table} names no normal image of {folder.name} to train on; check its rows")
     return Category(
         root=root,
         name=folder.name,
         train=_in_order(samples["train"]),
-        held_out=(),
+        calibration_images=(),
         test=_in_order(samples["test"]),
         stray_masks=tuple(mask for mask in image_files(root / "Data" / "Masks") if mask not in masks),
         ignored=tuple(ignored),
@@ -71,7 +71,7 @@ def _find_table(root: Path) -> tuple[Path, Path]:
             return folder, folder.parent / TABLE
     raise DataError(
         f"{root} has the layout of VisA but no {TABLE.as_posix()} beside it; put the table of the data set there, "
-        "or give the folder of the good photographs alone"
+        "or give the folder of the good images alone"
     )
 
 

@@ -38,7 +38,7 @@ class Autoencoder(Detector):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 32.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         network: `strided` is the paper's, `unet` one with skips, for the repair variant.
         latent: channels of the code of `strided`; the paper's is 100 for textures, 500 for objects.
         width: channels of the finest level of `unet`.
@@ -61,7 +61,7 @@ class Autoencoder(Detector):
         self,
         *,
         size: int = 128,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         network: Literal["strided", "unet"] = "unet",
         latent: int = 100,
         width: int = 32,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anomaly.conformal.calibration import Promise, fit_scale
+from anomaly.conformal.calibration import GuaranteeKind, fit_scale
 from anomaly.errors import TrainingError
 from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess
@@ -29,33 +29,33 @@ class Anomaly(NamedTuple):
 
 
 class Calibration(nn.Module):
-    """The affine scale on which 0 is a typical good part and 1 is the limit; it never clamps, so ranks stay.
+    """The affine scale on which 0 is a typical good part and 1 is the threshold; it never clamps, so ranks stay.
 
-    The four buffers are initialisers of the exported graph, named `calibration.zero_score` and so on, which lets a serving
+    The four buffers are initialisers of the exported graph, named `calibration.offset_score` and so on, which lets a serving
     install move them without torch.
     """
 
-    zero_score: Tensor
-    unit_score: Tensor
-    zero_map: Tensor
-    unit_map: Tensor
+    offset_score: Tensor
+    scale_score: Tensor
+    offset_map: Tensor
+    scale_map: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         for part in ("score", "map"):
-            self.register_buffer(f"zero_{part}", torch.zeros(()))
-            self.register_buffer(f"unit_{part}", torch.ones(()))
+            self.register_buffer(f"offset_{part}", torch.zeros(()))
+            self.register_buffer(f"scale_{part}", torch.ones(()))
 
     def forward(self, raw: Anomaly) -> Anomaly:
         """Scale raw scores and maps: `(raw - zero) / unit`."""
         return Anomaly(
-            (raw.score - self.zero_score) / self.unit_score, (raw.anomaly_map - self.zero_map) / self.unit_map
+            (raw.score - self.offset_score) / self.scale_score, (raw.anomaly_map - self.offset_map) / self.scale_map
         )
 
     def settle(
-        self, score: NDArray[np.float64], peak: NDArray[np.float64], *, alpha: float, promise: Promise
+        self, score: NDArray[np.float64], peak: NDArray[np.float64], *, alpha: float, guarantee: GuaranteeKind
     ) -> NDArray[np.float64]:
-        """Fit zero and unit of score and map on the raw scores of good images and their maps' maxima, (n,) each.
+        """Fit offset and scale of score and map on the raw scores of good images and their maps' maxima, (n,) each.
 
         Returns:
             The calibrated scores (n,).
@@ -64,10 +64,10 @@ class Calibration(nn.Module):
             CalibrationError: too few images for alpha, or scores without spread.
         """
         for part, values in (("score", score), ("map", peak)):
-            scale = fit_scale(values, alpha=alpha, promise=promise)
-            getattr(self, f"zero_{part}").fill_(scale.zero)
-            getattr(self, f"unit_{part}").fill_(scale.unit)
-        return (score - float(self.zero_score)) / float(self.unit_score)
+            scale = fit_scale(values, alpha=alpha, guarantee=guarantee)
+            getattr(self, f"offset_{part}").fill_(scale.offset)
+            getattr(self, f"scale_{part}").fill_(scale.scale)
+        return (score - float(self.offset_score)) / float(self.scale_score)
 
 
 class Detector(pl.LightningModule):
@@ -95,7 +95,7 @@ class Detector(pl.LightningModule):
     tile_obstacle = "its class names no stride, and a map that does not move with the image cannot be stitched"
     """Why large images cannot be scored in seamless tiles, in words; empty where they can"""
     window_obstacle = ""
-    """Why it cannot learn from parts of photographs, in words; empty where it can"""
+    """Why it cannot learn from parts of images, in words; empty where it can"""
 
     def __init__(self, *, preprocess: Preprocess, epochs: int, batch_size: int) -> None:
         super().__init__()
@@ -179,16 +179,16 @@ class Detector(pl.LightningModule):
         return torch.where(self.preprocess.roi, anomaly_map, anomaly_map.amin(dim=(1, 2), keepdim=True))
 
     @torch.no_grad()
-    def calibrate(self, good: Iterable[Batch], *, alpha: float, promise: Promise) -> NDArray[np.float64]:
-        """Fit zero and unit of score and map on held-out good images (FORMATS: split conformal).
+    def calibrate(self, good: Iterable[Batch], *, alpha: float, guarantee: GuaranteeKind) -> NDArray[np.float64]:
+        """Fit offset and scale of score and map on calibration images (FORMATS: split conformal).
 
         Args:
             good: batches of good images that were not trained on.
             alpha: share of good parts that may be rejected.
-            promise: whether alpha bounds the expected rate or its 95 % upper bound.
+            guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
 
         Returns:
-            The calibrated scores of the held-out images in the order given, (n,) float64.
+            The calibrated scores of the calibration images in the order given, (n,) float64.
 
         Raises:
             CalibrationError: too few images for alpha, or scores without spread.
@@ -199,4 +199,4 @@ class Detector(pl.LightningModule):
             raw = self.anomaly(self.preprocessed(batch))
             score.append(raw.score.double().cpu().numpy())
             peak.append(raw.anomaly_map.amax(dim=(1, 2)).double().cpu().numpy())
-        return self.calibration.settle(np.concatenate(score), np.concatenate(peak), alpha=alpha, promise=promise)
+        return self.calibration.settle(np.concatenate(score), np.concatenate(peak), alpha=alpha, guarantee=guarantee)

@@ -54,7 +54,7 @@ class DifferNet(Detector):
 
     Args:
         size: height and width of the network's input at the largest scale in pixels, a multiple of 4.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         backbone: a timm CNN, or `alexnet` (the paper's) or `squeezenet1_1` of torchvision.
         layers: the one feature level that is averaged.
         weights: `pretrained`, `none`, or a path (see `Backbone`).
@@ -80,7 +80,7 @@ class DifferNet(Detector):
         self,
         *,
         size: int = 256,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         backbone: str = "resnet18",
         layers: Sequence[int] = (3,),
         weights: str = "pretrained",
@@ -134,7 +134,7 @@ class DifferNet(Detector):
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
 
     def _turned(self, x: Tensor, degrees: float) -> Tensor:
-        """Rotate the network's input; black comes in from outside, as in a photograph that is turned."""
+        """Rotate the network's input; black comes in from outside, as in a image that is turned."""
         if degrees % 90 == 0:
             return rotate(x, degrees)
         black = -self.preprocess.mean / self.preprocess.std

@@ -7,10 +7,10 @@ Notation: x -> image in [-1, 1], (N, 3, h, w); z -> code; G -> generator; D -> c
 x_hat -> G(E(x)); A_R -> mean of (x - x_hat)²; A_D -> mean of (f(x) - f(x_hat))²; A -> A_R + kappa · A_D.
 
 What is the paper's: residual WGAN-GP first, then, with G and D frozen, an encoder that minimises A, which is the score.
-What differs, and why: whole photographs in place of patches, because the shape of a part is what is learned.
+What differs, and why: whole images in place of patches, because the shape of a part is what is learned.
 The paper's codes end in tanh, in [-1, 1], although G was trained on N(0, 1): a third of each of its coordinates, and nearly
 every code in whole, is out of the encoder's reach; `code_range` widens them to r · tanh(u / r), r = 1 being the paper's.
-With r = 3 in place of 1 the same G rebuilt held-out photographs with half the squared error.
+With r = 3 in place of 1 the same G rebuilt calibration images with half the squared error.
 Both phases share one fit and their rates each follow one cosine to zero, so that the last step of each is a settled one.
 Map and score: the maximum of a smoothed gradient-similarity map finds drawn defects that A, a mean over the whole image,
 drowns; the paper's map and score remain options.
@@ -61,7 +61,7 @@ class FAnoGan(Detector):
 
     Args:
         size: side of the network's square input in pixels, a power of two from 16 on; the paper's is 64.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         width: channels of the finest map; the paper's DIM, 64.
         latent: length of the code.
         code_range: largest value of the encoder's codes; the paper's is 1.
@@ -89,7 +89,7 @@ class FAnoGan(Detector):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         width: int = 8,
         latent: int = 128,
         code_range: float = 3.0,
@@ -198,7 +198,7 @@ class FAnoGan(Detector):
         return torch.randn((num, self.latent), generator=self._random).to(self.device)
 
     def _inside(self, x: Tensor) -> Tensor:
-        """Blank generated images outside the region of interest, as photographs are."""
+        """Blank generated images outside the region of interest, as images are."""
         return x * self.preprocess.roi if self.preprocess.has_roi else x
 
     def _rebuilt(self, x: Tensor) -> Tensor:

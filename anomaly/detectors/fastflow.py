@@ -81,7 +81,7 @@ class FastFlow(Detector):
 
     Args:
         size: height and width of the network's input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         backbone: a timm model name; the paper's are `resnet18`, `wide_resnet50_2`, `deit_base_distilled_patch16_384`
             (size 384, layers 7) and `cait_m48_448` (size 448, layers 40).
         layers: feature levels; for CNNs one per stride, for ViTs block numbers.
@@ -100,7 +100,7 @@ class FastFlow(Detector):
         self,
         *,
         size: int = 256,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         backbone: str = "resnet18",
         layers: Sequence[int] = (1, 2, 3),
         weights: str = "pretrained",

@@ -189,7 +189,7 @@ class FrozenFeatures(Detector):
 
     Args:
         size: height and width of the network's input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         backbone: a timm model name.
         layers: feature levels; all are brought to the grid of the finest.
         weights: `pretrained`, `none`, or a path (see `Backbone`).
@@ -213,7 +213,7 @@ class FrozenFeatures(Detector):
         self,
         *,
         size: int = 256,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         backbone: str = "resnet18",
         layers: Sequence[int] = (2, 3),
         weights: str = "pretrained",

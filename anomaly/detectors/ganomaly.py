@@ -70,7 +70,7 @@ class Ganomaly(Detector):
 
     Args:
         size: side of the network's square input in pixels, a power of two from 16 on; the paper's is 32.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         width: channels of the finest level of all networks; the paper's are 64.
         latent: channels of the code.
         score: `latent` is the paper's, the mean squared distance of the two codes; `map` is the maximum of the map.
@@ -94,7 +94,7 @@ class Ganomaly(Detector):
         self,
         *,
         size: int = 128,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         width: int = 16,
         latent: int = 100,
         score: Literal["latent", "map"] = "map",

@@ -97,7 +97,7 @@ class Riad(Detector):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 16 that every region divides.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         width: channels of the U-Net at full resolution; the paper's is 64.
         regions: sides k in pixels of the regions that are inpainted; the paper's are 2, 4, 8 and 16 at size 256.
         num_sets: n, sets of regions that are inpainted one after the other.
@@ -120,7 +120,7 @@ class Riad(Detector):
         self,
         *,
         size: int = 256,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         width: int = 64,
         regions: Sequence[int] = (2, 4, 8, 16),
         num_sets: int = 3,

@@ -1,7 +1,7 @@
-"""Which defects would be caught: synthetic ones of known kind, size and contrast, drawn onto held-out photographs.
+"""Which defects would be caught: synthetic ones of known kind, size and contrast, drawn onto calibration images.
 
 A probability-of-detection study as in non-destructive testing (MIL-HDBK-1823A, 2009): the share rejected at the calibrated
-limit, by what the defect is. The photographs are real and held out; only the defects are drawn.
+threshold, by what the defect is. The images are real and held out; only the defects are drawn.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from anomaly.metrics import Rate
 from anomaly.system.progress import Report
 
 SIZES = (0.03, 0.06, 0.12, 0.24)
-"""Longest extent over the shorter side of the photograph"""
+"""Longest extent over the shorter side of the image"""
 CONTRASTS = (0.15, 0.3, 0.6)
 """Largest change in hundreds of grey levels"""
 LONGEST_SIDE = 1024
-"""Larger photographs are reduced to this before a defect is drawn: the network sees fewer pixels still"""
+"""Larger images are reduced to this before a defect is drawn: the network sees fewer pixels still"""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Trial:
 
 
 def draw_and_score(
-    photographs: Sequence[NDArray[np.uint8]], *, scorer: Scorer, num_each: int, seed: int, report: Report
+    images: Sequence[NDArray[np.uint8]], *, scorer: Scorer, num_each: int, seed: int, report: Report
 ) -> list[Trial]:
-    """Draw every kind of defect in every size and contrast onto photographs in turn, and score them.
+    """Draw every kind of defect in every size and contrast onto images in turn, and score them.
 
     Args:
-        photographs: good ones that were not trained on, (H, W, 3) uint8 RGB of any sizes.
+        images: good ones that were not trained on, (H, W, 3) uint8 RGB of any sizes.
         scorer: the model.
         num_each: drawings per kind, size and contrast.
         seed: of places and shapes.
@@ -55,7 +55,7 @@ def draw_and_score(
     Returns:
         One trial per drawing; a defect that shows nowhere on the part (too faint on that spot) is left out.
     """
-    reduced = [_reduce(p) for p in photographs]
+    reduced = [_reduce(p) for p in images]
     foregrounds = [estimate_foreground(p) for p in reduced]
     plan = [(k, s, c) for k in DEFECTS for s in SIZES for c in CONTRASTS for _ in range(num_each)]
     trials = []
@@ -74,17 +74,17 @@ def draw_and_score(
     return trials
 
 
-def caught_rates(trials: Sequence[Trial], *, limit: float) -> dict[tuple[str, float, float], Rate]:
-    """Share of trials above the limit, by kind, size and contrast."""
+def caught_rates(trials: Sequence[Trial], *, threshold: float) -> dict[tuple[str, float, float], Rate]:
+    """Share of trials above the threshold, by kind, size and contrast."""
     cells: dict[tuple[str, float, float], list[bool]] = {}
     for trial in trials:
-        cells.setdefault((trial.kind, trial.size, trial.contrast), []).append(trial.score > limit)
+        cells.setdefault((trial.kind, trial.size, trial.contrast), []).append(trial.score > threshold)
     return {cell: Rate(sum(hits), len(hits)) for cell, hits in cells.items()}
 
 
-def _reduce(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    scale = LONGEST_SIDE / max(photograph.shape[:2])
+def _reduce(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    scale = LONGEST_SIDE / max(image.shape[:2])
     if scale >= 1:
-        return photograph
-    size = (round(photograph.shape[1] * scale), round(photograph.shape[0] * scale))
-    return np.asarray(cv2.resize(photograph, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        return image
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

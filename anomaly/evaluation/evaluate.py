@@ -18,7 +18,7 @@ from anomaly.imaging.overlay import Resize, enlarge_map
 from anomaly.inference.batching import batches_by_size
 from anomaly.inference.scorer import OnnxScorer, Scorer
 from anomaly.inference.session import Device
-from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_limit
+from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_threshold
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import RunCard
 
@@ -43,18 +43,18 @@ class Evaluation:
         kinds: dict[str, dict[str, Any]] = {}
         for kind in sorted({s.kind for s in self.samples}):
             members = [n for n, s in enumerate(self.samples) if s.kind == kind]
-            above = int((self.scores[members] > self.rates.limit).sum())
-            kinds[kind] = {"num_images": len(members), "num_above_limit": above}
+            above = int((self.scores[members] > self.rates.threshold).sum())
+            kinds[kind] = {"num_images": len(members), "num_above_threshold": above}
         pixel: dict[str, Any] = {}
         if self.pixel is not None:
             pixel = asdict(self.pixel)
             pixel.pop("curve")
-            pixel["aupro"] = {f"{limit:g}": value for limit, value in pixel["aupro"].items()}
+            pixel["aupro"] = {f"{threshold:g}": value for threshold, value in pixel["aupro"].items()}
         return {
             "image": asdict(self.image),
             "pixel": pixel,
             "num_defects_without_mask": self.num_without_mask,
-            "limit": self.rates.limit,
+            "threshold": self.rates.threshold,
             "false_alarms": _rate(self.rates.false_alarms),
             "misses": _rate(self.rates.misses),
             "kinds": kinds,
@@ -72,7 +72,7 @@ def evaluate(
     scorer: Scorer,
     resize: Resize,
     white: int,
-    limit: float,
+    threshold: float,
     max_pixels: int,
     batch_size: int,
     seed: int,
@@ -84,7 +84,7 @@ def evaluate(
         scorer: the trained model or the exported file.
         resize: how the model resizes, for laying maps over masks.
         white: stored value of a 16-bit image that becomes 255.
-        limit: of the verdict.
+        threshold: of the verdict.
         max_pixels: largest width × height that is decoded.
         batch_size: images per inference.
         seed: of the resampling.
@@ -124,7 +124,7 @@ def evaluate(
         maps=maps,
         image=image_metrics(scores, labels, seed=seed),
         pixel=pixel,
-        rates=rates_at_limit(scores, labels, limit=limit),
+        rates=rates_at_threshold(scores, labels, threshold=threshold),
         num_without_mask=without_mask,
     )
 
@@ -219,7 +219,7 @@ def test(
     samples = find_category(data).test
     with card.timed("test"):
         evaluation = evaluate(
-            samples, scorer=scorer, resize=resize, white=white, limit=1.0, max_pixels=max_pixels,
+            samples, scorer=scorer, resize=resize, white=white, threshold=1.0, max_pixels=max_pixels,
             batch_size=1 if tiling else batch_size, seed=seed,
         )  # fmt: skip
     figures = {"model": str(model), "category": category, **evaluation.to_dict()}
@@ -248,7 +248,7 @@ def summary(evaluation: Evaluation) -> str:
             line("pixel AUROC", evaluation.pixel.auroc),
             line("pixel AP", evaluation.pixel.average_precision),
             line("pixel F1-max", evaluation.pixel.f1_max),
-            *(line(f"AUPRO {limit:.0%}", value) for limit, value in evaluation.pixel.aupro.items()),
+            *(line(f"AUPRO {threshold:.0%}", value) for threshold, value in evaluation.pixel.aupro.items()),
         ]
     lines.append(f"false alarms           {evaluation.rates.false_alarms}")
     lines.append(f"misses                 {evaluation.rates.misses}")

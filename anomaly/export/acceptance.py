@@ -1,6 +1,6 @@
 """What fewer bits cost: verdicts that flip and the ranking of drawn defects, the converted file against the one in fp32.
 
-Neither test images nor defects of the customer's are looked at: the good photographs are the held-out ones, the defects are
+Neither test images nor defects of the customer's are looked at: the good images are the calibration images, the defects are
 drawn onto them, and each file is calibrated through itself.
 """
 
@@ -19,9 +19,9 @@ from anomaly.metrics import auroc
 from anomaly.system.progress import Report
 
 FLIP_MARGIN = 1e-3
-"""Verdicts closer to the limit than this do not count as flips"""
+"""Verdicts closer to the threshold than this do not count as flips"""
 SIZES = (0.06, 0.12, 0.24)
-"""Longest extent of a drawn defect over the shorter side of the photograph"""
+"""Longest extent of a drawn defect over the shorter side of the image"""
 CONTRASTS = (0.3, 0.6)
 """Largest change in hundreds of grey levels"""
 NUM_EACH = 2
@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
     """What a converted file may lose.
 
     Args:
-        auroc_loss: of drawn defects against held-out good photographs, before minus after.
+        auroc_loss: of drawn defects against calibration images, before minus after.
         flips: share of verdicts that change.
     """
 
@@ -40,20 +40,18 @@ class Bounds(NamedTuple):
     flips: float
 
 
-def draw_defects(photographs: Sequence[NDArray[np.uint8]], *, num_each: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Draw every kind of defect in every size and contrast onto photographs (H, W, 3) in turn.
+def draw_defects(images: Sequence[NDArray[np.uint8]], *, num_each: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Draw every kind of defect in every size and contrast onto images (H, W, 3) in turn.
 
     A defect that shows nowhere on the part is left out.
     """
-    foregrounds = [estimate_foreground(photograph) for photograph in photographs]
+    foregrounds = [estimate_foreground(image) for image in images]
     plan = [(kind, size, contrast) for kind in DEFECTS for size in SIZES for contrast in CONTRASTS]
     for number, (kind, size, contrast) in enumerate(one for one in plan for _ in range(num_each)):
-        at = number % len(photographs)
+        at = number % len(images)
         rng = np.random.default_rng((seed, number))
         try:
-            yield draw_defect(photographs[at], kind, size=size, contrast=contrast, foreground=foregrounds[at], rng=rng)[
-                0
-            ]
+            yield draw_defect(images[at], kind, size=size, contrast=contrast, foreground=foregrounds[at], rng=rng)[0]
         except UsageError:
             continue
 
@@ -61,17 +59,17 @@ def draw_defects(photographs: Sequence[NDArray[np.uint8]], *, num_each: int, see
 def compare_verdicts(
     reference: Scorer, converted: Scorer, *, good: Sequence[NDArray[np.uint8]], seed: int, report: Report
 ) -> dict[str, Any]:
-    """Score held-out good photographs, and defects drawn onto them, with both files.
+    """Score calibration images, and defects drawn onto them, with both files.
 
     Args:
         reference: in fp32.
         converted: calibrated through itself.
-        good: held-out photographs, (H, W, 3) uint8 RGB.
+        good: calibration images, (H, W, 3) uint8 RGB.
         seed: of the drawn defects.
         report: progress.
 
     Returns:
-        Numbers of images and flips, AUROC of both, and how far the scores of good photographs moved.
+        Numbers of images and flips, AUROC of both, and how far the scores of good images moved.
     """
     defects = list(draw_defects(good, num_each=NUM_EACH, seed=seed))
     images = [*good, *defects]

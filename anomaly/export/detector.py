@@ -16,7 +16,7 @@ from anomaly.errors import ModelError, UsageError
 from anomaly.export.acceptance import Bounds, summary
 from anomaly.export.passes.fold import fold
 from anomaly.export.passes.static_shape import fix, parse_fixed
-from anomaly.export.reduced_precision import check_sizes, read_photographs, write_converted
+from anomaly.export.reduced_precision import check_sizes, read_images, write_converted
 from anomaly.export.sampler import SAMPLER_FILE, export_sampler
 from anomaly.export.torch_to_onnx import to_onnx
 from anomaly.inference.artifact import (
@@ -63,7 +63,7 @@ def export(
         run: a run folder of `anomaly fit`.
         out: where to write the file that scores; by default `model.onnx` in the run folder. `sampler.onnx` goes beside it.
         precision: fp32; fp16 for GPUs; int8 for CPUs, as many convolutions as scores bear. The last two are calibrated again
-            through their own file and compared with fp32 on held-out photographs and defects drawn onto them.
+            through their own file and compared with fp32 on calibration images and defects drawn onto them.
         fixed: N,H,W for a form that takes N images of H×W pixels at a time and no others, without antialiased Resize, for
             TensorRT and CUDA graphs; by default any number and size.
         max_auroc_loss: of drawn defects, above which fp16 and int8 are refused; 0.003 are 0.3 points.
@@ -75,7 +75,7 @@ def export(
     Raises:
         ModelError: a run folder that is damaged, or a graph that does not keep the contract.
         ParityError: fp16 or int8 that loses more than allowed; the file that was there stays.
-        UsageError: a fixed size that the photographs do not have, or a precision that this detector cannot have.
+        UsageError: a fixed size that the images do not have, or a precision that this detector cannot have.
         OutputError: a file that cannot be written.
     """
     card = RunCard("export", config=dict(locals()))
@@ -91,7 +91,7 @@ def export(
     if size is not None and description.tiling:
         raise UsageError("--fixed takes whole images, and this model walks over large ones: leave --fixed out")
     if size is not None:
-        check_sizes(read_photographs(description.held_out, description), size)
+        check_sizes(read_images(description.calibration_images, description), size)
     with progress_bar("export"):
         dynamic = export_graph(detector)
     model = dynamic if size is None else fix(dynamic, size)
@@ -193,7 +193,7 @@ def _metadata(detector: Detector, description: Description, golden: Golden, sha2
         size=list(detector.preprocess.size),
         roi=_name(description.roi),
         alpha=description.alpha,
-        promise=description.promise,
+        guarantee=description.guarantee,
         calibration=description.calibration,
         image_stats=description.image_stats,
         versions=versions(),

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from anomaly.errors import ParityError
 from anomaly.export.acceptance import FLIP_MARGIN, Bounds, compare_verdicts, refuse_beyond, summary
 from anomaly.export.detector import MODEL_FILE
-from anomaly.export.reduced_precision import read_photographs
+from anomaly.export.reduced_precision import read_images
 from anomaly.export.sampler import SAMPLER_FILE, verify_sampler
 from anomaly.imaging.image_file import read_image
 from anomaly.inference.batching import batches_by_size
@@ -32,7 +32,7 @@ from anomaly.training.torch_scorer import TorchScorer
 TARGET, REFUSE = 1e-4, 1e-3
 """Difference of score and map in calibrated units: what fp32 reaches, and above which the file is refused"""
 MAX_CALIBRATION_IMAGES, MAX_PIXELS = 64, 100_000_000
-"""Photographs that are compared at most, and pixels of all of them after which no further one is"""
+"""Images that are compared at most, and pixels of all of them after which no further one is"""
 
 
 def verify(
@@ -47,7 +47,7 @@ def verify(
 ) -> dict[str, Any]:
     """Compare the trained model and the exported file on calibration images, random and adversarial inputs.
 
-    An fp32 file is held to the tolerance of its scores and maps; an fp16 or int8 one to its verdicts, on held-out photographs
+    An fp32 file is held to the tolerance of its scores and maps; an fp16 or int8 one to its verdicts, on calibration images
     and defects drawn onto them.
 
     Args:
@@ -72,13 +72,13 @@ def verify(
     torch.backends.cudnn.allow_tf32 = False
     description = trained.description
     images: list[NDArray[np.uint8]] = []
-    for path_of in description.held_out[:MAX_CALIBRATION_IMAGES]:
+    for path_of in description.calibration_images[:MAX_CALIBRATION_IMAGES]:
         images.append(read_image(path_of, white=description.white, max_pixels=description.max_pixels))
         if sum(image[..., 0].size for image in images) > MAX_PIXELS:
             break
     if isinstance(trained.detector, Sampler):
         drawing = verify_sampler(
-            trained.detector, path.with_name(SAMPLER_FILE), photographs=images, device=device, seed=seed
+            trained.detector, path.with_name(SAMPLER_FILE), images=images, device=device, seed=seed
         )
         if not trained.detector.scores:
             return drawing
@@ -91,7 +91,7 @@ def verify(
     inputs += list(adversarial_inputs(seed=seed, fixed=fixed))
     certificate = compare(trained, exported, inputs)
     if precision != "fp32":
-        good = read_photographs(description.held_out, description)
+        good = read_images(description.calibration_images, description)
         with progress_bar("compare verdicts") as report:
             certificate |= compare_verdicts(trained, exported, good=good, seed=seed, report=report)
     if description.tiling and description.tiling.mode == "seamless":
@@ -133,7 +133,7 @@ def verify(
 
 
 def adversarial_inputs(*, seed: int, fixed: Sequence[int]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Inputs that show what photographs hide: noise, extremes, the finest pattern, odd sizes, one pixel.
+    """Inputs that show what images hide: noise, extremes, the finest pattern, odd sizes, one pixel.
 
     Args:
         seed: of the noise.

@@ -38,7 +38,7 @@ from anomaly.system.run_card import hardware, now, versions
 from anomaly.training.fitted_model import Description
 
 NUM_TRAINING_IMAGES = 16
-"""Photographs, spread over the training set, that set ranges and choose convolutions"""
+"""Images, spread over the training set, that set ranges and choose convolutions"""
 SEED = 0
 """Of the drawn defects"""
 
@@ -58,7 +58,7 @@ def write_converted(
     Args:
         reference: the fp32 file, fixed or not.
         dynamic: its graph for images of any number and size.
-        description: of the run: photographs, alpha, promise.
+        description: of the run: images, alpha, guarantee.
         precision: fp16 or int8.
         learned: names of the tensors that were learned.
         bounds: what it may lose.
@@ -70,7 +70,7 @@ def write_converted(
     Raises:
         ParityError: it loses more than the bounds allow.
         UsageError: a detector that has nothing to convert.
-        DataError, CalibrationError: photographs that cannot be used.
+        DataError, CalibrationError: images that cannot be used.
     """
     graph = load_graph(reference)
     metadata = read_metadata(graph, name=str(reference))
@@ -84,18 +84,18 @@ def write_converted(
         _write_uncalibrated(candidate, converted, dataclasses.replace(metadata, precision=precision))
         calibration = recalibrate(
             candidate,
-            description.held_out,
-            marked=NOTHING_MARKED,
+            description.calibration_images,
+            labelled=NOTHING_MARKED,
             out=candidate,
             source=description.calibration.source,
             num_groups=description.calibration.num_groups,
             excluded=description.calibration.excluded,
             alpha=description.alpha,
-            promise=description.promise,
+            guarantee=description.guarantee,
             device="cpu",
             max_pixels=description.max_pixels,
         )
-        good = read_photographs(description.held_out, description)
+        good = read_images(description.calibration_images, description)
         before = OnnxScorer(reference, device="cpu", num_threads=0)
         with progress_bar(f"compare {precision} with fp32") as report:
             found = compare_verdicts(
@@ -132,18 +132,18 @@ def write_converted(
 def golden_tolerance(found: dict[str, Any]) -> float:
     """Give what the golden image's score may differ by on other kernels of the same precision.
 
-    Two ways of rounding lie at most as far apart as both together lie from fp32: twice what this one moved good photographs.
+    Two ways of rounding lie at most as far apart as both together lie from fp32: twice what this one moved good images.
     """
     return max(GOLDEN_TOLERANCE, 2 * float(found["score"]["max_of_good"]))
 
 
-def read_photographs(paths: Collection[str], description: Description) -> list[NDArray[np.uint8]]:
-    """Read photographs of a run's data as its model wants them, (H, W, 3) uint8 RGB."""
+def read_images(paths: Collection[str], description: Description) -> list[NDArray[np.uint8]]:
+    """Read images of a run's data as its model wants them, (H, W, 3) uint8 RGB."""
     return [read_image(path, white=description.white, max_pixels=description.max_pixels) for path in paths]
 
 
 def central_window(image: NDArray[np.uint8], tiling: Tiling) -> NDArray[np.uint8]:
-    """Cut a window such as the network sees out of the middle of a photograph (H, W, 3)."""
+    """Cut a window such as the network sees out of the middle of a image (H, W, 3)."""
     (top, height), (left, width) = (
         ((side - window) // 2, window) if side > window else (0, side - side % tiling.stride)
         for side, window in zip(image.shape, tiling.window, strict=False)
@@ -151,17 +151,17 @@ def central_window(image: NDArray[np.uint8], tiling: Tiling) -> NDArray[np.uint8
     return image[top : top + height, left : left + width]
 
 
-def check_sizes(photographs: Collection[NDArray[np.uint8]], fixed: Fixed) -> None:
-    """Refuse a fixed size that the held-out photographs do not have: through it they could not be scored.
+def check_sizes(images: Collection[NDArray[np.uint8]], fixed: Fixed) -> None:
+    """Refuse a fixed size that the calibration images do not have: through it they could not be scored.
 
     Raises:
         UsageError: one of another size.
     """
-    for image in photographs:
+    for image in images:
         if image.shape[:2] != fixed[1:]:
             raise UsageError(
-                f"--fixed {','.join(map(str, fixed))}: a held-out photograph has {image.shape[1]}×{image.shape[0]} pixels, not"
-                f" {fixed.width}×{fixed.height}: fix the size that all photographs have, here"
+                f"--fixed {','.join(map(str, fixed))}: a calibration image has {image.shape[1]}×{image.shape[0]} pixels, not"
+                f" {fixed.width}×{fixed.height}: fix the size that all images have, here"
                 f" {fixed.num},{image.shape[0]},{image.shape[1]}, or leave --fixed out"
             )
 
@@ -170,7 +170,7 @@ def _to_int8(
     graph: onnx.ModelProto, dynamic: onnx.ModelProto, description: Description, *, learned: Collection[str]
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     step = max(1, len(description.train) // NUM_TRAINING_IMAGES)
-    good = read_photographs(description.train[::step][:NUM_TRAINING_IMAGES], description)
+    good = read_images(description.train[::step][:NUM_TRAINING_IMAGES], description)
     if description.tiling:
         good = [central_window(image, description.tiling) for image in good]
     defects = list(draw_defects(good, num_each=1, seed=SEED + 1))

@@ -110,15 +110,15 @@ def export_sampler(sampler: Sampler, description: Description, path: Path) -> di
 
 
 def verify_sampler(
-    sampler: Sampler, path: Path, *, photographs: Sequence[NDArray[np.uint8]], device: Device, seed: int
+    sampler: Sampler, path: Path, *, images: Sequence[NDArray[np.uint8]], device: Device, seed: int
 ) -> dict[str, Any]:
-    """Compare the functions of a trained sampler and of its file, on photographs and on drawn latents.
+    """Compare the functions of a trained sampler and of its file, on images and on drawn latents.
 
     Args:
         sampler: the trained one.
         path: of its file.
-        photographs: (H, W, 3) uint8 RGB, `NUM_COMPARED` or more: what functions of images are compared on, because a flow
-            enlarges rounding without bound on what no photograph looks like.
+        images: (H, W, 3) uint8 RGB, `NUM_COMPARED` or more: what functions of images are compared on, because a flow
+            enlarges rounding without bound on what no image looks like.
         device: that the file runs on.
         seed: of the other inputs.
 
@@ -129,7 +129,7 @@ def verify_sampler(
         ParityError: a difference above the tolerance; the certificate is written all the same.
     """
     exported = OnnxSampler(path, device=device, num_threads=0)
-    x = np.concatenate([exported.prepare(image[None]) for image in photographs[:NUM_COMPARED]])
+    x = np.concatenate([exported.prepare(image[None]) for image in images[:NUM_COMPARED]])
     rng = np.random.default_rng(seed)
     worst: dict[str, float] = {}
     limits: dict[str, float] = {}

@@ -1,6 +1,6 @@
-"""The verb `synthesize`: good photographs in, a category with drawn defects and exact masks out, in the layout of MVTec AD.
+"""The verb `synthesize`: good images in, a category with drawn defects and exact masks out, in the layout of MVTec AD.
 
-Three ways to a defect: drawn kinds (scratch, stain, dent, component, foreign body), pieces and textures of the photographs
+Three ways to a defect: drawn kinds (scratch, stain, dent, component, foreign body), pieces and textures of the images
 themselves (CutPaste, arXiv 2104.04015; Perlin masks of DRAEM, arXiv 2108.07610), and a mask-conditioned diffusion model
 (arXiv 2112.10752), which is asked for a defect of the shape of a drawn one.
 """
@@ -40,7 +40,7 @@ LEARNED = "diffusion"
 VISIBLE = 2
 """Grey levels by which a pixel must change to belong to a defect"""
 NUM_TRIES = 4
-"""Photographs and shapes tried for one defect that shows nowhere"""
+"""Images and shapes tried for one defect that shows nowhere"""
 NUM_SHOWN = 24
 """Pairs of a defect and its mask on the contact sheet"""
 SHOWN_SIDE = 128
@@ -55,7 +55,7 @@ class Row:
     source: str
     kind: str
     size: float
-    """longest extent over the shorter side of the photograph, as asked for"""
+    """longest extent over the shorter side of the image, as asked for"""
     contrast: float
     area: int
     """pixels that changed"""
@@ -80,18 +80,18 @@ def synthesize(
     device: Device = "auto",
     max_pixels: int = 100_000_000,
 ) -> Path:
-    """Draw defects with exact masks onto good photographs, as a category that can be trained and tested on.
+    """Draw defects with exact masks onto good images, as a category that can be trained and tested on.
 
-    The photographs are split as `fit` splits them: four fifths become `train/good`, the rest `test/good`, and defects are
-    drawn onto the rest only, so that a detector fitted on the result has not seen the photographs that it is tested on.
+    The images are split as `fit` splits them: four fifths become `train/good`, the rest `test/good`, and defects are
+    drawn onto the rest only, so that a detector fitted on the result has not seen the images that it is tested on.
 
     Args:
-        data: a category in a known layout, or a plain folder of good photographs.
+        data: a category in a known layout, or a plain folder of good images.
         out: the category to write, a new folder.
         num: defects in all, shared out evenly over the kinds.
         kinds: of defects; `diffusion` is added where a model is given.
         model: sampler.onnx of a latent diffusion model that draws a defect into a mask; none by default.
-        min_size: longest extent over the shorter side of the photograph, 0.01 to 0.5.
+        min_size: longest extent over the shorter side of the image, 0.01 to 0.5.
         max_size: its largest.
         min_contrast: change in hundreds of grey levels, 0.02 to 1.
         max_contrast: its largest.
@@ -108,7 +108,7 @@ def synthesize(
 
     Raises:
         UsageError: a kind, size or contrast that is none.
-        DataError: too few photographs.
+        DataError: too few images.
         Unsupported: a model that draws no defects.
         OutputError: a folder that is not empty or cannot be written.
     """
@@ -136,7 +136,7 @@ def synthesize(
         return read_image(sample.path, white=white, max_pixels=max_pixels)
 
     write_good(parts.train, read, out / "train" / "good", root=out)
-    write_good(parts.held_out, read, out / "test" / "good", root=out)
+    write_good(parts.calibration_images, read, out / "test" / "good", root=out)
     rows: list[Row] = []
     shown: list[Image] = []
     with progress_bar("draw defects") as report:
@@ -144,7 +144,7 @@ def synthesize(
             kind = chosen[number % len(chosen)]
             for attempt in range(NUM_TRIES):
                 rng = np.random.default_rng((seed, number, attempt))
-                sample = parts.held_out[int(rng.integers(len(parts.held_out)))]
+                sample = parts.calibration_images[int(rng.integers(len(parts.calibration_images)))]
                 image, others = read(sample), [read(parts.train[i]) for i in rng.integers(len(parts.train), size=2)]
                 size = float(np.exp(rng.uniform(np.log(min_size), np.log(max_size))))
                 contrast = float(rng.uniform(min_contrast, max_contrast))
@@ -180,12 +180,12 @@ def synthesize(
     write_png(out / "contact_sheet.png", contact_sheet(np.stack(shown), num_columns=min(8, len(shown))))
     card.facts["result"] = {"num_defects": len(rows), "kinds": chosen, "num_train": len(parts.train)}
     card.write(out / "run.json")
-    print(f"{len(rows)} defects on {len(parts.held_out)} photographs in {out}", file=sys.stderr)
+    print(f"{len(rows)} defects on {len(parts.calibration_images)} images in {out}", file=sys.stderr)
     return out
 
 
 class _LearnedDefects:
-    """A diffusion model that draws a defect into the shape of a drawn one, brought to the photograph's own resolution."""
+    """A diffusion model that draws a defect into the shape of a drawn one, brought to the image's own resolution."""
 
     def __init__(self, model: Path, *, device: Device, steps: int) -> None:
         self._sampler = OnnxSampler(model, device=device, num_threads=0)
@@ -200,7 +200,7 @@ class _LearnedDefects:
     def draw(
         self, image: Image, *, foreground: Mask, size: float, contrast: float, rng: np.random.Generator
     ) -> tuple[Image, Mask]:
-        """Add the change that the model makes of the small image to the photograph, inside a drawn shape."""
+        """Add the change that the model makes of the small image to the image, inside a drawn shape."""
         kind = ("stain", "scratch", "dent")[int(rng.integers(3))]
         _, shape = draw_any_defect(
             image, kind, size=size, contrast=max(contrast, 0.3), foreground=foreground, sources=[image], rng=rng
@@ -222,7 +222,7 @@ class _LearnedDefects:
 
 
 def write_good(samples: Sequence[Sample], read: Callable[[Sample], Image], folder: Path, *, root: Path) -> None:
-    """Write good photographs into a folder of a new category, as PNG like the drawn ones, so that no format tells them apart.
+    """Write good images into a folder of a new category, as PNG like the drawn ones, so that no format tells them apart.
 
     Raises:
         OutputError: the category's folder holds such a part already, or cannot be written.

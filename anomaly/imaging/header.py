@@ -1,4 +1,4 @@
-"""What the first bytes of an image file promise, read without decoding: PNG, JPEG, BMP, TIFF, WebP, GIF.
+"""What the first bytes of an image file guarantee, read without decoding: PNG, JPEG, BMP, TIFF, WebP, GIF.
 
 A decoder fills what is missing with grey, takes memory before it looks at a limit, and blends or converts without a
 word. The header is read here first, so that a file is refused before a pixel is decoded:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anomaly.errors import UsageError
 
-Resize = Literal["squash", "letterbox", "native"]
+Resize = Literal["stretch", "letterbox", "native"]
 """How an image becomes the network's input; `native` leaves its pixels as they are"""
 _AT_LIMIT = np.array([255, 210, 0], dtype=np.float32)  # yellow
 _AT_TWICE_THE_LIMIT = np.array([215, 0, 60], dtype=np.float32)  # red
@@ -24,7 +24,7 @@ _ROWS = 128
 def enlarge_map(anomaly_map: NDArray[np.float32], *, height: int, width: int, resize: Resize) -> NDArray[np.float32]:
     """Enlarge a map (h, w) to its image's (height, width), bilinear with half-pixel centres.
 
-    "squash" and "native" hold the image stretched to the whole map, "letterbox" the image scaled by
+    "stretch" and "native" hold the image stretched to the whole map, "letterbox" the image scaled by
     min(h / height, w / width) and centred, to a fraction of a pixel, with padding around that is left out. Beyond the
     outermost map pixels with their centre on the image, those are repeated.
 
@@ -63,26 +63,26 @@ def _taps(
     return first, np.minimum(first + 1, into - 1), (place - first).astype(np.float32)
 
 
-def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, limit: float) -> NDArray[np.uint8]:
-    """Lay an enlarged map (H, W) over its image (H, W, 3) uint8 RGB, on one scale for all images of a limit.
+def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, threshold: float) -> NDArray[np.uint8]:
+    """Lay an enlarged map (H, W) over its image (H, W, 3) uint8 RGB, on one scale for all images of a threshold.
 
-    Nothing is drawn below half the limit; yellow fades in up to the limit and turns red at twice the limit and above. A
-    thin line follows the limit. The scale depends on the limit alone, so that a good part does not light up.
+    Nothing is drawn below half the threshold; yellow fades in up to the threshold and turns red at twice the threshold and above. A
+    thin line follows the threshold. The scale depends on the threshold alone, so that a good part does not light up.
 
     Raises:
-        UsageError: the sizes differ, or the limit is not above 0.
+        UsageError: the sizes differ, or the threshold is not above 0.
     """
     if image.shape != (*anomaly_map.shape, 3):
         raise UsageError(f"a map {anomaly_map.shape} does not fit an image {image.shape}; enlarge the map first")
-    if not limit > 0:
-        raise UsageError(f"the limit is {limit}; a calibrated map is drawn to a limit above 0")
+    if not threshold > 0:
+        raise UsageError(f"the threshold is {threshold}; a calibrated map is drawn to a threshold above 0")
     drawn = np.empty_like(image)
     for top in range(0, len(image), _ROWS):
         part = image[top : top + _ROWS]
-        ratio = (anomaly_map[top : top + _ROWS] / np.float32(limit))[..., None]
+        ratio = (anomaly_map[top : top + _ROWS] / np.float32(threshold))[..., None]
         colour = _AT_LIMIT + (_AT_TWICE_THE_LIMIT - _AT_LIMIT) * np.clip(ratio - 1, 0, 1)
         opacity = _OPACITY * np.clip(2 * ratio - 1, 0, 1)
         drawn[top : top + _ROWS] = np.rint(part + (colour - part) * opacity).astype(np.uint8)
-    contours, _ = cv2.findContours((anomaly_map > limit).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours((anomaly_map > threshold).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(drawn, contours, -1, _CONTOUR, thickness=max(1, round(min(image.shape[:2]) / 500)))
     return drawn

@@ -1,4 +1,4 @@
-"""Where on the image a map rises above the limit."""
+"""Where on the image a map rises above the threshold."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class Region:
     width: int
     height: int
     area: int
-    """pixels above the limit"""
+    """pixels above the threshold"""
     peak: float
     """largest value of the map in it"""
     weak: bool
-    """no pixel is above the limit: the region is the one around the map's maximum"""
+    """no pixel is above the threshold: the region is the one around the map's maximum"""
 
 
-def find_regions(enlarged: NDArray[np.float32], *, limit: float, rejected: bool) -> list[Region]:
-    """Find the 8-connected regions above the limit, strongest first.
+def find_regions(enlarged: NDArray[np.float32], *, threshold: float, rejected: bool) -> list[Region]:
+    """Find the 8-connected regions above the threshold, strongest first.
 
     A rejected image without one gets the region around the map's maximum, above the middle between the map's median and
     its maximum, marked weak.
 
     Args:
         enlarged: (H, W) float32, the calibrated map at the image's size.
-        limit: of the verdict.
-        rejected: whether the image's score is above the limit.
+        threshold: of the verdict.
+        rejected: whether the image's score is above the threshold.
     """
-    above = enlarged > limit
+    above = enlarged > threshold
     if above.any():
         return _components(enlarged, above, weak=False)
     if not rejected:

@@ -1,4 +1,4 @@
-"""What a set of photographs looks like in four numbers, to notice later that the lamp or the lens has changed."""
+"""What a set of images looks like in four numbers, to notice later that the lamp or the lens has changed."""
 
 from __future__ import annotations
 

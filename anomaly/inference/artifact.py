@@ -39,12 +39,14 @@ GOLDEN_TOLERANCE = 1e-3
 GOLDEN_SIDE = 96
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")
-CALIBRATION_TENSORS = {name: f"calibration.{name}" for name in ("zero_score", "unit_score", "zero_map", "unit_map")}
+CALIBRATION_TENSORS = {
+    name: f"calibration.{name}" for name in ("offset_score", "scale_score", "offset_map", "scale_map")
+}
 
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What the held-out good images said."""
+    """What the calibration images said."""
 
     num_images: int
     num_groups: int
@@ -52,13 +54,13 @@ class CalibrationRecord:
     """calibrated, ascending"""
     date: str
     source: str
-    """`held-out` of the training folder, or the name of a later calibration's folder, pattern or list"""
+    """`calibration` of the training folder, or the name of a later calibration's folder, pattern or list"""
     excluded: list[str]
 
 
 @dataclass(frozen=True)
-class MarkedRecord:
-    """Goods that a person marked in finished runs: they count for the limit beside the held-out ones, not among them."""
+class LabelledRecord:
+    """Good images that a person labelled in finished runs: they count for the threshold beside the calibration images, not among them."""
 
     sha256: list[str]
     """of each image file"""
@@ -66,8 +68,8 @@ class MarkedRecord:
     """calibrated, in the same order"""
     peaks: list[float]
     """maxima of the maps, calibrated, in the same order"""
-    map_limit: float
-    """calibrated: the limit of the map by the held-out images alone, 1 where marked ones did not move it"""
+    map_threshold: float
+    """calibrated: the threshold of the map by the calibration images alone, 1 where labelled ones did not move it"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Metadata:
     roi: str
     """what was asked for, empty for the whole image"""
     alpha: float
-    promise: str
+    guarantee: str
     calibration: CalibrationRecord
     image_stats: dict[str, dict[str, Any]]
     """of the calibration images: mean, deviation and values of brightness, contrast, sharpness and colour"""
@@ -115,10 +117,10 @@ class Metadata:
     """images at a time, height and width of a graph that takes no others; empty for any"""
     tiling: Tiling | None = None
     """how a host walks over an image whose windows the graph takes; none where it takes whole images"""
-    marked: MarkedRecord | None = None
-    """what else set the limit; none where the held-out images alone did"""
+    labelled: LabelledRecord | None = None
+    """what else set the threshold; none where the calibration images alone did"""
     brightness: Brightness = "kept"
-    """whether the graph brings each image to the training photographs' mean grey level"""
+    """whether the graph brings each image to the training images' mean grey level"""
 
     def check_size(self, image: NDArray[np.uint8], *, name: str) -> None:
         """Refuse images (..., H, W, 3) that a fixed model does not take.
@@ -220,7 +222,7 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
         values["calibration"] = CalibrationRecord(**values["calibration"])
         values["golden"] = Golden(**values["golden"])
         values["tiling"] = Tiling(**values["tiling"]) if values.get("tiling") else None
-        values["marked"] = MarkedRecord(**values["marked"]) if values.get("marked") else None
+        values["labelled"] = LabelledRecord(**values["labelled"]) if values.get("labelled") else None
         optional = {one.name for one in fields(Metadata) if (one.default, one.default_factory) != (MISSING, MISSING)}
         # what an older file lacks has its default
         chosen = [one.name for one in fields(Metadata) if one.name in values or one.name not in optional]
@@ -287,7 +289,7 @@ def write_model(path: Path, model: onnx.ModelProto, metadata: Any) -> None:
 
 
 def calibration_tensors(model: onnx.ModelProto) -> dict[str, float]:
-    """Read zero and unit of score and map from the graph's initialisers.
+    """Read offset and scale of score and map from the graph's initialisers.
 
     Raises:
         ModelError: one of them is not in the graph.
@@ -302,7 +304,7 @@ def calibration_tensors(model: onnx.ModelProto) -> dict[str, float]:
 
 
 def set_calibration_tensors(model: onnx.ModelProto, values: dict[str, float]) -> None:
-    """Write zero and unit of score and map into the graph's initialisers, in place."""
+    """Write offset and scale of score and map into the graph's initialisers, in place."""
     for tensor in model.graph.initializer:
         for key, name in CALIBRATION_TENSORS.items():
             if tensor.name == name:

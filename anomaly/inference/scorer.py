@@ -31,7 +31,7 @@ MAX_LANES = 4
 
 
 class Scores(NamedTuple):
-    """Calibrated scores and maps of a batch: 0 is a typical good part, 1 the limit."""
+    """Calibrated scores and maps of a batch: 0 is a typical good part, 1 the threshold."""
 
     score: NDArray[np.float32]
     """(n,)"""
@@ -92,8 +92,8 @@ class OnnxScorer:
         self._run: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]] = self._plainly
         if known and self.device != "cpu":
             self._run = BufferPool(self.session, device="cuda", num=self.num_in_flight).run
-        self.held_out = np.asarray(self.metadata.calibration.scores)
-        """calibrated scores of the held-out good images, ascending"""
+        self.calibration_images = np.asarray(self.metadata.calibration.scores)
+        """calibrated scores of the calibration images, ascending"""
         self._check_golden(self.metadata.golden)
 
     @property

@@ -12,7 +12,7 @@ from anomaly.metrics.image_level import (
 )
 from anomaly.metrics.intervals import Estimate, Interval, binomial_interval
 from anomaly.metrics.pixel_level import PixelCurve, PixelMetrics, pixel_metrics
-from anomaly.metrics.rates import Rate, Rates, rates_at_limit
+from anomaly.metrics.rates import Rate, Rates, rates_at_threshold
 
 __all__ = [
     "Estimate",
@@ -28,6 +28,6 @@ __all__ = [
     "f1_max",
     "image_metrics",
     "pixel_metrics",
-    "rates_at_limit",
+    "rates_at_threshold",
     "roc_curve",
 ]

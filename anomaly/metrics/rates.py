@@ -1,4 +1,4 @@
-"""False alarms and misses at a fixed limit."""
+"""False alarms and misses at a fixed threshold."""
 
 from __future__ import annotations
 
@@ -46,31 +46,31 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a limit does: good images rejected, defects accepted."""
+    """What a threshold does: good images rejected, defects accepted."""
 
-    limit: float
+    threshold: float
     false_alarms: Rate
     misses: Rate
 
 
-def rates_at_limit(scores: NDArray[np.floating[Any]], labels: NDArray[np.bool_], *, limit: float) -> Rates:
-    """Count false alarms and misses where the verdict is `score > limit`.
+def rates_at_threshold(scores: NDArray[np.floating[Any]], labels: NDArray[np.bool_], *, threshold: float) -> Rates:
+    """Count false alarms and misses where the verdict is `score > threshold`.
 
     Args:
         scores: Shape (n,), higher is more anomalous.
         labels: Shape (n,), True for a defect. One class, or both, may be absent.
-        limit: In the unit of the scores.
+        threshold: In the unit of the scores.
 
     Raises:
         DataError: A score is NaN.
-        UsageError: The shapes or types do not fit, or the limit is NaN.
+        UsageError: The shapes or types do not fit, or the threshold is NaN.
     """
     check_scores(scores, labels)
-    if math.isnan(limit):
-        raise UsageError("the limit is NaN: give a number in the unit of the scores")
-    rejected = scores > limit
+    if math.isnan(threshold):
+        raise UsageError("the threshold is NaN: give a number in the unit of the scores")
+    rejected = scores > threshold
     return Rates(
-        limit=limit,
+        threshold=threshold,
         false_alarms=Rate(int((rejected & ~labels).sum()), int((~labels).sum())),
         misses=Rate(int((~rejected & labels).sum()), int(labels.sum())),
     )

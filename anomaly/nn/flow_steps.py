@@ -329,7 +329,7 @@ class Logit(nn.Module):
     """From images with grey levels to unbounded values and back: v = logit(margin + (1 - 2 margin) x').
 
     x' = ((levels - 1) x + u) / levels lies in [0, 1] for x in [0, 1]; u in [0, 1) is the place within the bin of a grey level,
-    0.5 being its centre. x need not lie on the levels: resized photographs do not.
+    0.5 being its centre. x need not lie on the levels: resized images do not.
 
     Args:
         levels: grey levels.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Resize = Literal["squash", "letterbox"]
+Resize = Literal["stretch", "letterbox"]
 MOST_GAIN = 4.0
 """By how much an image is made brighter at most: beyond it there is little but noise, which no model has learned"""
 
@@ -20,14 +20,14 @@ MOST_GAIN = 4.0
 class Preprocess(nn.Module):
     """Resize, normalise and blank what lies outside the region of interest.
 
-    `squash` resizes height and width each to the network's size (bilinear, antialiased; exported as one `Resize`).
+    `stretch` resizes height and width each to the network's size (bilinear, antialiased; exported as one `Resize`).
     `letterbox` keeps the aspect, centres the image and repeats its border around: a flat padding would be an edge that every
     good part has and that outweighs the part in a score. It is written as two matrix products
     with triangle-filter weights made from the tensor's own sizes, because its scale depends on the image.
 
     Args:
         size: height and width of the network's input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         mean: of each channel, in [0, 1].
         std: of each channel, in [0, 1].
     """
@@ -58,10 +58,10 @@ class Preprocess(nn.Module):
         """Keep only network pixels whose whole filter support lies inside `mask`.
 
         Args:
-            mask: (H, W) bool, True inside the region, at the size of the photographs.
+            mask: (H, W) bool, True inside the region, at the size of the images.
         """
         parts = torch.stack((mask, ~mask)).to(torch.float32)[None]
-        if self.resize == "squash":
+        if self.resize == "stretch":
             parts = functional.interpolate(parts, self.size, mode="bilinear", antialias=True)
         else:
             parts = letterbox(parts, self.size)
@@ -71,14 +71,14 @@ class Preprocess(nn.Module):
 
     @torch.no_grad()
     def level_brightness(self, batches: Iterable[Tensor | list[Tensor]]) -> None:
-        """Bring every image to the mean grey level of these photographs from now on, by one factor for all its channels.
+        """Bring every image to the mean grey level of these images from now on, by one factor for all its channels.
 
         The factor is `MOST_GAIN` at most. A lamp that ages or an exposure that varies then moves no score, and a part that is
         too bright or too dark as a whole is no defect any more. The mean is that of the region of interest, at the
         network's size.
 
         Args:
-            batches: of photographs, as `forward` takes them.
+            batches: of images, as `forward` takes them.
         """
         means = [self._mean_level(self._resized(part)) for batch in batches for part in _stacks(batch)]
         self.level.copy_(torch.cat(means).mean().clamp(min=1.0))
@@ -116,7 +116,7 @@ class Preprocess(nn.Module):
     def _resized(self, image: Tensor) -> Tensor:
         """Grey levels (N, 3, h, w) float32 of images (N, H, W, 3) uint8 at the network's size."""
         x = image.permute(0, 3, 1, 2).to(torch.float32)
-        if self.resize == "squash":
+        if self.resize == "stretch":
             return functional.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
         return letterbox(x, self.size) if self.resize == "letterbox" else x
 

@@ -44,9 +44,9 @@ STYLE = {
 
 
 def score_chart(groups: Sequence[tuple[str, Values]]) -> Markup:
-    """Draw one histogram of scores a group, one below the other on one axis, with the limit at 1.
+    """Draw one histogram of scores a group, one below the other on one axis, with the threshold at 1.
 
-    The count axis is logarithmic, so that a single photograph shows. Scores beyond the axis are counted in one wide bar
+    The count axis is logarithmic, so that a single image shows. Scores beyond the axis are counted in one wide bar
     at its end.
 
     Args:
@@ -54,7 +54,7 @@ def score_chart(groups: Sequence[tuple[str, Values]]) -> Markup:
     """
     lowest = min(scores.min() for _, scores in groups)
     highest = max(np.quantile(scores, 0.9, method="lower") for _, scores in groups)
-    # whole bars left and right of the limit: a bar is either accepted or rejected
+    # whole bars left and right of the threshold: a bar is either accepted or rejected
     num_right = math.ceil((np.clip(highest, LEAST_TOP, MOST_TOP) - 1) / BAR)
     num_left = math.ceil((1 - np.clip(lowest, MOST_BOTTOM, LEAST_BOTTOM)) / BAR)
     edges = 1 + BAR * np.arange(-num_left, num_right + 1)
@@ -87,17 +87,22 @@ def score_chart(groups: Sequence[tuple[str, Values]]) -> Markup:
         rows[0].set_yticks(ticks, [f"{tick:,}" for tick in ticks])
         rows[0].set_yticks([], minor=True)
         rows[0].set_xlim(middles[0] - 2 * BAR, middles[-1] + 2 * BAR)
-        rows[-1].set_xlabel("score      (0 = typical good part, 1 = limit)")
+        rows[-1].set_xlabel("score      (0 = typical good part, 1 = threshold)")
         rows[0].annotate(
-            "limit", (1, 0.95), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="top"
+            "threshold",
+            (1, 0.95),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="top",
         )
         return _svg(figure)
 
 
 def curve_chart(
-    curve: Curve, *, name: str, x_label: str, y_label: str, x_max: float, at_limit: tuple[float, float] | None
+    curve: Curve, *, name: str, x_label: str, y_label: str, x_max: float, at_threshold: tuple[float, float] | None
 ) -> Markup:
-    """Draw a rising curve of shares over the share of false alarms, and where the limit of the model stands on it.
+    """Draw a rising curve of shares over the share of false alarms, and where the threshold of the model stands on it.
 
     Args:
         curve: x and y, (n,) each, in [0, 1].
@@ -105,18 +110,18 @@ def curve_chart(
         x_label: words below the axis.
         y_label: words beside the axis.
         x_max: right end of the axis.
-        at_limit: x and y of the limit, None where it has no place on the curve.
+        at_threshold: x and y of the threshold, None where it has no place on the curve.
     """
     with _style(name):
         figure = Figure(figsize=(3.9, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.plot(*curve, color=ACCEPTED, linewidth=2)
-        if at_limit is not None:
-            axes.plot(*at_limit, "o", color=REJECTED, markersize=8, clip_on=False, zorder=3)
-            left = at_limit[0] < 0.6 * x_max
+        if at_threshold is not None:
+            axes.plot(*at_threshold, "o", color=REJECTED, markersize=8, clip_on=False, zorder=3)
+            left = at_threshold[0] < 0.6 * x_max
             axes.annotate(
-                "at the limit", at_limit, xytext=(10 if left else -10, -14), textcoords="offset points",
+                "at the threshold", at_threshold, xytext=(10 if left else -10, -14), textcoords="offset points",
                 ha="left" if left else "right", color=REJECTED, fontweight="bold",
             )  # fmt: skip
         axes.set(xlim=(0, x_max), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label)

@@ -1,4 +1,4 @@
-"""What a report shows, gathered from a model, its held-out photographs, its test and its trials."""
+"""What a report shows, gathered from a model, its calibration images, its test and its trials."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ NUM_INFLUENTIAL = 16
 _MEANINGS = {
     "Image AUROC": "The chance that a defect scores higher than a good part.",
     "Image average precision": "How pure the top of the list is when images are sorted by score.",
-    "Image F1, best limit": "Balance of found defects and false alarms at the limit that suits these test images best.",
-    "Pixel AUROC": "The chance that a defect pixel is marked stronger than a normal one.",
+    "Image F1, best threshold": "Balance of found defects and false alarms at the threshold that suits these test images best.",
+    "Pixel AUROC": "The chance that a defect pixel is labelled stronger than a normal one.",
     "Pixel average precision": "How pure the strongest marks are.",
-    "AUPRO 30 %": "Mean share of each defect's area that is marked, up to 30 % falsely marked normal pixels.",
+    "AUPRO 30 %": "Mean share of each defect's area that is labelled, up to 30 % falsely labelled normal pixels.",
     "AUPRO 5 %": "The same, up to 5 %: the range that matters on a line.",
 }
 
 
 def influential(
-    held_out: Sequence[Sample], description: Description, scorer: OnnxScorer, *, batch_size: int
+    calibration_images: Sequence[Sample], description: Description, scorer: OnnxScorer, *, batch_size: int
 ) -> tuple[Influence, ...]:
-    """The highest-scoring held-out photographs, and how the limit would move without each."""
+    """The highest-scoring calibration images, and how the threshold would move without each."""
     scores, maps, _ = score_samples(
-        held_out,
+        calibration_images,
         scorer=scorer,
         white=description.white,
         max_pixels=description.max_pixels,
         batch_size=batch_size,
     )
-    alpha = max(description.alpha, tightest_alpha(len(scores) - 1, promise=description.promise))
+    alpha = max(description.alpha, tightest_alpha(len(scores) - 1, guarantee=description.guarantee))
     found = []
     for n in np.argsort(-scores)[:NUM_INFLUENTIAL]:
-        scale = fit_scale(np.delete(scores, n), alpha=alpha, promise=description.promise)
-        picture = _picture(held_out[n], maps[n], float(scores[n]), scorer, max_pixels=description.max_pixels)
-        found.append(Influence(picture, scale.zero + scale.unit - 1))
+        scale = fit_scale(np.delete(scores, n), alpha=alpha, guarantee=description.guarantee)
+        picture = _picture(calibration_images[n], maps[n], float(scores[n]), scorer, max_pixels=description.max_pixels)
+        found.append(Influence(picture, scale.offset + scale.scale - 1))
     return tuple(found)
 
 
@@ -61,7 +61,7 @@ def labelled(evaluation: Evaluation | None, scorer: OnnxScorer, *, max_pixels: i
     figures = {
         "Image AUROC": evaluation.image.auroc,
         "Image average precision": evaluation.image.average_precision,
-        "Image F1, best limit": evaluation.image.f1_max,
+        "Image F1, best threshold": evaluation.image.f1_max,
     }
     empty = np.zeros(0)
     pro = (empty, empty)
@@ -69,7 +69,7 @@ def labelled(evaluation: Evaluation | None, scorer: OnnxScorer, *, max_pixels: i
         figures |= {
             "Pixel AUROC": evaluation.pixel.auroc,
             "Pixel average precision": evaluation.pixel.average_precision,
-        } | {f"AUPRO {limit:.0%}".replace("%", " %"): value for limit, value in evaluation.pixel.aupro.items()}
+        } | {f"AUPRO {threshold:.0%}".replace("%", " %"): value for threshold, value in evaluation.pixel.aupro.items()}
         curve = evaluation.pixel.curve
         shown = int(np.searchsorted(curve.fpr, PRO_LIMIT, side="right")) + 1
         pro = (curve.fpr[:shown], curve.pro[:shown])
@@ -102,11 +102,11 @@ def detectability(
     Args:
         trials: of `draw_and_score`.
         scorer: whose maps they are.
-        short_side: of the photographs, in pixels.
+        short_side: of the images, in pixels.
     """
     catches = tuple(
         Catch(kind=kind, size=size, size_px=size * short_side, contrast=contrast, caught=rate)
-        for (kind, size, contrast), rate in caught_rates(trials, limit=1.0).items()
+        for (kind, size, contrast), rate in caught_rates(trials, threshold=1.0).items()
     )
     examples: dict[tuple[str, bool], Trial] = {}
     for trial in sorted(trials, key=lambda t: abs(np.log(t.size / 0.12)) + abs(np.log(t.contrast / 0.3))):
@@ -142,4 +142,6 @@ def _scored_image(
     reduced = reduce_picture(image)
     height, width = reduced.shape[:2]
     enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=scorer.metadata.resize)
-    return ScoredImage(image=reduced, overlay=overlay(reduced, enlarged, limit=1.0), name=name, kind=kind, score=score)
+    return ScoredImage(
+        image=reduced, overlay=overlay(reduced, enlarged, threshold=1.0), name=name, kind=kind, score=score
+    )

@@ -1,6 +1,6 @@
-"""The report: one page, without a network, that says what a model promises, what it catches, and why it rejects a part.
+"""The report: one page, without a network, that says what a model guarantees, what it catches, and why it rejects a part.
 
-The caller fills a `Report`; what follows from its figures by arithmetic (larger promises, smallest caught sizes, words
+The caller fills a `Report`; what follows from its figures by arithmetic (larger guarantees, smallest caught sizes, words
 for rates) is derived here, so that the page cannot contradict itself.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Guarantee, Promise, images_needed
+from anomaly.conformal.calibration import Guarantee, GuaranteeKind, images_needed
 from anomaly.data.splits import HELD_OUT_SHARE
 from anomaly.errors import DataError, UsageError
 from anomaly.metrics import Estimate, Rate
@@ -30,7 +30,7 @@ Image = NDArray[np.uint8]
 Scores = NDArray[np.floating[Any]]
 
 ALPHAS = (0.05, 0.02, 0.01, 0.005, 0.001)
-"""False-alarm rates for which the page says how many photographs they need"""
+"""False-alarm rates for which the page says how many images they need"""
 CAUGHT_RELIABLY = 0.9
 PRO_LIMIT = 0.3
 _NEVER, _ALWAYS = np.array([252.0, 219.0, 203.0]), np.array([170.0, 214.0, 222.0])
@@ -38,10 +38,10 @@ _NEVER, _ALWAYS = np.array([252.0, 219.0, 203.0]), np.array([170.0, 214.0, 222.0
 
 @dataclass(frozen=True)
 class Training:
-    """What was trained and on which photographs.
+    """What was trained and on which images.
 
-    `reason` says why this detector; `findings` are whole sentences; `excluded` are the names of photographs left out by
-    hand; `num_groups` counts the groups of all good photographs, held-out ones included; `seconds` is keyed by step.
+    `reason` says why this detector; `findings` are whole sentences; `excluded` are the names of images left out by
+    hand; `num_groups` counts the groups of all good images, calibration images included; `seconds` is keyed by step.
     """
 
     detector: str
@@ -57,10 +57,10 @@ class Training:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """A photograph (H, W, 3) uint8 RGB beside its overlay, with its calibrated score.
+    """A image (H, W, 3) uint8 RGB beside its overlay, with its calibrated score.
 
     `kind` is `good` or the kind of its defect. The page reduces large pictures by `report_pictures.reduce_picture`; an
-    overlay keeps its thin line where the map is laid over a photograph already reduced.
+    overlay keeps its thin line where the map is laid over a image already reduced.
     """
 
     image: Image
@@ -72,10 +72,10 @@ class ScoredImage:
 
 @dataclass(frozen=True)
 class Influence:
-    """A held-out photograph and by which share the limit would move without it, e.g. -0.12: it would fall by 12 %."""
+    """A calibration image and by which share the threshold would move without it, e.g. -0.12: it would fall by 12 %."""
 
     scored: ScoredImage
-    limit_change: float
+    threshold_change: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What labelled test photographs show; the verdict is score > 1.
+    """What labelled test images show; the verdict is score > 1.
 
     `good` and `defect`, keyed by kind, are their scores (n,); `roc` is (false-alarm rate, share of defects found),
     `pro` (false-alarm rate of pixels, mean overlap), arrays of length 0 where there is no such curve. `misses` and
@@ -109,7 +109,7 @@ class Labelled:
 class Catch:
     """How many drawn defects of one kind, size and contrast were rejected.
 
-    `size` is the longest extent over the shorter side of the photograph, in (0, 1], `size_px` the same in pixels,
+    `size` is the longest extent over the shorter side of the image, in (0, 1], `size_px` the same in pixels,
     `contrast` the largest change in hundreds of grey levels.
     """
 
@@ -122,7 +122,7 @@ class Catch:
 
 @dataclass(frozen=True)
 class DrawnDefect:
-    """A photograph with a drawn defect; `scored.kind` is the defect's kind, the other fields as in `Catch`."""
+    """A image with a drawn defect; `scored.kind` is the defect's kind, the other fields as in `Catch`."""
 
     scored: ScoredImage
     size: float
@@ -159,16 +159,16 @@ class Parity:
 class Report:
     """All that the page shows, in the order it is shown.
 
-    Scores are calibrated: 0 = a typical good part, 1 = the limit. `held_out` (n,) are those of the photographs that
+    Scores are calibrated: 0 = a typical good part, 1 = the threshold. `calibration_images` (n,) are those of the images that
     `guarantee` counts. Sequences and mappings may be empty and `labelled` and `parity` absent: the page then says what
-    was not measured. `influential` are the highest-scoring held-out photographs, highest first.
+    was not measured. `influential` are the highest-scoring calibration images, highest first.
     """
 
     category: str
     date: str
     training: Training
     guarantee: Guarantee
-    held_out: Scores
+    calibration_images: Scores
     labelled: Labelled | None
     influential: tuple[Influence, ...]
     catches: tuple[Catch, ...]
@@ -180,7 +180,7 @@ class Report:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Scores of one group of photographs, at least one; `rejected` are those above 1."""
+    """Scores of one group of images, at least one; `rejected` are those above 1."""
 
     name: str
     good: bool
@@ -192,14 +192,14 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
-class TighterPromise:
-    """What a tighter promise needs: held-out photographs in all, how many more, and photographs to take in all."""
+class TighterGuarantee:
+    """What a tighter guarantee needs: calibration images in all, how many more, and images to take in all."""
 
     alpha: float
-    promise: Promise
-    num_held_out: int
+    guarantee: GuaranteeKind
+    num_calibration: int
     num_more: int
-    num_photographs: int
+    num_images: int
 
 
 @dataclass(frozen=True)
@@ -220,19 +220,19 @@ def write_report(path: Path, report: Report) -> None:
 
     Raises:
         DataError: a score is NaN.
-        UsageError: held-out scores of another number than the guarantee's, or a picture that is no uint8 image.
+        UsageError: calibration scores of another number than the guarantee's, or a picture that is no uint8 image.
         OutputError: the file cannot be written.
     """
-    if len(report.held_out) != report.guarantee.num_images:
+    if len(report.calibration_images) != report.guarantee.num_images:
         raise UsageError(
-            f"{len(report.held_out)} held-out scores and a guarantee on {report.guarantee.num_images} photographs:"
-            " give the scores that the limit was set on"
+            f"{len(report.calibration_images)} calibration scores and a guarantee on {report.guarantee.num_images} images:"
+            " give the scores that the threshold was set on"
         )
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "percent": percent, "heat": heat, "reduced": reduce_picture, "marked": mark_synthetic, "data_uri": data_uri
+        "percent": percent, "heat": heat, "reduced": reduce_picture, "labelled": mark_synthetic, "data_uri": data_uri
     }  # fmt: skip
     package = resources.files("anomaly.report")
     template = environment.from_string(package.joinpath("report.html.j2").read_text(encoding="utf-8"))
@@ -251,7 +251,7 @@ def write_report(path: Path, report: Report) -> None:
         false_alarms=false_alarms,
         misses=misses,
         curves=_curves(labelled, false_alarms=false_alarms, misses=misses) if labelled else [],
-        tighter=tighter_promises(report.guarantee.num_images),
+        tighter=tighter_guarantees(report.guarantee.num_images),
         catch_tables=catch_tables(report.catches),
         caught_reliably=CAUGHT_RELIABLY,
         catch_reading=Rate(math.ceil(CAUGHT_RELIABLY * num_drawn), num_drawn),
@@ -263,26 +263,26 @@ def write_report(path: Path, report: Report) -> None:
         partial.write_bytes(html.encode("utf-8", errors="backslashreplace"))
 
 
-def tighter_promises(num_held_out: int) -> tuple[TighterPromise, ...]:
-    """List the promises of `ALPHAS` that `num_held_out` photographs cannot keep, and what each of them needs."""
-    promises: tuple[Promise, ...] = ("expected", "bound")
+def tighter_guarantees(num_calibration: int) -> tuple[TighterGuarantee, ...]:
+    """List the guarantees of `ALPHAS` that `num_calibration` images cannot keep, and what each of them needs."""
+    guarantees: tuple[GuaranteeKind, ...] = ("expected", "bound")
     rows = []
     for alpha in ALPHAS:
-        for promise in promises:
-            needed = images_needed(alpha, promise=promise)
-            if needed > num_held_out:
+        for guarantee in guarantees:
+            needed = images_needed(alpha, guarantee=guarantee)
+            if needed > num_calibration:
                 in_all = math.ceil(needed / HELD_OUT_SHARE - 1e-9)
-                rows.append(TighterPromise(alpha, promise, needed, needed - num_held_out, in_all))
+                rows.append(TighterGuarantee(alpha, guarantee, needed, needed - num_calibration, in_all))
     return tuple(rows)
 
 
 def score_rows(report: Report) -> list[ScoreRow]:
-    """Group the scores as the page shows them, groups without photographs left out.
+    """Group the scores as the page shows them, groups without images left out.
 
     Raises:
         DataError: a score is NaN.
     """
-    groups = [("Held-out good", True, report.held_out)]
+    groups = [("Calibration good", True, report.calibration_images)]
     if report.labelled is not None:
         groups.append(("Test good", True, report.labelled.good))
         groups += [(f"Defect: {kind}", False, scores) for kind, scores in report.labelled.defect.items()]
@@ -313,26 +313,26 @@ def _title(row: ScoreRow) -> str:
     verdicts = f"{count.num_hits} rejected" if row.good else f"{count.num_trials - count.num_hits} missed"
     # a folder name that is no UTF-8 has no letters to draw
     name = row.name.encode("utf-8", errors="backslashreplace").decode()
-    return f"{name}   ({count.num_trials:,} photographs, {verdicts})"
+    return f"{name}   ({count.num_trials:,} images, {verdicts})"
 
 
 def _curves(labelled: Labelled, *, false_alarms: Rate, misses: Rate) -> list[tuple[str, str, Markup]]:
     """Return title, description and drawing of each curve there is."""
     curves = []
     if len(labelled.roc[0]):
-        at_limit = None
+        at_threshold = None
         if false_alarms.num_trials and misses.num_trials:
-            at_limit = (false_alarms.value, 1 - misses.value)
+            at_threshold = (false_alarms.value, 1 - misses.value)
         drawing = curve_chart(
             labelled.roc, name="roc", x_label="good parts rejected", y_label="defective parts rejected", x_max=1,
-            at_limit=at_limit,
+            at_threshold=at_threshold,
         )  # fmt: skip
-        words = "What other limits would give: each point of the line is one limit."
+        words = "What other limits would give: each point of the line is one threshold."
         curves.append(("Parts: ROC curve", words, drawing))
     if len(labelled.pro[0]):
         drawing = curve_chart(
-            labelled.pro, name="pro", x_label="normal pixels marked", y_label="defect area marked, mean over defects",
-            x_max=PRO_LIMIT, at_limit=None,
+            labelled.pro, name="pro", x_label="normal pixels labelled", y_label="defect area labelled, mean over defects",
+            x_max=PRO_LIMIT, at_threshold=None,
         )  # fmt: skip
         words = "How much of each defect the overlay marks, against how much normal surface it marks with it."
         curves.append(("Places: PRO curve", words, drawing))

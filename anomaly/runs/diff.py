@@ -11,7 +11,7 @@ from anomaly.errors import DataError, OutputError
 from anomaly.runs.run_directory import check_manifest, read_ledger
 from anomaly.runs.sinks import read_rows
 
-COLUMNS = ("path", "verdict_a", "verdict_b", "score_a", "score_b", "limit_a", "limit_b", "status_a", "status_b")
+COLUMNS = ("path", "verdict_a", "verdict_b", "score_a", "score_b", "threshold_a", "threshold_b", "status_a", "status_b")
 NUM_SHOWN = 10
 
 
@@ -45,12 +45,12 @@ def diff(run_a: Path, run_b: Path, *, out: str = "") -> dict[str, int]:
         before, after = (row["verdict"] or row["status"] for row in (a, b))
         if before != after:
             counts[f"{before} -> {after}"] += 1
-            names = ("verdict", "score", "limit", "status")
+            names = ("verdict", "score", "threshold", "status")
             changed.append((a["path"], *(row[name] for name in names for row in (a, b))))
     for name, run in (("a", run_a), ("b", run_b)):
         asked = read_ledger(run)[0]["asked"]
         models = ", ".join(model[:16] for model in asked["models"].values())
-        print(f"{name}: {run}: model {models}, limit {asked['limit']:g}")
+        print(f"{name}: {run}: model {models}, threshold {asked['threshold']:g}")
     print(f"{num} images, {sum(counts.values())} verdicts change" + "".join(f"; {k}: {v}" for k, v in counts.items()))
     for path, *values in changed[:NUM_SHOWN]:
         print(f"  {path}: {values[0] or values[6]} ({values[2]}) -> {values[1] or values[7]} ({values[3]})")

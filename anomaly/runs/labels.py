@@ -1,18 +1,18 @@
-"""What a person says of the images of a finished run: the marks `good` and `defect`, in a CSV file beside the run.
+"""What a person says of the images of a finished run: the labels `good` and `defect`, in a CSV file beside the run.
 
     runs/night                 the run; its manifest holds the SHA-256 of every file in it, and `anomaly replay` checks them
-    runs/night.marks.csv       its marks
+    runs/night.labels.csv       its labels
 
-The file lies beside the run, not in it: marks come and go after the run is finished, so the manifest can neither hold them
-nor may it be broken by them. They are no proof of anything either; `anomaly calibrate --marks` checks each image's bytes.
+The file lies beside the run, not in it: labels come and go after the run is finished, so the manifest can neither hold them
+nor may it be broken by them. They are no proof of anything either; `anomaly calibrate --labels` checks each image's bytes.
 
     path        as in the row
-    sha256      of the image file's bytes, as in the row: this names the mark, and equal bytes have one mark
-    mark        good or defect: really
+    sha256      of the image file's bytes, as in the row: this names the label, and equal bytes have one label
+    label        good or defect: really
     verdict     of the run: good, defect or review
     score       of the run, calibrated
-    marked_at   date and time in UTC, ISO 8601
-    by          who marked it, free text, may be empty
+    labelled_at   date and time in UTC, ISO 8601
+    by          who labelled it, free text, may be empty
 
 A change writes a new file, brings it to the disk and puts it in the place of the old one, which a crash therefore leaves
 whole. Changes wait for one another, threads and processes alike, by a lock on `.NAME.lock` beside the file; Windows has no
@@ -46,91 +46,91 @@ _THREADS = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Mark:
-    """One mark; the fields are the columns of the file, in their order."""
+class Label:
+    """One label; the fields are the columns of the file, in their order."""
 
     path: str
     sha256: str
-    mark: Kind
+    label: Kind
     verdict: Verdict
     score: float
-    marked_at: str
+    labelled_at: str
     by: str
 
 
-COLUMNS = [one.name for one in fields(Mark)]
+COLUMNS = [one.name for one in fields(Label)]
 
 
-def marks_file(run: Path) -> Path:
-    """Give the place of a run's marks: beside the run directory, under its name."""
+def labels_file(run: Path) -> Path:
+    """Give the place of a run's labels: beside the run directory, under its name."""
     whole = run.resolve()
-    return whole.with_name(f"{whole.name}.marks.csv")
+    return whole.with_name(f"{whole.name}.labels.csv")
 
 
-def read_marks(file: Path) -> dict[str, Mark]:
-    """Read marks, by the SHA-256 of their image, in the order of the file; no file, no marks.
+def read_labels(file: Path) -> dict[str, Label]:
+    """Read labels, by the SHA-256 of their image, in the order of the file; no file, no labels.
 
-    Files of several runs may be put together into one, without the later heads: of equal marks of equal bytes the last counts.
+    Files of several runs may be put together into one, without the later heads: of equal labels of equal bytes the last counts.
 
     Raises:
-        DataError: a line that holds no mark, or the same bytes marked both good and defect; the line is named.
+        DataError: a line that holds no label, or the same bytes labelled both good and defect; the line is named.
     """
-    found: dict[str, Mark] = {}
+    found: dict[str, Label] = {}
     lines: dict[str, int] = {}
-    for line, mark in _read_lines(file):
-        before = found.get(mark.sha256)
-        if before is not None and before.mark != mark.mark:
+    for line, label in _read_lines(file):
+        before = found.get(label.sha256)
+        if before is not None and before.label != label.label:
             raise DataError(
-                f"{file}, line {line}: {mark.path} is marked {mark.mark}, and line {lines[mark.sha256]} marks the same bytes"
-                f" {before.mark}: one of the two is wrong, take it out"
+                f"{file}, line {line}: {label.path} is labelled {label.label}, and line {lines[label.sha256]} labels the same bytes"
+                f" {before.label}: one of the two is wrong, take it out"
             )
-        found[mark.sha256] = mark
-        lines[mark.sha256] = line
+        found[label.sha256] = label
+        lines[label.sha256] = line
     return found
 
 
-def set_mark(file: Path, row: Values, *, mark: Kind, by: str) -> Mark:
-    """Mark the image of a row, in place of the mark that its bytes had; on the disk before this returns.
+def set_label(file: Path, row: Values, *, label: Kind, by: str) -> Label:
+    """Label the image of a row, in place of the label that its bytes had; on the disk before this returns.
 
     Args:
-        file: see `marks_file`.
+        file: see `labels_file`.
         row: of the run, as `read_rows` gives it.
-        mark: what the image really shows.
+        label: what the image really shows.
         by: who says so; may be empty.
 
     Raises:
-        DataError: a row without a score, or a file of marks that cannot be read; it stays as it is.
-        OutputError: the file cannot be written; the marks before stay.
+        DataError: a row without a score, or a file of labels that cannot be read; it stays as it is.
+        OutputError: the file cannot be written; the labels before stay.
     """
     if row["score"] is None:
-        raise DataError(f"{row['path']} has no verdict to mark: its row is an error ({row['status']})")
-    made = Mark(row["path"], row["sha256"], mark, row["verdict"], row["score"], now(), by)
+        raise DataError(f"{row['path']} has no verdict to label: its row is an error ({row['status']})")
+    made = Label(row["path"], row["sha256"], label, row["verdict"], row["score"], now(), by)
     made = _checked([str(value) for value in astuple(made)], place=str(row["path"]))
     with _locked(file):
-        _write(file, read_marks(file) | {made.sha256: made})
+        _write(file, read_labels(file) | {made.sha256: made})
     return made
 
 
-def unset_mark(file: Path, sha256: str) -> None:
-    """Take the mark from an image; one that has none stays so.
+def unset_label(file: Path, sha256: str) -> None:
+    """Take the label from an image; one that has none stays so.
 
     Raises:
-        DataError, OutputError: as `set_mark`.
+        DataError, OutputError: as `set_label`.
     """
     with _locked(file):
-        marks = read_marks(file)
-        if marks.pop(sha256, None) is not None:
-            _write(file, marks)
+        labels = read_labels(file)
+        if labels.pop(sha256, None) is not None:
+            _write(file, labels)
 
 
-def _read_lines(file: Path) -> Iterator[tuple[int, Mark]]:
-    """Go through the marks with the number of the line that each begins on."""
+def _read_lines(file: Path) -> Iterator[tuple[int, Label]]:
+    """Go through the labels with the number of the line that each begins on."""
     try:
         with file.open(encoding="utf-8", newline="") as opened:
             reader = csv.reader(opened, strict=True)
             head = next(reader, [])
             if head != COLUMNS:
-                raise DataError(f"{file}, line 1: the columns are {','.join(head)!r}; marks have {','.join(COLUMNS)}")
+                raise DataError(f"{file}, line 1: the columns are {','.join(head)!r}; labels have {','.join(COLUMNS)}")
             line = reader.line_num + 1
             for values in reader:
                 yield line, _checked(values, place=f"{file}, line {line}")
@@ -145,25 +145,25 @@ def _read_lines(file: Path) -> Iterator[tuple[int, Mark]]:
         raise DataError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
 
 
-def _checked(values: list[str], *, place: str) -> Mark:
-    """Make a mark of a line's values, refusing nonsense."""
+def _checked(values: list[str], *, place: str) -> Label:
+    """Make a label of a line's values, refusing nonsense."""
     if len(values) != len(COLUMNS):
-        raise DataError(f"{place}: has {len(values)} values, a mark has {len(COLUMNS)}; mend or take out the line")
-    path, sha256, mark, verdict, score, marked_at, by = values
+        raise DataError(f"{place}: has {len(values)} values, a label has {len(COLUMNS)}; mend or take out the line")
+    path, sha256, label, verdict, score, labelled_at, by = values
     wrong = ""
     if not path or not _SHA256.fullmatch(sha256):
-        wrong = f"path {path!r}, sha256 {sha256!r}: a mark names a path, and a SHA-256 of 64 hexadecimal digits"
-    elif mark not in get_args(Kind):
-        wrong = f"mark {mark!r}: there are {' and '.join(get_args(Kind))}"
+        wrong = f"path {path!r}, sha256 {sha256!r}: a label names a path, and a SHA-256 of 64 hexadecimal digits"
+    elif label not in get_args(Kind):
+        wrong = f"label {label!r}: there are {' and '.join(get_args(Kind))}"
     elif verdict not in get_args(Verdict):
         wrong = f"verdict {verdict!r}: there are {', '.join(get_args(Verdict))}"
     elif not _is_number(score):
         wrong = f"score {score!r}: a number is needed"
-    elif not _is_utc(marked_at):
-        wrong = f"marked_at {marked_at!r}: a date in UTC is needed, as {now()}"
+    elif not _is_utc(labelled_at):
+        wrong = f"labelled_at {labelled_at!r}: a date in UTC is needed, as {now()}"
     if wrong:
         raise DataError(f"{place}: {wrong}; mend or take out the line")
-    return Mark(path, sha256, cast(Kind, mark), cast(Verdict, verdict), float(score), marked_at, by)
+    return Label(path, sha256, cast(Kind, label), cast(Verdict, verdict), float(score), labelled_at, by)
 
 
 def _is_number(text: str) -> bool:
@@ -180,12 +180,12 @@ def _is_utc(text: str) -> bool:
         return False
 
 
-def _write(file: Path, marks: Mapping[str, Mark]) -> None:
+def _write(file: Path, labels: Mapping[str, Label]) -> None:
     partial = file.with_name(f".{file.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="") as opened:
             opened.write(csv_line(COLUMNS))
-            opened.writelines(csv_line(astuple(mark)) for mark in marks.values())
+            opened.writelines(csv_line(astuple(label)) for label in labels.values())
             opened.flush()
             os.fsync(opened.fileno())
         partial.replace(file)
@@ -196,7 +196,7 @@ def _write(file: Path, marks: Mapping[str, Mark]) -> None:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold the marks alone; the system lets go when the process ends, however it ends."""
+    """Hold the labels alone; the system lets go when the process ends, however it ends."""
     try:
         import fcntl
     except ImportError:  # no such locks there
@@ -215,5 +215,5 @@ def _locked(file: Path) -> Iterator[None]:
 
 def _failure(file: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"{file} cannot be written ({error.strerror}): the marks before stay; make room or check its rights"
+        f"{file} cannot be written ({error.strerror}): the labels before stay; make room or check its rights"
     )

@@ -1,4 +1,4 @@
-"""Images that no longer lie where a run or a mark names them, found again by their SHA-256."""
+"""Images that no longer lie where a run or a label names them, found again by their SHA-256."""
 
 from __future__ import annotations
 

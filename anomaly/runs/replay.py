@@ -59,12 +59,12 @@ def replay(
     begun = read_ledger(run)[0]
     asked = begun["asked"]
     recorded = Settings(
-        limit=asked["limit"],
+        threshold=asked["threshold"],
         batch_size=asked["batch_size"],
         max_pixels=asked["max_pixels"],
         num_threads=num_cpus(),
         frame=asked["frame"],
-        review_limit=math.inf if asked["review_limit"] is None else asked["review_limit"],
+        review_threshold=math.inf if asked["review_threshold"] is None else asked["review_threshold"],
     )
     scorers = {}
     for number, product in enumerate(sorted(asked["models"])):
@@ -111,7 +111,7 @@ def _windows(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 def _differs(row: Values, again: Values, *, exact: bool) -> tuple[str, float]:
     """In words how a row came out otherwise, empty where it did not, and by how much its score moved."""
     for name in COMPARED:
-        near = name == "verdict" and not exact and _near_limit(row)
+        near = name == "verdict" and not exact and _near_threshold(row)
         if row[name] != again[name] and not near:
             return f"{name} was {row[name]!r}, is {again[name]!r}", 0.0
     if row["score"] is None:
@@ -133,5 +133,7 @@ def _equal_regions(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
     return list(map(rounded, a)) == list(map(rounded, b))
 
 
-def _near_limit(row: Values) -> bool:
-    return row["score"] is not None and abs(row["score"] - row["limit"]) <= TOLERANCE * max(1.0, abs(row["limit"]))
+def _near_threshold(row: Values) -> bool:
+    return row["score"] is not None and abs(row["score"] - row["threshold"]) <= TOLERANCE * max(
+        1.0, abs(row["threshold"])
+    )

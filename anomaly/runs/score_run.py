@@ -107,8 +107,8 @@ def score_run(
         "source": name,
         "models": {product: scorer.sha256 for product, scorer in scorers.items()},
         "device": {product: scorer.device for product, scorer in scorers.items()},
-        "limit": settings.limit,
-        "review_limit": None if math.isinf(settings.review_limit) else settings.review_limit,
+        "threshold": settings.threshold,
+        "review_threshold": None if math.isinf(settings.review_threshold) else settings.review_threshold,
         "batch_size": settings.batch_size,
         "max_pixels": settings.max_pixels,
         "frame": settings.frame,
@@ -132,7 +132,7 @@ def score_run(
         total = int(run.listed()["num"])
         run.open_rows(wanted.format)
         counts = _counted(folder, run.done)
-        watches = _watches(run, scorers, limit=settings.limit, by_product=wanted.by_product)
+        watches = _watches(run, scorers, threshold=settings.threshold, by_product=wanted.by_product)
         _make_folders(run, wanted)
         seconds: dict[str, float] = {}
         arriving = stack.enter_context(_arriving(run, Path(name))) if wanted.watch else ()
@@ -161,7 +161,7 @@ def score_run(
             run.commit(seconds=seconds)
         summary = summarise(counts)
         if run.listed()["has_parts"]:
-            alpha_of = {scorer.sha256[:16]: alpha_at(scorer, settings.limit) for scorer in scorers.values()}
+            alpha_of = {scorer.sha256[:16]: alpha_at(scorer, settings.threshold) for scorer in scorers.values()}
             summary["num_parts"] = write_parts(read_rows(folder), folder / PARTS, alpha_of=alpha_of)
         summary["drift"] = {product or "all": watch.summary() for product, watch in watches.items()}
         _tell_drift(summary["drift"])
@@ -186,12 +186,16 @@ def _arriving(run: RunDirectory, folder: Path) -> Iterator[Iterator[Item | None]
 
 
 def _watches(
-    run: RunDirectory, scorers: Mapping[str, OnnxScorer], *, limit: float, by_product: bool
+    run: RunDirectory, scorers: Mapping[str, OnnxScorer], *, threshold: float, by_product: bool
 ) -> dict[str, DriftWatch]:
     """One drift watch for each model, brought to where the run stopped."""
     watches = {
         product: DriftWatch(
-            scorer.metadata.calibration.scores, scorer.metadata.image_stats, limit=limit, alpha=DRIFT_ALPHA, seed=0
+            scorer.metadata.calibration.scores,
+            scorer.metadata.image_stats,
+            threshold=threshold,
+            alpha=DRIFT_ALPHA,
+            seed=0,
         )
         for product, scorer in scorers.items()
     }
@@ -216,9 +220,9 @@ def _tell_drift(drift: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def alpha_at(scorer: OnnxScorer, limit: float) -> float:
-    """Expected share of good images above a limit, by the model's held-out scores: (1 + #{s_i > limit}) / (n + 1)."""
-    return (1 + int((scorer.held_out > limit).sum())) / (len(scorer.held_out) + 1)
+def alpha_at(scorer: OnnxScorer, threshold: float) -> float:
+    """Expected share of good images above a threshold, by the model's calibration scores: (1 + #{s_i > threshold}) / (n + 1)."""
+    return (1 + int((scorer.calibration_images > threshold).sum())) / (len(scorer.calibration_images) + 1)
 
 
 def summarise(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def _read_csv(path: Path) -> Iterator[Values]:
 def csv_values(row: Mapping[str, str]) -> Values:
     """Give the values of a row of CSV as Parquet has them: numbers, nothing for None, regions as lists."""
     numbers: dict[str, Callable[[str], Any]] = {
-        "score": float, "limit": float, "p_value": float, "width": int, "height": int, "regions": json.loads,
+        "score": float, "threshold": float, "p_value": float, "width": int, "height": int, "regions": json.loads,
     }  # fmt: skip
     values: Values = dict(row)
     for name, read in numbers.items():

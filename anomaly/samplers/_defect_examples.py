@@ -1,4 +1,4 @@
-"""Photographs of real defects with their masks, for a sampler that learns to draw defects."""
+"""Images of real defects with their masks, for a sampler that learns to draw defects."""
 
 from __future__ import annotations
 

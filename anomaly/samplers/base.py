@@ -36,7 +36,7 @@ class Sampler(Detector):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         score: `mean` of the map, which is the likelihood itself where there is one, or its `peak`, for small defects.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
         standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
@@ -44,7 +44,7 @@ class Sampler(Detector):
         batch_size: images per step.
     """
 
-    window_obstacle = "a sampler draws and rebuilds whole photographs"
+    window_obstacle = "a sampler draws and rebuilds whole images"
     density: ClassVar[Density] = "none"
     """What `log_prob` gives"""
     process: ClassVar[str] = "decoder"

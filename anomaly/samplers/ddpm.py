@@ -7,9 +7,9 @@ Partial diffusion as a detector: J. Wyatt et al., "AnoDDPM", CVPR workshops 2022
 
 Notation: x_0 -> image in [-1, 1]; t -> 0 … T-1, one less than in the paper; a_t -> ᾱ_t; eps -> noise; D -> values of an image.
 What differs, and why: the network works on patches of 2 × 2 pixels, which one CPU core trains in minutes; inside it says the
-velocity, and training weighs its errors as such: after 300 steps on 188 photographs of bottles that drew bottles, where a
+velocity, and training weighs its errors as such: after 300 steps on 188 images of bottles that drew bottles, where a
 network that says the noise, trained by eq. 14, drew noise after 600; x_0 is taken as a continuous value, because a resized
-photograph has no 256 levels, so that the decoder of eq. 13 is a normal density; the bound's sum over t is drawn in strata,
+image has no 256 levels, so that the decoder of eq. 13 is a normal density; the bound's sum over t is drawn in strata,
 once, with its noise, because T evaluations for a number are too many.
 """
 
@@ -43,7 +43,7 @@ class Ddpm(Sampler):
 
     Args:
         size: side of the network's square input in pixels, a multiple of patch · 2^(levels - 1).
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         patch: side in pixels of the patches that the U-Net works on; the paper's is 1.
         widths: channels of the U-Net's levels, from the finest down.
         schedule: `linear` is the paper's, `offset-cosine` that of 2102.09672, `cosine` the same without its offset.
@@ -80,7 +80,7 @@ class Ddpm(Sampler):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         patch: int = 2,
         widths: Sequence[int] = (32, 64, 96),
         schedule: Schedule = "offset-cosine",

@@ -1,4 +1,4 @@
-"""Generative adversarial network: a generator that a critic cannot tell from photographs, under one of four objectives.
+"""Generative adversarial network: a generator that a critic cannot tell from images, under one of four objectives.
 
 I. Goodfellow et al., "Generative Adversarial Networks", 2014, arXiv 1406.2661 (algorithm 1; §3: the non-saturating loss).
 Networks and guidelines: A. Radford et al., "DCGAN", 2015, arXiv 1511.06434. Objectives beside the first:
@@ -33,7 +33,7 @@ from anomaly.samplers.base import Sampler
 
 Objective = Literal["non-saturating", "lsgan", "wgan", "wgan-gp"]
 FAKE, REAL, WANTED = 0.0, 1.0, 1.0
-"""a, b and c of LSGAN: what D is to say of drawn images and of photographs, and what G wants it to say of its own"""
+"""a, b and c of LSGAN: what D is to say of drawn images and of images, and what G wants it to say of its own"""
 NUM_MEASURED = 50
 """Batches over which the batch norms of the averaged generator are measured"""
 NO_ENCODER = "a generator alone has no way from an image to its latent; f-AnoGAN is the one with an encoder: fanogan"
@@ -44,7 +44,7 @@ def critic_loss(objective: Objective, *, real: Tensor, fake: Tensor) -> Tensor:
 
     Args:
         objective: one of the four; minus its value is the estimate of the Wasserstein distance in the last two.
-        real: D of photographs, (N,).
+        real: D of images, (N,).
         fake: D of drawn images, (N,).
     """
     if objective == "non-saturating":
@@ -75,10 +75,10 @@ class Gan(Sampler):
 
     Args:
         size: side of the images in pixels, a power of two from 16 on.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         width: channels of the finest map of both networks.
         latent: values of z.
-        objective: what the two play for. With some hundred photographs wgan-gp is the one whose critic does not run away.
+        objective: what the two play for. With some hundred images wgan-gp is the one whose critic does not run away.
         critic_steps: steps of the critic for each of the generator; 5 in the papers of wgan and wgan-gp, 1 in the others.
         penalty: weight of the gradient penalty, of wgan-gp.
         clip: bound of the critic's weights, of wgan.
@@ -107,7 +107,7 @@ class Gan(Sampler):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         width: int = 16,
         latent: int = 64,
         objective: Objective = "wgan-gp",
@@ -189,7 +189,7 @@ class Gan(Sampler):
     def _step_critic(self, x: Tensor, optimizer: LightningOptimizer) -> None:
         with torch.no_grad():
             fake = self._drawn(len(x))
-        # photographs and drawn images each in a batch of their own, as batch norm wants it
+        # images and drawn images each in a batch of their own, as batch norm wants it
         loss = critic_loss(self.objective, real=self._judged(x), fake=self._judged(fake))
         self.log("critic", loss)
         if self.objective == "wgan-gp":

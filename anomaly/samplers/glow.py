@@ -28,7 +28,7 @@ class Glow(Flow):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 2^num_scales.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         num_scales: scales; each halves the resolution.
         num_steps: steps of each scale.
         width: hidden channels of the couplings' nets.
@@ -47,7 +47,7 @@ class Glow(Flow):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         num_scales: int = 3,
         num_steps: int = 6,
         width: int = 48,

@@ -48,7 +48,7 @@ class Gmm(OnePassSampler):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         patch: side of a patch in pixels; it divides `size` and is less.
         num_gaussians: K, shared by all cells.
         dimensions: d, up to 3 · patch².
@@ -86,7 +86,7 @@ class Gmm(OnePassSampler):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         patch: int = 8,
         num_gaussians: int = 64,
         dimensions: int = 64,

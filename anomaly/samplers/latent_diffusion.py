@@ -6,7 +6,7 @@ with a tiny KL term; appendix G, latents rescaled to unit deviation by the first
 Notation: x -> image; z -> latent (N, C, h', w'); z_t -> noised; m -> cells where a defect is to be; k -> cells where the good
 part's latent is given.
 What differs, and why: no adversarial and no perceptual loss, whose networks would outweigh the rest; gradients at several
-scales (MSGMS) keep edges sharp. Procedural patterns on good parts stand in for photographs of defects, beside which there may
+scales (MSGMS) keep edges sharp. Procedural patterns on good parts stand in for images of defects, beside which there may
 be few (`examples`) or none, so that m = 0 draws good parts and m a defect of that shape; the class of a pattern says how dark
 or bright it is against the part.
 Both phases share one fit and their rates each follow one cosine to zero.
@@ -66,7 +66,7 @@ class LatentDiffusion(Sampler):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         autoencoder_widths: channels of the autoencoder's levels from the finest down; each level more halves the latent.
         latent_channels: C.
         kl_weight: of the KL term beside L1 and MSGMS, per value of the latent.
@@ -75,7 +75,7 @@ class LatentDiffusion(Sampler):
         schedule: `linear`, `cosine` or `offset-cosine`.
         num_timesteps: T.
         num_classes: of defects, from the darkest against the part to the brightest; 0 has none.
-        examples: category whose photographs of defects, with masks, take the place of half of the patterns; empty for none.
+        examples: category whose images of defects, with masks, take the place of half of the patterns; empty for none.
         ema_decay: of the average of the denoiser's weights.
         autoencoder_share: share of the steps that train the autoencoder; the rest trains the denoiser.
         detect_strength: how far along the schedule latents are noised for `surprise`, in (0, 1].
@@ -108,7 +108,7 @@ class LatentDiffusion(Sampler):
         self,
         *,
         size: int = 128,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         autoencoder_widths: Sequence[int] = (8, 16, 32),
         latent_channels: int = 4,
         kl_weight: float = 1e-4,

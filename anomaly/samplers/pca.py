@@ -44,7 +44,7 @@ class Pca(OnePassSampler):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         num_components: k, fewer than the training images.
         robust: whether `reconstruct` finds hidden or painted-over parts and leaves them out (`LinearProcess.robust`).
         score: `mean` of the map or its `peak`.
@@ -67,7 +67,7 @@ class Pca(OnePassSampler):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         num_components: int = 32,
         robust: bool = False,
         score: Score = "peak",

@@ -6,11 +6,11 @@ the conditionals in raster order, R, G, B within a pixel; section 2.3: the softm
 Notation: x -> image in [0, 1], cut into `levels` steps of equal width; l -> number of a step; t -> place of x on the scale
 of l, x · levels - 1/2.
 What differs, and why: in training some of the values that a conditional sees are replaced at random. One that has only
-ever seen photographs carries a single improbable draw on through the image; this one has learned to return, and a defect
-surprises where it is, not in all that follows. A class of the image is not a condition, for photographs of one part have
+ever seen images carries a single improbable draw on through the image; this one has learned to return, and a defect
+surprises where it is, not in all that follows. A class of the image is not a condition, for images of one part have
 none; its place is, see `GatedMaskedNetwork`. The map of the detector takes t as it is: -log p is interpolated between the
 two nearest levels, and the network sees x itself. On images of whole levels that is the surprise exactly; elsewhere a
-rounding of the resized photograph by 1e-7 cannot move a value to another level, and a verdict with it.
+rounding of the resized image by 1e-7 cannot move a value to another level, and a verdict with it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PixelCnn(Sampler):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         levels: values that a colour of a pixel can take; 256 are all.
         width: channels of both stacks, a multiple of 3.
         num_layers: of both stacks.
@@ -74,7 +74,7 @@ class PixelCnn(Sampler):
         self,
         *,
         size: int = 32,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         levels: int = 32,
         width: int = 48,
         num_layers: int = 5,

@@ -28,7 +28,7 @@ class RealNvp(Flow):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 2^num_scales.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         num_scales: scales; each halves the resolution.
         width: hidden channels of the couplings' nets.
         bits: of the grey levels that are dequantised: the noise of training is 2^-bits wide.
@@ -46,7 +46,7 @@ class RealNvp(Flow):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         num_scales: int = 3,
         width: int = 32,
         bits: int = 8,

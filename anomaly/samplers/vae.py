@@ -81,7 +81,7 @@ class Vae(Sampler):
 
     Args:
         size: side of the network's square input in pixels, a power of two from 16 on.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         width: channels of the finest map.
         latent: values of z.
         beta: weight of the KL divergence in training; 1 trains the bound.
@@ -111,7 +111,7 @@ class Vae(Sampler):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         width: int = 32,
         latent: int = 32,
         beta: float = 1.0,

@@ -112,7 +112,7 @@ class VqVae(Sampler):
 
     Args:
         size: side of the network's square input in pixels, an even multiple of the grid's.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         grid: side of the grid of codes.
         num_codes: vectors of the book.
         dimensions: of each of them.
@@ -151,7 +151,7 @@ class VqVae(Sampler):
         self,
         *,
         size: int = 64,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         grid: int = 16,
         num_codes: int = 128,
         dimensions: int = 16,
@@ -247,7 +247,7 @@ class VqVae(Sampler):
         return self.encoder(2 * x - 1).float()  # type: ignore[no-any-return]
 
     def _rebuilt(self, q: Tensor) -> Tensor:
-        """x_hat (N, 3, h, w), float32; black outside the region of interest, as photographs are."""
+        """x_hat (N, 3, h, w), float32; black outside the region of interest, as images are."""
         x_hat: Tensor = torch.sigmoid(self.decoder(q).float())
         return x_hat * self.preprocess.roi if self.preprocess.has_roi else x_hat
 

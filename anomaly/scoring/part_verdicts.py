@@ -1,4 +1,4 @@
-"""Verdicts on parts that several photographs show: a part is as bad as its worst view.
+"""Verdicts on parts that several images show: a part is as bad as its worst view.
 
 A part of m good views is rejected when any of them is: with probability at most m times that of one view, whatever the
 dependence between the views (union bound; Bonferroni for the p-value). Both stand in the table.
@@ -15,7 +15,7 @@ from typing import Any
 
 from anomaly.system.files import atomic_write
 
-COLUMNS = ("part", "num_views", "num_errors", "verdict", "score", "limit", "worst_view", "alpha", "p_value")
+COLUMNS = ("part", "num_views", "num_errors", "verdict", "score", "threshold", "worst_view", "alpha", "p_value")
 SEVERITY = ("good", "review", "incomplete", "defect")
 """Verdicts of a part, ascending: `incomplete` where a view could not be scored and no other rejects the part"""
 
@@ -26,7 +26,7 @@ def write_parts(rows: Iterable[Mapping[str, Any]], path: Path, *, alpha_of: Mapp
     Args:
         rows: of the run, with a column `part`; rows without one count for no part.
         path: of the CSV file, replaced whole.
-        alpha_of: model (16 hex digits, as in the rows) -> expected share of good views above the limit.
+        alpha_of: model (16 hex digits, as in the rows) -> expected share of good views above the threshold.
 
     Returns:
         How many parts there are.
@@ -73,4 +73,4 @@ def _values(row: Mapping[str, Any], alpha_of: Mapping[str, float]) -> tuple[Any,
     failed = row["status"] != "ok"
     severity = SEVERITY.index("incomplete" if failed else row["verdict"])
     alpha = alpha_of.get(row["model"], 0.0)
-    return (str(row["part"]), int(failed), severity, row["score"], row["limit"], row["path"], row["p_value"], alpha)
+    return (str(row["part"]), int(failed), severity, row["score"], row["threshold"], row["path"], row["p_value"], alpha)

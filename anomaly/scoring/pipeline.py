@@ -57,25 +57,25 @@ class Settings:
     """How a run scores.
 
     Args:
-        limit: of the verdict, in calibrated units.
+        threshold: of the verdict, in calibrated units.
         batch_size: images per inference.
         max_pixels: largest width × height that is decoded.
         num_threads: of reading and decoding.
         frame: of files with several frames or pages: `only` refuses them, `first` takes the first.
         measure: whether image statistics are taken, for the drift watch.
         large: whether images may be large: then one is scored at a time, whatever the batch, while the next is decoded.
-        review_limit: above it, up to the limit, the verdict is `review`; by default there is no such verdict.
+        review_threshold: above it, up to the threshold, the verdict is `review`; by default there is no such verdict.
 
     Raises:
-        UsageError: a limit that is no number, a review limit that is not below it, or a batch without images.
+        UsageError: a threshold that is no number, a review threshold that is not below it, or a batch without images.
     """
 
-    limit: float
+    threshold: float
     batch_size: int
     max_pixels: int
     num_threads: int
     frame: Frame = "only"
-    review_limit: float = math.inf
+    review_threshold: float = math.inf
     measure: bool = False
     large: bool = False
 
@@ -86,17 +86,17 @@ class Settings:
 
     def verdict(self, score: float) -> str:
         """Judge a calibrated score: `good`, `defect`, or `review` between the two limits where there are two."""
-        if score > self.limit:
+        if score > self.threshold:
             return "defect"
-        return "review" if score > self.review_limit else "good"
+        return "review" if score > self.review_threshold else "good"
 
     def __post_init__(self) -> None:
-        if self.review_limit != math.inf and not self.review_limit < self.limit:
+        if self.review_threshold != math.inf and not self.review_threshold < self.threshold:
             raise UsageError(
-                f"review limit {self.review_limit} is not below the limit {self.limit}: between them lies what is reviewed"
+                f"review threshold {self.review_threshold} is not below the threshold {self.threshold}: between them lies what is reviewed"
             )
-        if not math.isfinite(self.limit):
-            raise UsageError(f"limit {self.limit} is no number to compare scores with: 1 is the model's own")
+        if not math.isfinite(self.threshold):
+            raise UsageError(f"threshold {self.threshold} is no number to compare scores with: 1 is the model's own")
         if self.batch_size < 1:
             raise UsageError(f"batch size {self.batch_size}: at least 1 image goes through the model at a time")
 
@@ -298,7 +298,7 @@ def _scored(one: Loaded, scores: Scores, scorer: OnnxScorer, settings: Settings)
 def error_row(item: Item, error: ImageError, *, sha256: str, model: str, settings: Settings) -> Row:
     """Give the row of an image that could not be scored; `model` is that of the row, empty where there is none."""
     return Row(
-        path=item.path, sha256=sha256, status=error.code, verdict="", score=None, limit=settings.limit,
+        path=item.path, sha256=sha256, status=error.code, verdict="", score=None, threshold=settings.threshold,
         p_value=None, width=None, height=None, regions=[], model=model, message=str(error), extra=item.extra,
     )  # fmt: skip
 
@@ -306,7 +306,7 @@ def error_row(item: Item, error: ImageError, *, sha256: str, model: str, setting
 def scored_row(
     item: Item, scores: Scores, *, sha256: str, image: NDArray[np.uint8], scorer: OnnxScorer, settings: Settings
 ) -> Row:
-    """Judge one image: verdict, p-value and the regions above the limit.
+    """Judge one image: verdict, p-value and the regions above the threshold.
 
     Args:
         item: the image's name.
@@ -318,13 +318,13 @@ def scored_row(
     """
     score, anomaly_map = float(scores.score), scores.anomaly_map
     height, width = image.shape[:2]
-    rejected = score > settings.limit
+    rejected = score > settings.threshold
     regions = []
-    if rejected or float(anomaly_map.max()) > settings.limit:
+    if rejected or float(anomaly_map.max()) > settings.threshold:
         enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=scorer.metadata.resize)
-        regions = find_regions(enlarged, limit=settings.limit, rejected=rejected)
+        regions = find_regions(enlarged, threshold=settings.threshold, rejected=rejected)
     return Row(
         path=item.path, sha256=sha256, status="ok", verdict=settings.verdict(score), score=score,
-        limit=settings.limit, p_value=float(p_values(np.array([score]), held_out=scorer.held_out)[0]),
+        threshold=settings.threshold, p_value=float(p_values(np.array([score]), calibration_images=scorer.calibration_images)[0]),
         width=width, height=height, regions=regions, model=scorer.sha256[:16], message="", extra=item.extra,
     )  # fmt: skip

@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         ("status", pa.string()),
         ("verdict", pa.string()),
         ("score", pa.float32()),
-        ("limit", pa.float32()),
+        ("threshold", pa.float32()),
         ("p_value", pa.float32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -71,7 +71,7 @@ class Row:
     status: str
     verdict: str
     score: float | None
-    limit: float
+    threshold: float
     p_value: float | None
     width: int | None
     height: int | None
@@ -105,7 +105,7 @@ def row_values(row: Row) -> dict[str, Any]:
     extra: dict[str, Any] = values.pop("extra")
     for name in ("path", "message"):  # names of files need not be text
         values[name] = values[name].encode("utf-8", "backslashreplace").decode("utf-8")
-    for name in ("score", "limit", "p_value"):
+    for name in ("score", "threshold", "p_value"):
         values[name] = _single(values[name])
     for region in values["regions"]:
         region["peak"] = _single(region["peak"])

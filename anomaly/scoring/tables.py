@@ -93,7 +93,7 @@ def overlay_name(number: int, item: Item) -> str:
 
 
 def draw_overlay(scored: Scored, path: Path, *, resize: Resize) -> None:
-    """Write one picture of an image with its map laid over, on the scale fixed by the limit."""
+    """Write one picture of an image with its map laid over, on the scale fixed by the threshold."""
     height, width = scored.image.shape[:2]
     enlarged = enlarge_map(scored.anomaly_map, height=height, width=width, resize=resize)
-    write_png(path, overlay(scored.image, enlarged, limit=scored.row.limit))
+    write_png(path, overlay(scored.image, enlarged, threshold=scored.row.threshold))

@@ -55,7 +55,7 @@ class Service:
     Args:
         models: to score with.
         limits: of a request.
-        settings: limit of the verdict, images per inference, pixels, frame, and threads that decode.
+        settings: threshold of the verdict, images per inference, pixels, frame, and threads that decode.
         max_delay: seconds that the oldest image may wait for others while nothing is inferred.
     """
 
@@ -64,7 +64,7 @@ class Service:
         self.metrics = Metrics()
         self._max_delay = max_delay
         self._memory = Memory(limits.max_memory)
-        self._drifts = Drifts(limit=settings.limit)
+        self._drifts = Drifts(threshold=settings.threshold)
         self.metrics.watch_models(models)
         self.metrics.watch("anomaly_held_bytes", "Bodies and images held by requests.", lambda: self._memory.num_bytes)
         self.metrics.watch("anomaly_images_waiting", "Images in the queue.", lambda: self._batcher.num_waiting)
@@ -129,7 +129,7 @@ class Service:
     async def model_metadata(self, request: Request) -> Response:
         """Describe a model."""
         served = self._served(request)
-        parameters = model_card(served, limit=self.settings.limit, drift=self._drifts.of(served.scorer).state())
+        parameters = model_card(served, threshold=self.settings.threshold, drift=self._drifts.of(served.scorer).state())
         name = served.place.name
         return JsonResponse(protocol.model_metadata(name, versions=self.models.versions(name), parameters=parameters))
 
@@ -209,7 +209,9 @@ class Service:
                 row = answer(name, data, image=image, scores=scores, scorer=scorer, settings=settings)
                 resize = scorer.metadata.resize
                 if asked["overlay"] == "true":
-                    row["overlay"] = overlay_png(image, scores.anomaly_map[0], resize=resize, limit=settings.limit)
+                    row["overlay"] = overlay_png(
+                        image, scores.anomaly_map[0], resize=resize, threshold=settings.threshold
+                    )
                 if asked["map"] == "true":
                     row["map"] = map_values(scores.anomaly_map[0], resize=resize)
                 self._drifts.of(scorer).observe(image[None], scores.score)
@@ -250,7 +252,7 @@ class Service:
         if not (np.isfinite(scores.score).all() and np.isfinite(scores.anomaly_map).all()):
             raise ImageError("internal", "the model gives no numbers for these images: tell who runs the service")
         self.metrics.observe_scores(
-            scores.score, limit=self.settings.limit, model=place.name, version=str(place.version)
+            scores.score, threshold=self.settings.threshold, model=place.name, version=str(place.version)
         )
         return scores
 

@@ -30,12 +30,12 @@ class Drift:
 
     Args:
         metadata: of the model; one whose file holds no image statistics is not watched.
-        limit: of the verdict.
+        threshold: of the verdict.
         stretch: images of one watch.
     """
 
-    def __init__(self, metadata: Metadata, *, limit: float, stretch: int) -> None:
-        self._metadata, self._limit, self._stretch = metadata, limit, stretch
+    def __init__(self, metadata: Metadata, *, threshold: float, stretch: int) -> None:
+        self._metadata, self._threshold, self._stretch = metadata, threshold, stretch
         self._lock = threading.Lock()
         self._num_watches = self._num_before = 0
         self._watch: DriftWatch | None = None
@@ -52,7 +52,7 @@ class Drift:
         self._watch = DriftWatch(
             stored.calibration.scores,
             stored.image_stats,
-            limit=self._limit,
+            threshold=self._threshold,
             alpha=ALPHA * share,
             seed=self._num_watches,
         )
@@ -87,11 +87,11 @@ class Drifts:
     """The drift of each scorer, which goes when the scorer goes.
 
     Args:
-        limit: of the verdict.
+        threshold: of the verdict.
     """
 
-    def __init__(self, *, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, *, threshold: float) -> None:
+        self._threshold = threshold
         self._lock = threading.Lock()
         self._of: WeakKeyDictionary[OnnxScorer, Drift] = WeakKeyDictionary()
 
@@ -99,5 +99,5 @@ class Drifts:
         """Give the drift of a scorer."""
         with self._lock:
             if scorer not in self._of:
-                self._of[scorer] = Drift(scorer.metadata, limit=self._limit, stretch=STRETCH)
+                self._of[scorer] = Drift(scorer.metadata, threshold=self._threshold, stretch=STRETCH)
             return self._of[scorer]

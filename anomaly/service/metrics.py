@@ -56,9 +56,9 @@ class Metrics:
         self.batch_images.observe(num_images)
         self.inference_seconds.observe(seconds)
 
-    def observe_scores(self, score: np.ndarray, *, limit: float, model: str, version: str) -> None:
-        """Count scored images; a score above the limit is a defect."""
-        num_defect = int((score > limit).sum())
+    def observe_scores(self, score: np.ndarray, *, threshold: float, model: str, version: str) -> None:
+        """Count scored images; a score above the threshold is a defect."""
+        num_defect = int((score > threshold).sum())
         self.verdicts.labels(model, version, "defect").inc(num_defect)
         self.verdicts.labels(model, version, "good").inc(len(score) - num_defect)
 

@@ -134,24 +134,26 @@ class Served:
         return True
 
 
-def model_card(served: Served, *, limit: float, drift: Mapping[str, str | int]) -> dict[str, str | int | float | bool]:
-    """Tell what a model is and promises, in plain values as the protocol's parameters are.
+def model_card(
+    served: Served, *, threshold: float, drift: Mapping[str, str | int]
+) -> dict[str, str | int | float | bool]:
+    """Tell what a model is and guarantees, in plain values as the protocol's parameters are.
 
     Args:
         served: the model.
-        limit: of the verdicts here; the promise holds at the model's own, 1.
+        threshold: of the verdicts here; the guarantee holds at the model's own, 1.
         drift: as `Drift.state` tells it.
     """
     scorer, stored = served.scorer, served.scorer.metadata
     return {
         "sha256": scorer.sha256,
         "current": served.is_current,
-        "limit": limit,
+        "threshold": threshold,
         "detector": stored.detector,
         "category": stored.category,
         "alpha": stored.alpha,
-        "promise": stored.promise,
-        "num_held_out": stored.calibration.num_images,
+        "guarantee": stored.guarantee,
+        "num_calibration": stored.calibration.num_images,
         "calibration_date": stored.calibration.date,
         "precision": stored.precision,
         "provider": scorer.provider,

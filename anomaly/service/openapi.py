@@ -23,8 +23,8 @@ _REGION: Json = {
 _MAP: Json = {
     "type": "object",
     "description": (
-        "The calibrated map at the network's resolution: value = level * step - zero, 1 the model's limit. To lay it on the"
-        " image enlarge it bilinearly with half-pixel centres: `squash` and `native` stretch it to the image; `letterbox`"
+        "The calibrated map at the network's resolution: value = level * step - zero, 1 the model's threshold. To lay it on the"
+        " image enlarge it bilinearly with half-pixel centres: `stretch` and `native` stretch it to the image; `letterbox`"
         " holds the image scaled by one factor and centred, with padding around."
     ),
     "required": ["png", "step", "zero", "resize"],
@@ -42,12 +42,12 @@ _MAP: Json = {
 }
 _ROW: Json = {
     "type": "object",
-    "required": ["path", "sha256", "status", "verdict", "score", "limit", "p_value", "regions", "model", "message"],
+    "required": ["path", "sha256", "status", "verdict", "score", "threshold", "p_value", "regions", "model", "message"],
     "properties": {
         **dict.fromkeys(("path", "sha256", "status", "model", "message"), _TEXT),
         "verdict": {"enum": ["good", "defect", ""]},
         "score": _NUMBER_OR_NULL,
-        "limit": {"type": "number"},
+        "threshold": {"type": "number"},
         "p_value": _NUMBER_OR_NULL,
         "width": {"type": ["integer", "null"]},
         "height": {"type": ["integer", "null"]},
@@ -158,7 +158,7 @@ def document(models: Sequence[tuple[str, str]]) -> Json:
         "info": {
             "title": "anomaly",
             "version": anomaly.__version__,
-            "description": "Scores images: 0 is a typical good part, 1 the limit.",
+            "description": "Scores images: 0 is a typical good part, 1 the threshold.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,

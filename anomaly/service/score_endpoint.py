@@ -152,7 +152,7 @@ def answer(
         image: (H, W, 3) uint8 RGB.
         scores: of this image alone.
         scorer: that scored it.
-        settings: with the limit.
+        settings: with the threshold.
     """
     one = Scores(scores.score[0], scores.anomaly_map[0])
     sha256 = hashlib.sha256(data).hexdigest()
@@ -165,11 +165,11 @@ def refusal(name: str, data: bytes, error: ImageError, *, model: str, settings: 
     return row_values(error_row(Item(name), error, sha256=sha256, model=model, settings=settings))
 
 
-def overlay_png(image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, resize: Resize, limit: float) -> str:
+def overlay_png(image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, resize: Resize, threshold: float) -> str:
     """Lay the map over its image, as the base64 of a PNG."""
     height, width = image.shape[:2]
     enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=resize)
-    drawn = overlay(image, enlarged, limit=limit)
+    drawn = overlay(image, enlarged, threshold=threshold)
     data = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1]
     return base64.b64encode(data.tobytes()).decode()
 

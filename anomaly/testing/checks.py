@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from anomaly.conformal.calibration import UNIT_MARGIN
+from anomaly.conformal.calibration import SCALE_MARGIN
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import CalibrationError, UsageError
 from anomaly.export.detector import export_graph
@@ -82,7 +82,7 @@ def check_forward(builder: Builder) -> None:
     fitted = builder.fitted(NUM_TRAIN)
     has_resize = "resize" in inspect.signature(builder.cls).parameters
     part = draw_parts(3, seed=2)
-    for resize in ("squash", "letterbox") if has_resize else (fitted.preprocess.resize,):
+    for resize in ("stretch", "letterbox") if has_resize else (fitted.preprocess.resize,):
         detector = builder.cls(**(builder.options | ({"resize": resize} if has_resize else {})))
         detector.load_state_dict(fitted.state_dict())
         require(
@@ -176,7 +176,7 @@ def check_learning(builder: Builder) -> None:
     image = draw_parts(3, seed=5)
     require(
         not torch.equal(detector(image).score, other(image).score),
-        "trained on two different sets of photographs, it gives the same scores",
+        "trained on two different sets of images, it gives the same scores",
         "let anomaly(x) use what training_step learned",
     )
     before = {name: p for name, p in builder.build().named_parameters() if p.requires_grad}
@@ -198,13 +198,13 @@ def check_learning(builder: Builder) -> None:
 
 @torch.no_grad()
 def check_calibration(builder: Builder) -> None:
-    """Check that calibration puts the median of good scores at 0 and the limit at 1, and leaves the ranks."""
+    """Check that calibration puts the median of good scores at 0 and the threshold at 1, and leaves the ranks."""
     require = builder.requires("calibration")
     detector = builder.fitted(NUM_TRAIN)
     image = draw_parts(20, seed=1)
     raw = detector(image).score
     batches = [as_batch(part, name="") for part in image.split(6)]  # type: ignore[no-untyped-call]
-    given = detector.calibrate(batches, alpha=0.1, promise="expected")
+    given = detector.calibrate(batches, alpha=0.1, guarantee="expected")
     said = detector(image)
     require(
         np.allclose(given, said.score.numpy(), atol=1e-3),
@@ -213,10 +213,10 @@ def check_calibration(builder: Builder) -> None:
     )
     for name, values in (("score", said.score), ("map's maximum", said.anomaly_map.amax(dim=(1, 2)))):
         ordered = values.double().sort().values
-        median, limit = float(ordered[9] + ordered[10]) / 2, float(ordered[18])  # k = ceil(21 · 0.9) = 19
+        median, threshold = float(ordered[9] + ordered[10]) / 2, float(ordered[18])  # k = ceil(21 · 0.9) = 19
         require(
-            abs(median) < 1e-2 and abs(limit - 1 / (1 + UNIT_MARGIN)) < 1e-2,
-            f"the median of the good {name} is {median:.3g}, wanted 0, and the limit's image is at {limit:.4g}, wanted 1",
+            abs(median) < 1e-2 and abs(threshold - 1 / (1 + SCALE_MARGIN)) < 1e-2,
+            f"the median of the good {name} is {median:.3g}, wanted 0, and the threshold's image is at {threshold:.4g}, wanted 1",
             "return raw values from anomaly(x) that keep their digits: no clamp, no rounding, no large offset",
         )
     require(
@@ -227,15 +227,15 @@ def check_calibration(builder: Builder) -> None:
 
 
 def check_equal_images(builder: Builder) -> None:
-    """Check that equal photographs, whose scores have no spread, are refused by calibration."""
+    """Check that equal images, whose scores have no spread, are refused by calibration."""
     equal = draw_parts(1, seed=6).expand(12, -1, -1, -1)
     try:
-        builder.fitted(NUM_TRAIN).calibrate([as_batch(equal, name="")], alpha=0.1, promise="expected")
+        builder.fitted(NUM_TRAIN).calibrate([as_batch(equal, name="")], alpha=0.1, guarantee="expected")
     except CalibrationError:
         return
     builder.requires("equal_images")(
         False,
-        "12 copies of one photograph got different scores, so that they could calibrate",
+        "12 copies of one image got different scores, so that they could calibrate",
         "let a score depend on its own image only, and on nothing random",
     )
 
@@ -245,7 +245,7 @@ def check_state(builder: Builder) -> None:
     """Check that the state dict, written and read again, holds all that decides a score: learned, region, calibration."""
     require = builder.requires("state")
     detector = builder.train(draw_parts(NUM_FEW, seed=NUM_FEW), roi=region_of_interest())
-    detector.calibrate([as_batch(draw_parts(12, seed=1), name="")], alpha=0.2, promise="expected")
+    detector.calibrate([as_batch(draw_parts(12, seed=1), name="")], alpha=0.2, guarantee="expected")
     options = builder.options | ({"weights": "none"} if "weights" in detector.hparams else {})  # the state brings them
     pl.seed_everything(99, verbose=False)
     other = builder.cls(**options).eval()

@@ -22,9 +22,9 @@ from anomaly.errors import AnomalyError
 from anomaly.nn.batch import Batch
 
 HEIGHT, WIDTH = 72, 88
-"""Of the made-up photographs"""
+"""Of the made-up images"""
 NUM_TRAIN, NUM_FEW = 24, 8
-"""Photographs of the fit that has to find a defect, and of those that are only compared with one another"""
+"""Images of the fit that has to find a defect, and of those that are only compared with one another"""
 
 
 class ContractError(AnomalyError, AssertionError):
@@ -32,7 +32,7 @@ class ContractError(AnomalyError, AssertionError):
 
 
 def draw_parts(num: int, *, seed: int) -> Tensor:
-    """Draw good photographs of a washer and a bar on dark ground, a little moved, lit and noisy each in its own way.
+    """Draw good images of a washer and a bar on dark ground, a little moved, lit and noisy each in its own way.
 
     Returns:
         (num, 72, 88, 3) uint8 RGB.
@@ -51,7 +51,7 @@ def draw_parts(num: int, *, seed: int) -> Tensor:
 
 
 def draw_defects(good: Tensor) -> Tensor:
-    """Copies of photographs (N, 72, 88, 3) with a large patch of a colour that no part has."""
+    """Copies of images (N, 72, 88, 3) with a large patch of a colour that no part has."""
     defect = good.clone()
     defect[:, 26:50, 36:66] = torch.tensor([250, 40, 60], dtype=torch.uint8)
     return defect
@@ -65,14 +65,14 @@ def region_of_interest() -> Tensor:
 
 
 def as_batch(image: Tensor, *, name: str) -> Batch:
-    """A batch of good photographs (N, H, W, 3), whose paths begin with `name`."""
+    """A batch of good images (N, H, W, 3), whose paths begin with `name`."""
     num = len(image)
     label, mask = torch.zeros(num, dtype=torch.bool), torch.zeros(image.shape[:3], dtype=torch.bool)
     return Batch(image, mask, label, [f"{name}{n}" for n in range(num)])
 
 
 def unusual_images() -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Draw images (n, H, W, 3) that show what photographs hide: extremes, odd sizes, a single pixel, each with its name."""
+    """Draw images (n, H, W, 3) that show what images hide: extremes, odd sizes, a single pixel, each with its name."""
     rng = np.random.default_rng(0)
     yield "black", np.zeros((2, HEIGHT, WIDTH, 3), dtype=np.uint8)
     yield "white", np.full((2, HEIGHT, WIDTH, 3), 255, dtype=np.uint8)
@@ -94,7 +94,7 @@ class _Gradients(pl.Callback):
 
 
 def train_on(detector: Detector, image: Tensor) -> set[str]:
-    """Train a detector on photographs in memory as `anomaly fit` does, with its own epochs and batch size.
+    """Train a detector on images in memory as `anomaly fit` does, with its own epochs and batch size.
 
     Args:
         detector: left in eval mode, without its trainer.
@@ -143,7 +143,7 @@ class Builder:
         return self.cls(**self.options)
 
     def train(self, image: Tensor, *, roi: Tensor | None) -> Detector:
-        """A new one, trained on photographs (N, H, W, 3), within a region of interest (H, W)."""
+        """A new one, trained on images (N, H, W, 3), within a region of interest (H, W)."""
         detector = self.build()
         if roi is not None:
             detector.preprocess.set_roi(roi)
@@ -151,15 +151,15 @@ class Builder:
         return detector
 
     def fitted(self, num_images: int) -> Detector:
-        """A copy of one that was trained on so many good photographs."""
+        """A copy of one that was trained on so many good images."""
         if num_images not in self._kept:
             self._kept[num_images] = self.train(draw_parts(num_images, seed=num_images), roi=None)
         return copy.deepcopy(self._kept[num_images])
 
     def calibrated(self) -> Detector:
-        """A copy of a trained one, calibrated on 20 good photographs at alpha 0.1."""
+        """A copy of a trained one, calibrated on 20 good images at alpha 0.1."""
         detector = self.fitted(NUM_TRAIN)
-        detector.calibrate([as_batch(draw_parts(20, seed=1), name="")], alpha=0.1, promise="expected")
+        detector.calibrate([as_batch(draw_parts(20, seed=1), name="")], alpha=0.1, guarantee="expected")
         return detector
 
     def requires(self, check: str) -> Callable[[bool, str, str], None]:

@@ -1,4 +1,4 @@
-"""Crops of photographs at their own resolution, for models that see large images window by window."""
+"""Crops of images at their own resolution, for models that see large images window by window."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 NUM_OPEN = 8
-"""Photographs whose crops are mixed with one another, so that each is decoded once in an epoch"""
+"""Images whose crops are mixed with one another, so that each is decoded once in an epoch"""
 Crop = tuple[int, int, int]
-"""Number of the photograph, and the crop's top row and left column"""
+"""Number of the image, and the crop's top row and left column"""
 
 
 class Crops(Dataset[tuple[Tensor, str]]):
-    """Square crops of photographs; the place in a photograph is part of a crop's path, since what is cached goes by paths.
+    """Square crops of images; the place in a image is part of a crop's path, since what is cached goes by paths.
 
     Args:
-        photographs: by their number, as (H, W, 3) uint8 RGB and path.
+        images: by their number, as (H, W, 3) uint8 RGB and path.
         size: height and width of a crop in pixels.
     """
 
-    def __init__(self, photographs: Dataset[tuple[Tensor, str]], *, size: tuple[int, int]) -> None:
-        self._read = lru_cache(maxsize=NUM_OPEN)(photographs.__getitem__)
+    def __init__(self, images: Dataset[tuple[Tensor, str]], *, size: tuple[int, int]) -> None:
+        self._read = lru_cache(maxsize=NUM_OPEN)(images.__getitem__)
         self._size = size
 
     def __getitem__(self, crop: Crop) -> tuple[Tensor, str]:
@@ -35,14 +35,14 @@ class Crops(Dataset[tuple[Tensor, str]]):
 
 
 class CropOrder(Sampler[Crop]):
-    """Crops of one epoch after the other: as many of a photograph as cover it, at random places spread evenly over it.
+    """Crops of one epoch after the other: as many of a image as cover it, at random places spread evenly over it.
 
-    One is centred in each cell of a grid over the photograph, at random, and moved inside where it sticks out: no part is
+    One is centred in each cell of a grid over the image, at random, and moved inside where it sticks out: no part is
     left out for long, and the last pixel of the border is seen half as often as the others. Everything follows from the
     seed and the epoch's number.
 
     Args:
-        shapes: height and width of the photographs.
+        shapes: height and width of the images.
         size: height and width of a crop in pixels, not above any of them.
         seed: of all epochs.
     """
@@ -68,10 +68,10 @@ class CropOrder(Sampler[Crop]):
 
     def __iter__(self) -> Iterator[Crop]:
         draw = np.random.default_rng((self._seed, self._epoch))
-        photographs = draw.permutation(len(self._shapes)).tolist()
+        images = draw.permutation(len(self._shapes)).tolist()
         crops: list[Crop] = []
-        for first in range(0, len(photographs), NUM_OPEN):
-            mixed = [crop for n in photographs[first : first + NUM_OPEN] for crop in self._places(n, draw)]
+        for first in range(0, len(images), NUM_OPEN):
+            mixed = [crop for n in images[first : first + NUM_OPEN] for crop in self._places(n, draw)]
             crops += [mixed[n] for n in draw.permutation(len(mixed))]
         return iter(crops[self._seen.pop(self._epoch, 0) :])
 

@@ -19,7 +19,7 @@ from anomaly.training.crops import Crop, CropOrder, Crops
 
 
 class GoodImages(Dataset[tuple[Tensor, str]]):
-    """Good photographs, decoded once and kept while they fit into memory.
+    """Good images, decoded once and kept while they fit into memory.
 
     Args:
         samples: good ones; a defect is refused, because nothing here may learn from one.
@@ -42,7 +42,7 @@ class GoodImages(Dataset[tuple[Tensor, str]]):
         return len(self.samples)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Read height and width of the photographs from their headers.
+        """Read height and width of the images from their headers.
 
         Raises:
             ImageError: a file that cannot be read or is no image.
@@ -104,24 +104,24 @@ class SeededOrder(Sampler[int]):
 
 
 class GoodData(pl.LightningDataModule):
-    """Loaders of the good parts of a split: `train` shuffled by the seed, `held_out` and `stopping` in order.
+    """Loaders of the good parts of a split: `train` shuffled by the seed, `calibration_images` and `stopping` in order.
 
     Args:
         train: samples to learn from.
-        held_out: samples to calibrate on, never trained on.
+        calibration_images: samples to calibrate on, never trained on.
         stopping: samples of a stopping signal, disjoint from both; may be empty.
         batch_size: images per batch.
         read: builds the data set of some samples.
         seed: of the order of training.
-        crop: height and width of crops to train on, at the photographs' own resolution; none where they are trained on
-            whole. Held-out photographs are whole in any case.
+        crop: height and width of crops to train on, at the images' own resolution; none where they are trained on
+            whole. Calibration images are whole in any case.
     """
 
     def __init__(
         self,
         *,
         train: Sequence[Sample],
-        held_out: Sequence[Sample],
+        calibration_images: Sequence[Sample],
         stopping: Sequence[Sample],
         batch_size: int,
         read: Callable[[Sequence[Sample]], GoodImages],
@@ -130,16 +130,16 @@ class GoodData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train = tuple(train)
-        self._held_out = read(held_out)
+        self._calibration_images = read(calibration_images)
         self._batch_size = batch_size
-        photographs = read(train), read(stopping)
-        self._train: Dataset[tuple[Tensor, str]] = photographs[0]
-        self._stopping: Dataset[tuple[Tensor, str]] = photographs[1]
+        images = read(train), read(stopping)
+        self._train: Dataset[tuple[Tensor, str]] = images[0]
+        self._stopping: Dataset[tuple[Tensor, str]] = images[1]
         self._order: SeededOrder | CropOrder = SeededOrder(len(train), seed=seed)
         self._stopping_order: Sequence[int] | Sequence[Crop] = range(len(stopping))
         if crop:
-            self._train, self._stopping = (Crops(some, size=crop) for some in photographs)
-            self._order, fixed = (CropOrder(some.sizes(), size=crop, seed=seed) for some in photographs)
+            self._train, self._stopping = (Crops(some, size=crop) for some in images)
+            self._order, fixed = (CropOrder(some.sizes(), size=crop, seed=seed) for some in images)
             self._stopping_order = list(fixed)  # the same ones in each epoch
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -154,9 +154,9 @@ class GoodData(pl.LightningDataModule):
         """Training batches of another size, to find one that fits into memory."""
         return DataLoader(self._train, batch_size=batch_size, sampler=list(self._order), collate_fn=collate)
 
-    def held_out_dataloader(self) -> DataLoader[Any]:
-        """Held-out good batches, in order."""
-        return DataLoader(self._held_out, batch_size=self._batch_size, collate_fn=collate)
+    def calibration_dataloader(self) -> DataLoader[Any]:
+        """Calibration good batches, in order."""
+        return DataLoader(self._calibration_images, batch_size=self._batch_size, collate_fn=collate)
 
     def stopping_dataloader(self) -> DataLoader[Any]:
         """Batches of the stopping part, in order."""

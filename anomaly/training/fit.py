@@ -1,4 +1,4 @@
-"""From a folder of good photographs to a calibrated detector in a run folder."""
+"""From a folder of good images to a calibrated detector in a run folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Promise, guarantee, resolve_alpha
+from anomaly.conformal.calibration import GuaranteeKind, guarantee_for, resolve_alpha
 from anomaly.data.duplicates import duplicate_files
 from anomaly.data.folders import Sample, find_category
 from anomaly.data.splits import drop_excluded, find_groups, split
@@ -38,7 +38,7 @@ def fit(
     detector: str = "fastflow",
     model: dict[str, Any] | None = None,
     alpha: float | Literal["default"] = "default",
-    promise: Promise = "expected",
+    guarantee: GuaranteeKind = "expected",
     seed: int = 0,
     group: str = "",
     exclude: str = "",
@@ -53,37 +53,37 @@ def fit(
     windows: int = 0,
     brightness: Brightness = "kept",
 ) -> Path:
-    """Train a detector or a sampler on good photographs, calibrate what scores on held-out ones; no test image is touched.
+    """Train a detector or a sampler on good images, calibrate what scores on calibration images; no test image is touched.
 
     Args:
-        data: a category in a known layout, or a plain folder of good photographs.
+        data: a category in a known layout, or a plain folder of good images.
         out: the run folder to write.
         detector: a name of the registry, of a detector or a sampler, or package.module:Class.
         model: options of the detector's constructor.
         alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the images support.
-        promise: whether alpha bounds the expected rate or its 95 % upper bound.
+        guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
         seed: of the split, the initial weights and the order of training.
-        group: regular expression on the paths, or CSV of path and group: photographs that belong to one part.
-        exclude: text file with the names of photographs to leave out, one a line.
+        group: regular expression on the paths, or CSV of path and group: images that belong to one part.
+        exclude: text file with the names of images to leave out, one a line.
         roi: region of interest, x,y,w,h in pixels or the path of a mask.
         white: stored value of 16-bit images that becomes 255.
         max_pixels: largest width × height that is decoded.
         precision: of training, `fastest` is bf16 where the processor has it; calibration and export are fp32.
         device: to train on.
-        cache_gib: memory in GiB for decoded photographs.
+        cache_gib: memory in GiB for decoded images.
         resume: go on from an interrupted fit in `out`.
         tile: H,W in pixels: large images are scored in seamless tiles of their own pixels, by a fully convolutional detector
             that learns from crops of its size; its options `resize` and `cache_gib` then mean nothing.
         windows: pixels from one window to the next: large images are scored in overlapping windows of the detector's size.
-        brightness: `levelled` gives every photograph the mean grey level of the training ones, by one factor and in the
+        brightness: `levelled` gives every image the mean grey level of the training ones, by one factor and in the
             graph: varying light then moves no score, and a part too bright or too dark as a whole is no defect.
 
     Returns:
         The run folder.
 
     Raises:
-        DataError: photographs that cannot be used, or too few.
-        CalibrationError: an alpha that the held-out photographs cannot support.
+        DataError: images that cannot be used, or too few.
+        CalibrationError: an alpha that the calibration images cannot support.
         TrainingError: a loss that is no number, or too little memory; what was learned is kept for `resume`.
         OutputError: a run folder that cannot be written.
         UsageError: an option that cannot be, such as tiles of a detector that has none, with the reason.
@@ -96,9 +96,9 @@ def fit(
     except OSError as error:
         raise OutputError(f"run folder {out} cannot be made: {error.strerror}; choose another place") from error
     category = find_category(data)
-    given = set(category.held_out)
-    kept, dropped = drop_excluded([*category.train, *category.held_out], read_names(exclude))
-    with progress_bar("look at the photographs") as report:
+    given = set(category.calibration_images)
+    kept, dropped = drop_excluded([*category.train, *category.calibration_images], read_names(exclude))
+    with progress_bar("look at the images") as report:
         duplicates = duplicate_files([s.path for s in kept], max_pixels=max_pixels, progress=report)
     white = choose_white(white, kept, max_pixels=max_pixels)
     pl.seed_everything(seed, verbose=False)
@@ -115,13 +115,13 @@ def fit(
         stopping=built.needs_stopping_images,
         given=[s for s in kept if s in given],
     )
-    alpha = resolve_alpha(alpha, num_images=len(parts.held_out), promise=promise)
-    guarantee(len(parts.held_out), alpha=alpha, promise=promise)  # refuse before training, not after
+    alpha = resolve_alpha(alpha, num_images=len(parts.calibration_images), guarantee=guarantee)
+    guarantee_for(len(parts.calibration_images), alpha=alpha, guarantee=guarantee)  # refuse before training, not after
 
     def read(some: Sequence[Sample]) -> GoodImages:
         return GoodImages(some, white=white, max_pixels=max_pixels, cache_gib=cache_gib)
 
-    def photograph(sample: Sample) -> NDArray[np.uint8]:
+    def image(sample: Sample) -> NDArray[np.uint8]:
         return read_image(sample.path, white=white, max_pixels=max_pixels)
 
     tiling = None
@@ -131,7 +131,7 @@ def fit(
         tiling = choose_tiling(built, tile=tile, windows=windows, smallest=smallest, roi=roi, brightness=brightness)
     loaders = GoodData(
         train=parts.train,
-        held_out=parts.held_out,
+        calibration_images=parts.calibration_images,
         stopping=parts.stopping,
         batch_size=built.batch_size,
         read=read,
@@ -139,7 +139,7 @@ def fit(
         crop=built.preprocess.size if tiling else None,
     )
     if roi:
-        height, width = photograph(parts.held_out[0]).shape[:2]
+        height, width = image(parts.calibration_images[0]).shape[:2]
         mask = read_roi(roi, height=height, width=width, max_pixels=max_pixels)
         built.preprocess.set_roi(torch.from_numpy(mask))
         if not built.preprocess.roi.any():
@@ -153,12 +153,12 @@ def fit(
     if built.scores:
         with card.timed("calibrate"):
             if tiling:
-                raw = raw_scores(built, map(photograph, parts.held_out), tiling=tiling)
-                scores = built.calibration.settle(*raw, alpha=alpha, promise=promise)
-                difference = check_seam(built, photograph(parts.held_out[0]), tiling=tiling)
+                raw = raw_scores(built, map(image, parts.calibration_images), tiling=tiling)
+                scores = built.calibration.settle(*raw, alpha=alpha, guarantee=guarantee)
+                difference = check_seam(built, image(parts.calibration_images[0]), tiling=tiling)
             else:
-                scores = built.calibrate(loaders.held_out_dataloader(), alpha=alpha, promise=promise)
-    typical = parts.held_out[int(np.argsort(scores)[len(scores) // 2]) if built.scores else 0]
+                scores = built.calibrate(loaders.calibration_dataloader(), alpha=alpha, guarantee=guarantee)
+    typical = parts.calibration_images[int(np.argsort(scores)[len(scores) // 2]) if built.scores else 0]
     description = Description(
         detector=detector,
         config=dict(built.hparams),
@@ -167,21 +167,21 @@ def fit(
         white=white,
         roi=roi,
         alpha=alpha,
-        promise=promise,
+        guarantee=guarantee,
         seed=seed,
         max_pixels=max_pixels,
         calibration=CalibrationRecord(
             num_images=len(scores),
-            num_groups=len({groups[s.path] for s in parts.held_out}),
+            num_groups=len({groups[s.path] for s in parts.calibration_images}),
             scores=[float(s) for s in np.sort(scores)],
             date=now(),
-            source="held-out",
+            source="calibration",
             excluded=sorted(s.path.name for s in dropped),
         ),
-        image_stats=summarise([image_statistics(photograph(s)) for s in parts.held_out]),
-        golden=golden_png(photograph(typical)),
+        image_stats=summarise([image_statistics(image(s)) for s in parts.calibration_images]),
+        golden=golden_png(image(typical)),
         train=[str(s.path) for s in parts.train],
-        held_out=[str(s.path) for s in parts.held_out],
+        calibration_images=[str(s.path) for s in parts.calibration_images],
         stopping=[str(s.path) for s in parts.stopping],
         tiling=tiling,
         brightness=brightness,
@@ -191,7 +191,7 @@ def fit(
         "alpha": alpha,
         "white": white,
         "num_train": len(parts.train),
-        "num_held_out": len(parts.held_out),
+        "num_calibration": len(parts.calibration_images),
         "num_stopping": len(parts.stopping),
         "num_excluded": len(dropped),
     }
@@ -220,7 +220,7 @@ def read_names(file: str) -> list[str]:
 
 
 def choose_white(white: int | Literal["from-images"], samples: Sequence[Sample], *, max_pixels: int) -> int:
-    """Choose the stored value of 16-bit images that becomes 255: as asked, or from the photographs' maximum."""
+    """Choose the stored value of 16-bit images that becomes 255: as asked, or from the images' maximum."""
     if white != "from-images":
         return white
     deep = [
@@ -235,7 +235,7 @@ def read_roi(roi: str, *, height: int, width: int, max_pixels: int) -> NDArray[n
     """Read a region of interest, `x,y,w,h` in pixels or the path of a mask, as (height, width) bool.
 
     Raises:
-        UsageError: a region that does not lie within the photographs.
+        UsageError: a region that does not lie within the images.
     """
     parts = roi.split(",")
     if len(parts) == 4 and all(part.strip().isdigit() for part in parts):
@@ -247,5 +247,5 @@ def read_roi(roi: str, *, height: int, width: int, max_pixels: int) -> NDArray[n
         return mask
     mask = read_mask(Path(roi), max_pixels=max_pixels)
     if mask.shape != (height, width):
-        raise UsageError(f"region {roi} is {mask.shape[1]}×{mask.shape[0]}, the photographs are {width}×{height}")
+        raise UsageError(f"region {roi} is {mask.shape[1]}×{mask.shape[0]}, the images are {width}×{height}")
     return mask

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from anomaly.conformal.calibration import Promise
+from anomaly.conformal.calibration import GuaranteeKind
 from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError, OutputError, UsageError
 from anomaly.inference.artifact import Brightness, CalibrationRecord
@@ -40,7 +40,7 @@ class Description:
     white: int
     roi: str
     alpha: float
-    promise: Promise
+    guarantee: GuaranteeKind
     seed: int
     max_pixels: int
     calibration: CalibrationRecord
@@ -48,15 +48,15 @@ class Description:
     golden: str
     """base64 of the PNG"""
     train: list[str]
-    """paths of the photographs learned from"""
-    held_out: list[str]
-    """paths of the photographs calibrated on"""
+    """paths of the images learned from"""
+    calibration_images: list[str]
+    """paths of the images calibrated on"""
     stopping: list[str]
-    """paths of the photographs that gave the stopping signal"""
+    """paths of the images that gave the stopping signal"""
     tiling: Tiling | None = None
     """how it walks over large images; none where they are scored whole"""
     brightness: Brightness = "kept"
-    """whether each image is brought to the training photographs' mean grey level, by the graph"""
+    """whether each image is brought to the training images' mean grey level, by the graph"""
 
 
 def build_detector(name: str, options: dict[str, Any]) -> Detector:

@@ -34,7 +34,7 @@ def train(
     """Run the epochs of a detector; one that does not end leaves a checkpoint in `out` that `resume` goes on from.
 
     Raises:
-        UsageError: `resume` without an interrupted fit, or with one of other photographs or options; no CUDA device.
+        UsageError: `resume` without an interrupted fit, or with one of other images or options; no CUDA device.
         ModelError: a damaged checkpoint.
         TrainingError: a loss that is no finite number, or too little memory, with the batch size that fits.
         KeyboardInterrupt: the fit was interrupted; the checkpoint is written.
@@ -129,7 +129,7 @@ def batch_size_that_fits(
 
 
 def _check_resumable(checkpoint: Path, asked: dict[str, Any], detector: Detector) -> None:
-    """Refuse to go on from a fit whose photographs may now be held out, or whose network or view of them is another."""
+    """Refuse to go on from a fit whose images may now be held out, or whose network or view of them is another."""
     if not checkpoint.is_file():
         raise UsageError(f"nothing to resume: {checkpoint.parent} has no {INTERRUPTED}; start without --resume")
     try:
@@ -138,7 +138,7 @@ def _check_resumable(checkpoint: Path, asked: dict[str, Any], detector: Detector
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
         raise ModelError(f"{checkpoint} is damaged ({error}): start without --resume") from error
     for differs, what in (
-        (found["train"] != asked["train"], "learned from other photographs"),
+        (found["train"] != asked["train"], "learned from other images"),
         (found["options"] != asked["options"], "had other options of the detector"),
         (not _sees_alike(detector, state), "saw another region or brightness"),
     ):
@@ -150,7 +150,7 @@ def _check_resumable(checkpoint: Path, asked: dict[str, Any], detector: Detector
 
 
 def _sees_alike(detector: Detector, state: dict[str, torch.Tensor]) -> bool:
-    """Whether a detector turns photographs into its input as one with this state does."""
+    """Whether a detector turns images into its input as one with this state does."""
     view = detector.preprocess.state_dict(prefix="preprocess.")
     pairs = [(value.float(), state.get(key, value).float()) for key, value in view.items()]
     return all(one.shape == other.shape and torch.allclose(one, other, rtol=1e-4) for one, other in pairs)

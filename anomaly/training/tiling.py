@@ -22,18 +22,18 @@ TARGET, REFUSE = 1e-5, 1e-3
 def choose_tiling(
     detector: Detector, *, tile: str, windows: int, smallest: tuple[int, int], roi: str, brightness: Brightness
 ) -> Tiling | None:
-    """Decide how a detector walks over photographs, before it is trained, and let it take their pixels as they are.
+    """Decide how a detector walks over images, before it is trained, and let it take their pixels as they are.
 
     Args:
         detector: as built.
         tile: `H,W` in pixels for seamless tiles; empty for none.
         windows: pixels from one overlapping window of the network's size to the next; 0 for none.
-        smallest: the least height and the least width among the photographs.
+        smallest: the least height and the least width among the images.
         roi: the region of interest asked for.
-        brightness: what is asked for of the photographs' brightness.
+        brightness: what is asked for of the images' brightness.
 
     Returns:
-        The walk; None where photographs are scored whole.
+        The walk; None where images are scored whole.
 
     Raises:
         UsageError: both kinds at once, a size that cannot be, or a detector whose map cannot be stitched, with the reason.
@@ -46,17 +46,17 @@ def choose_tiling(
             f"--tile {tile} and --windows {windows} at once: tiles are seamless, windows are not; give one"
         )
     if roi:
-        raise UsageError(f"--roi {roi} with a walk over large images: cut the photographs to the region instead")
+        raise UsageError(f"--roi {roi} with a walk over large images: cut the images to the region instead")
     if brightness == "levelled":
         raise UsageError(
             "--brightness levelled with a walk over large images: each window would be levelled by what it sees alone;"
             " leave one of the two out"
         )
     if detector.window_obstacle:
-        raise UsageError(f"{name} cannot learn from parts of photographs: {detector.window_obstacle}")
+        raise UsageError(f"{name} cannot learn from parts of images: {detector.window_obstacle}")
     if size[0] > smallest[0] or size[1] > smallest[1]:
         raise UsageError(
-            f"it learns from crops of {size[1]}×{size[0]} pixels, and the photographs are as small as"
+            f"it learns from crops of {size[1]}×{size[0]} pixels, and the images are as small as"
             f" {smallest[1]}×{smallest[0]}: make --model.size smaller, or leave --tile and --windows out"
         )
     detector.preprocess.resize = "native"
@@ -91,8 +91,8 @@ def _seamless(detector: Detector, tile: str, *, smallest: tuple[int, int]) -> Ti
         )
     if step[0] > smallest[0] or step[1] > smallest[1]:
         raise UsageError(
-            f"--tile {tile} is larger than a photograph of {smallest[0]},{smallest[1]} (height,width): make it smaller, or"
-            " leave it out, and photographs are scored whole"
+            f"--tile {tile} is larger than a image of {smallest[0]},{smallest[1]} (height,width): make it smaller, or"
+            " leave it out, and images are scored whole"
         )
     training = detector.training
     detector.eval()
@@ -135,10 +135,10 @@ def raw_scores(
 
 
 def check_seam(detector: Detector, image: NDArray[np.uint8], *, tiling: Tiling) -> float:
-    """Measure on a photograph how far the trained, calibrated detector's stitched map is from the one without tiles.
+    """Measure on a image how far the trained, calibrated detector's stitched map is from the one without tiles.
 
     Returns:
-        The largest difference in calibrated units; 0 in the mode `windows`, which makes no such promise.
+        The largest difference in calibrated units; 0 in the mode `windows`, which makes no such guarantee.
 
     Raises:
         TrainingError: more than rounding explains: the detector's class names a stride that its network has not.

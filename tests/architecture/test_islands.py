@@ -175,8 +175,8 @@ print(json.dumps({{"codes": codes, "loaded": loaded}}))
 def test_serving_side_runs_without_the_packages_of_training(
     model: Path, category: Path, run_folder: Path, tmp_path: Path
 ) -> None:
-    held_out = json.loads((run_folder / "detector.json").read_text(encoding="utf-8"))["held_out"]
-    (tmp_path / "good.txt").write_text("\n".join(held_out), encoding="utf-8")
+    calibration_images = json.loads((run_folder / "detector.json").read_text(encoding="utf-8"))["calibration_images"]
+    (tmp_path / "good.txt").write_text("\n".join(calibration_images), encoding="utf-8")
     out = tmp_path / "out"
     arguments = [str(p) for p in (model, category, tmp_path / "good.txt", run_folder, out)]
     told = subprocess.run([sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=False)

@@ -64,7 +64,7 @@ def test_cells_are_measured_once_and_a_crash_costs_one(
     assert cell["config"]["width"] == 8
     assert cell["figures"]["image"]["auroc"]["interval"][0] <= cell["figures"]["image"]["auroc"]["value"]
     assert cell["figures"]["pixel"]["aupro"]["0.3"]["interval"][1] <= 1
-    assert cell["counts"] == {"train": 30, "held_out": 10, "stopping": 0, "test_good": 6, "test_defect": 6}
+    assert cell["counts"] == {"train": 30, "calibration_images": 10, "stopping": 0, "test_good": 6, "test_defect": 6}
     assert cell["parity"]["num_flips"] == 0
     assert cell["seconds"]["fit"] > 0
     assert cell["seconds_per_image"]["batch_16"] > 0

@@ -19,7 +19,7 @@ EVERY = pytest.mark.parametrize("name", sorted(set(DETECTORS) - {"anomalib"}))
 
 
 def write_grey(folder: Path, num: int) -> Path:
-    """Small grey photographs, one channel on disk."""
+    """Small grey images, one channel on disk."""
     folder.mkdir()
     for n in range(num):
         grey = cv2.cvtColor(draw_part(n), cv2.COLOR_RGB2GRAY)
@@ -28,7 +28,7 @@ def write_grey(folder: Path, num: int) -> Path:
 
 
 @EVERY
-def test_small_grey_photographs_train_and_score(name: str, tmp_path: Path) -> None:
+def test_small_grey_images_train_and_score(name: str, tmp_path: Path) -> None:
     folder = write_grey(tmp_path / "parts", 24)
     options = OPTIONS[name] | ({"epochs": 1} if "epochs" in OPTIONS[name] else {})
     scorer = TorchScorer(fit(folder, out=tmp_path / "run", detector=name, model=options))
@@ -39,7 +39,7 @@ def test_small_grey_photographs_train_and_score(name: str, tmp_path: Path) -> No
 
 
 @EVERY
-def test_nine_photographs_are_too_few_and_the_number_needed_is_told(name: str, tmp_path: Path) -> None:
+def test_nine_images_are_too_few_and_the_number_needed_is_told(name: str, tmp_path: Path) -> None:
     folder = write_grey(tmp_path / "parts", 9)
-    with pytest.raises(DataError, match=r"9 good photographs .* at least 2[01] photographs are needed"):
+    with pytest.raises(DataError, match=r"9 good images .* at least 2[01] images are needed"):
         fit(folder, out=tmp_path / "run", detector=name, model=OPTIONS[name])

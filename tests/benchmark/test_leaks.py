@@ -36,7 +36,7 @@ def write(path: Path, image: np.ndarray) -> Path:
 
 @pytest.fixture
 def clean(tmp_path: Path) -> Roles:
-    """A protocol without a leak: every part is drawn anew, and two photographs of a lot stay on one side."""
+    """A protocol without a leak: every part is drawn anew, and two images of a lot stay on one side."""
 
     def parts(folder: str, num: int, seed: int) -> tuple[Path, ...]:
         return tuple(
@@ -51,7 +51,7 @@ def clean(tmp_path: Path) -> Roles:
     return Roles(
         root=tmp_path,
         train=parts("train/good", 10, 100),
-        limit_from=parts("train/good", 6, 200),
+        threshold_from=parts("train/good", 6, 200),
         stopping=parts("train/good", 2, 300),
         chosen_by=(),
         test_good=parts("test/good", 4, 400),
@@ -92,7 +92,7 @@ def test_checks_that_cannot_be_made_are_not_counted(clean: Roles) -> None:
 @pytest.mark.parametrize(
     ("role", "name"),
     [
-        ("limit_from", "threshold chosen on test"),
+        ("threshold_from", "threshold chosen on test"),
         ("stopping", "epoch or stopping on test"),
         ("chosen_by", "checkpoint or recipe chosen on test"),
         ("train", "training images in test"),
@@ -111,12 +111,12 @@ def test_test_images_in_a_role(clean: Roles, role: str, name: str, near_duplicat
 
 @pytest.mark.parametrize("role", ["stopping", "chosen_by"])
 def test_images_that_stop_or_choose_must_not_calibrate(clean: Roles, role: str) -> None:
-    roles = replace(clean, group="", **{role: clean.limit_from[:2]})
+    roles = replace(clean, group="", **{role: clean.threshold_from[:2]})
     [leak] = found(roles)
     assert (leak.name, leak.num) == ("stopping = calibrating", 2)
 
 
-@pytest.mark.parametrize("role", ["limit_from", "stopping"])
+@pytest.mark.parametrize("role", ["threshold_from", "stopping"])
 def test_images_that_calibrate_or_stop_must_not_train(clean: Roles, role: str) -> None:
     copy = copied(clean.train[3], "copy.png")
     [leak] = found(replace(clean, group="", **{role: (*clean.images(role), copy)}))
@@ -128,9 +128,9 @@ def test_recipes_may_be_chosen_on_images_to_learn_or_to_stop_by(clean: Roles) ->
 
 
 def test_validation_on_the_whole_test_set(clean: Roles) -> None:
-    roles = replace(clean, group="", limit_from=clean.test)
+    roles = replace(clean, group="", threshold_from=clean.test)
     assert names(roles) == ["threshold chosen on test", "validation = test"]
-    assert names(replace(roles, limit_from=clean.test[1:])) == ["threshold chosen on test"]
+    assert names(replace(roles, threshold_from=clean.test[1:])) == ["threshold chosen on test"]
 
 
 def test_one_image_under_two_labels(clean: Roles) -> None:
@@ -156,17 +156,17 @@ def jpeg(path: Path, to: Path) -> Path:
 
 def test_near_duplicates_within_the_split_are_a_leak_and_in_test_a_note(clean: Roles, tmp_path: Path) -> None:
     clean = replace(clean, group="")
-    held_out = jpeg(clean.train[0], tmp_path / "train/good/near.jpg")
-    [leak] = found(replace(clean, limit_from=(*clean.limit_from, held_out)))
+    calibration_images = jpeg(clean.train[0], tmp_path / "train/good/near.jpg")
+    [leak] = found(replace(clean, threshold_from=(*clean.threshold_from, calibration_images)))
     assert (leak.name, leak.num, leak.severity) == ("near-duplicates in two roles", 1, "leak")
     assert leak.paths == ("train/good/near.jpg",)
     test = jpeg(clean.train[1], tmp_path / "test/good/near.jpg")
     [note] = found(replace(clean, test_good=(*clean.test_good, test)))
     assert (note.name, note.num, note.severity) == ("near-duplicates in two roles", 1, "note")
-    assert found(replace(clean, train=(*clean.train, held_out))) == [], "on one side they do no harm"
+    assert found(replace(clean, train=(*clean.train, calibration_images))) == [], "on one side they do no harm"
 
 
-@pytest.mark.parametrize("role", ["limit_from", "stopping", "test_good"])
+@pytest.mark.parametrize("role", ["threshold_from", "stopping", "test_good"])
 def test_groups_across_the_split(clean: Roles, role: str) -> None:
     image = write(clean.root / f"{role}/lot100_7.png", draw_part(77))
     [leak] = found(replace(clean, **{role: (*clean.images(role), image)}))
@@ -175,7 +175,7 @@ def test_groups_across_the_split(clean: Roles, role: str) -> None:
 
 
 def test_groups_of_a_table_and_of_patterns_that_know_no_test_image(clean: Roles, tmp_path: Path) -> None:
-    own = clean.train + clean.limit_from + clean.stopping
+    own = clean.train + clean.threshold_from + clean.stopping
     table = tmp_path / "lots.csv"
     lines = [f"{path.relative_to(tmp_path).as_posix()},{n // 4}" for n, path in enumerate(own)]
     table.write_text("\n".join(["path,group", *lines]), encoding="utf-8")
@@ -197,7 +197,7 @@ def test_recipes_chosen_on_other_products_stand_outside_the_groups(
     other = write(tmp_path_factory.mktemp("other") / "lot400_0.png", draw_part(5))
     assert found(replace(clean, chosen_by=(other,))) == []
     with pytest.raises(UsageError, match="named by path"):
-        found(replace(clean, limit_from=(*clean.limit_from, other)))
+        found(replace(clean, threshold_from=(*clean.threshold_from, other)))
 
 
 def with_mask(roles: Roles, mask: Path) -> Roles:
@@ -237,7 +237,7 @@ def test_labels_from_resized_masks(clean: Roles) -> None:
 
 
 def test_roles_without_images_prove_nothing(clean: Roles) -> None:
-    for role in ("train", "limit_from", "test_good", "test_defect"):
+    for role in ("train", "threshold_from", "test_good", "test_defect"):
         with pytest.raises(UsageError, match=f"{role} holds no image"):
             found(replace(clean, **{role: ()}))
     with pytest.raises(ImageError, match="gone"):
@@ -245,7 +245,7 @@ def test_roles_without_images_prove_nothing(clean: Roles) -> None:
 
 
 def test_stamp_names_leaks_before_notes(clean: Roles) -> None:
-    leaks = found(replace(clean, group="", limit_from=clean.test, mask_size="network"))
+    leaks = found(replace(clean, group="", threshold_from=clean.test, mask_size="network"))
     assert stamp(leaks, num_checks=14) == (
         "LEAK: threshold chosen on test (8 images); validation = test (8 images); "
         "note: label or pixels from a resized mask (4 images)"

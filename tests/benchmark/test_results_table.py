@@ -34,7 +34,7 @@ def cell(**changed: Any) -> dict[str, Any]:
         "versions": {"torch": "2.15.0"}, "hardware": {"processor": "some", "num_cpus": 2}, "commit": "abc",
         "date": "2026-01-02T03:04:05+00:00", "seconds": {"fit": 68.4},
         "seconds_per_image": {"batch_1": 0.05, "batch_16": 0.04, "threads": 2},
-        "counts": {"train": 167, "held_out": 42, "stopping": 0, "test_good": 20, "test_defect": 63},
+        "counts": {"train": 167, "calibration_images": 42, "stopping": 0, "test_good": 20, "test_defect": 63},
         "figures": figures,
         "parity": {"score": {"max": 1e-6}, "map": {"max": 2e-6}, "num_flips": 0, "provider": "CPUExecutionProvider"},
         "leaks": [], "num_checks": 14,

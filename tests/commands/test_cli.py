@@ -105,7 +105,7 @@ def test_required_option_and_lacking_value_are_told() -> None:
         (["--batch-size", "1.5"], "batch_size"),
         (["--device", "gpu"], "'auto', 'cpu', 'cuda', 'tensorrt'"),
         (["--alpha", "few"], "Given value: few"),
-        (["--limit", "nan"], "Given value: nan"),
+        (["--threshold", "nan"], "Given value: nan"),
         (["--fail-on-defect=maybe"], "fail_on_defect"),
     ],
 )
@@ -123,9 +123,9 @@ def test_hyphen_and_underscore_are_the_same() -> None:
 
 
 def test_values_keep_their_hyphens() -> None:
-    found = parse("score", score, ["my-model.onnx", "-", "--out", "a-b/c-d.csv", "--limit", "-0.5"])
+    found = parse("score", score, ["my-model.onnx", "-", "--out", "a-b/c-d.csv", "--threshold", "-0.5"])
     assert (found["model"], found["images"], found["out"]) == (Path("my-model.onnx"), "-", "a-b/c-d.csv")
-    assert found["limit"] == -0.5
+    assert found["threshold"] == -0.5
 
 
 def test_switch_needs_no_value() -> None:
@@ -142,7 +142,7 @@ def test_defaults_are_those_of_the_function() -> None:
     found = parse("calibrate", calibrate, ["m.onnx", "good"])
     assert found == {
         "model": Path("m.onnx"), "good": "good", "marks": "", "images": "", "out": "", "alpha": "default",
-        "promise": "default", "device": "cpu", "max_pixels": 100_000_000,
+        "guarantee": "default", "device": "cpu", "max_pixels": 100_000_000,
     }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_word_that_may_be_left_out_stands_anywhere(capsys: pytest.CaptureFixture
         parse("calibrate", calibrate, ["m.onnx", "good", "more"])
     with pytest.raises(SystemExit):
         parse("calibrate", calibrate, ["--help"])
-    assert "good photographs that the model was not trained on: a folder" in " ".join(capsys.readouterr().out.split())
+    assert "good images that the model was not trained on: a folder" in " ".join(capsys.readouterr().out.split())
 
 
 def write(folder: Path, text: str) -> str:

@@ -68,23 +68,23 @@ def test_demo_on_a_category(category: Path, tmp_path: Path, capsys: pytest.Captu
     assert shown.shape == (72, 88, 3)
     result = json.loads((out / "run.json").read_text())["result"]
     assert result["image"]["auroc"]["value"] == 1.0
-    assert result["kinds"]["scratch"] == {"num_images": NUM_TEST_DEFECT, "num_above_limit": NUM_TEST_DEFECT}
+    assert result["kinds"]["scratch"] == {"num_images": NUM_TEST_DEFECT, "num_above_threshold": NUM_TEST_DEFECT}
     assert "Image AUROC" in (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_demo_on_a_plain_folder_of_good_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_on_a_plain_folder_of_good_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = tmp_path / "plates", tmp_path / "out"
     folder.mkdir()
     for n in range(24):
         write_png(folder / f"{n:03d}.png", draw_part(n))
     roi = ["--roi", "6,6,76,60"]
     assert cli.run(["demo", "--data", str(folder), "--out", str(out), "--detector", "autoencoder", *SMALL, *roi]) == 0
-    check_outputs(out, num_rows=10)  # the held-out photographs
+    check_outputs(out, num_rows=10)  # the calibration images
     assert "image AUROC" not in capsys.readouterr().out
     assert "Image AUROC" not in (out / "report.html").read_text(encoding="utf-8")
-    held_out = json.loads((out / "run" / "detector.json").read_text())["held_out"]
-    assert [row["path"] for row in rows_of(out)] == held_out
-    assert not [row for row in rows_of(out) if row["verdict"] == "defect"]  # the largest of them sets the limit
+    calibration_images = json.loads((out / "run" / "detector.json").read_text())["calibration_images"]
+    assert [row["path"] for row in rows_of(out)] == calibration_images
+    assert not [row for row in rows_of(out) if row["verdict"] == "defect"]  # the largest of them sets the threshold
 
 
 def test_demo_on_synthetic_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from anomaly.commands import score as score_module
 from anomaly.commands.main import run
-from anomaly.conformal.calibration import limit_for
+from anomaly.conformal.calibration import threshold_for
 from anomaly.imaging.image_file import read_image, write_png
 from anomaly.inference.scorer import OnnxScorer, Scores
 from anomaly.system import run_card
@@ -90,16 +90,16 @@ def test_fail_on_defect_gives_exit_code_4_where_there_is_one(category: Path, mod
     out = tmp_path / "rows.csv"
     assert score(model, category / "test/scratch", out) == 0
     assert score(model, category / "test/scratch", out, "--fail-on-defect") == 4
-    assert score(model, category / "test/scratch", out, "--fail-on-defect", "--limit", "1e6") == 0
+    assert score(model, category / "test/scratch", out, "--fail-on-defect", "--threshold", "1e6") == 0
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--limit", "2", "--alpha", "0.2"], "both set the limit: give one of them"),
-        (["--limit", ".inf"], "limit inf is no number"),
+        (["--threshold", "2", "--alpha", "0.2"], "both set the threshold: give one of them"),
+        (["--threshold", ".inf"], "threshold inf is no number"),
         (["--batch-size", "0"], "batch size 0: at least 1 image"),
-        (["--limit", "-1", "--overlays", "never"], "overlays are drawn to a limit above 0"),
+        (["--threshold", "-1", "--overlays", "never"], "overlays are drawn to a threshold above 0"),
         (["--out", "rows.txt"], "results end in .csv, .jsonl, .parquet"),
     ],
 )
@@ -133,24 +133,28 @@ def test_failed_run_gives_exit_code_1(
     assert "Traceback" not in told
 
 
-def test_limit_moves_the_verdicts_and_stands_in_the_rows(category: Path, model: Path, tmp_path: Path) -> None:
+def test_threshold_moves_the_verdicts_and_stands_in_the_rows(category: Path, model: Path, tmp_path: Path) -> None:
     score(model, category / "test", tmp_path / "model.csv")
-    score(model, category / "test", tmp_path / "moved.csv", "--limit", "-0.25")
+    score(model, category / "test", tmp_path / "moved.csv", "--threshold", "-0.25")
     for before, after in zip(rows_of(tmp_path / "model.csv"), rows_of(tmp_path / "moved.csv"), strict=True):
-        assert (before["limit"], after["limit"]) == ("1.0", "-0.25")
+        assert (before["threshold"], after["threshold"]) == ("1.0", "-0.25")
         assert (before["score"], before["p_value"]) == (after["score"], after["p_value"])
         assert before["verdict"] == ("defect" if float(before["score"]) > 1 else "good")
         assert after["verdict"] == ("defect" if float(before["score"]) > -0.25 else "good")
 
 
-def test_alpha_sets_the_limit_on_the_models_held_out_scores(category: Path, model: Path, tmp_path: Path) -> None:
-    held_out = OnnxScorer(model, device="cpu", num_threads=1).metadata.calibration.scores
+def test_alpha_sets_the_threshold_on_the_models_calibration_images_scores(
+    category: Path, model: Path, tmp_path: Path
+) -> None:
+    calibration_images = OnnxScorer(model, device="cpu", num_threads=1).metadata.calibration.scores
     for alpha in (1 / 11, 0.25, 0.4):
         assert score(model, category / "test/good", tmp_path / "rows.csv", "--alpha", str(alpha)) == 0
-        expected = limit_for(np.array(held_out), alpha=alpha, promise="expected")
-        assert {float(np.float32(r["limit"])) for r in rows_of(tmp_path / "rows.csv")} == {float(np.float32(expected))}
-    score(model, category / "test/good", tmp_path / "rows.csv", "--alpha", "0.3", "--promise", "bound")
-    assert float(rows_of(tmp_path / "rows.csv")[0]["limit"]) == pytest.approx(1, abs=1e-6)
+        expected = threshold_for(np.array(calibration_images), alpha=alpha, guarantee="expected")
+        assert {float(np.float32(r["threshold"])) for r in rows_of(tmp_path / "rows.csv")} == {
+            float(np.float32(expected))
+        }
+    score(model, category / "test/good", tmp_path / "rows.csv", "--alpha", "0.3", "--guarantee", "bound")
+    assert float(rows_of(tmp_path / "rows.csv")[0]["threshold"]) == pytest.approx(1, abs=1e-6)
 
 
 def test_overlays_of_defects_mark_the_defect_and_leave_the_rest(category: Path, model: Path, tmp_path: Path) -> None:
@@ -167,7 +171,7 @@ def test_overlays_of_defects_mark_the_defect_and_leave_the_rest(category: Path, 
         assert (changed[cv2.dilate(mask, np.ones((21, 21))) == 0] > 0).mean() < 0.02
 
 
-def test_overlay_of_a_good_part_is_nearly_its_photograph(category: Path, model: Path, tmp_path: Path) -> None:
+def test_overlay_of_a_good_part_is_nearly_its_image(category: Path, model: Path, tmp_path: Path) -> None:
     options = ["--overlays", str(tmp_path / "drawn"), "--overlays-of", "all"]
     score(model, category / "test", tmp_path / "rows.csv", *options)
     rows = rows_of(tmp_path / "rows.csv")
@@ -178,22 +182,22 @@ def test_overlay_of_a_good_part_is_nearly_its_photograph(category: Path, model: 
             assert difference(path, Path(row["path"])).mean() < 0.5
 
 
-def difference(drawn: Path, photograph: Path) -> NDArray[np.int_]:
+def difference(drawn: Path, image: Path) -> NDArray[np.int_]:
     """Largest change of a channel at each pixel, in grey levels."""
-    a, b = (read_image(p, white=255, max_pixels=10_000).astype(int) for p in (drawn, photograph))
+    a, b = (read_image(p, white=255, max_pixels=10_000).astype(int) for p in (drawn, image))
     assert a.shape == b.shape
     return np.asarray(np.abs(a - b).max(axis=2))
 
 
 def test_run_card_says_what_was_asked_and_what_came_out(category: Path, model: Path, tmp_path: Path) -> None:
-    score(model, category / "test", tmp_path / "rows.csv", "--batch-size", "3", "--limit", "1.5")
+    score(model, category / "test", tmp_path / "rows.csv", "--batch-size", "3", "--threshold", "1.5")
     card = json.loads((tmp_path / "rows.csv.run.json").read_text(encoding="utf-8"))
     assert card["verb"] == "score"
     assert card["config"]["model"] == str(model)
-    assert (card["config"]["batch_size"], card["config"]["limit"], card["config"]["alpha"]) == (3, 1.5, "model")
+    assert (card["config"]["batch_size"], card["config"]["threshold"], card["config"]["alpha"]) == (3, 1.5, "model")
     rows = rows_of(tmp_path / "rows.csv")
     result = card["result"]
-    assert (result["num_images"], result["num_errors"], result["limit"]) == (NUM_TEST, 0, 1.5)
+    assert (result["num_images"], result["num_errors"], result["threshold"]) == (NUM_TEST, 0, 1.5)
     assert result["num_defect"] == sum(r["verdict"] == "defect" for r in rows)
     assert result["model"].startswith(rows[0]["model"])
     assert {"decode", "infer", "total"} <= set(card["seconds"])

@@ -89,7 +89,7 @@ def test_models_are_named_by_file_folder_or_hand(tmp_path: Path, monkeypatch: py
         (["--max-queue", "0"], "max_images is 0"),
         (["--max-delay-ms", "-1"], "max_delay_ms is -1"),
         (["--batch-size", "0"], "batch size 0"),
-        (["--limit", ".nan"], "limit nan"),
+        (["--threshold", ".nan"], "threshold nan"),
         (["--host", "no.such.host.invalid"], "is no address to listen on"),
         (["--host", ""], "is no address to listen on"),
         (["--port", "70000"], "is no address to listen on"),

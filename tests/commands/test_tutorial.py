@@ -1,4 +1,4 @@
-"""The detector of the tutorial is a real one: short, sound, and the same from the folder of photographs to the verdict."""
+"""The detector of the tutorial is a real one: short, sound, and the same from the folder of images to the verdict."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_code_keeps_the_contract(my_detector: Path) -> None:
     check_detector(getattr(module, call[0]), options=json.loads(call[1].replace("'", '"')))
 
 
-def test_commands_lead_from_photographs_to_verdicts(my_detector: Path, category: Path) -> None:
+def test_commands_lead_from_images_to_verdicts(my_detector: Path, category: Path) -> None:
     folder = my_detector.parent
     (detector,) = re.findall(r"--detector (\S+)", TEXT)
     fit = ["fit", str(category), "--detector", detector, "--out", str(folder / "run"), "--model.size", "64"]

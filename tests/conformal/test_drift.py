@@ -34,14 +34,17 @@ def rows(num: int, *, seed: int) -> NDArray[np.float32]:
     return (TYPICAL + SPREAD * normal).astype(np.float32)
 
 
-def watch(*, seed: int = 0, keeps_values: bool = True, alpha: float = 0.01, num_held_out: int = N) -> DriftWatch:
-    held_out = rows(num_held_out, seed=1000 + seed)
+def watch(*, seed: int = 0, keeps_values: bool = True, alpha: float = 0.01, num_calibration: int = N) -> DriftWatch:
+    calibration_images = rows(num_calibration, seed=1000 + seed)
     stats: dict[str, dict[str, Any]] = {}
     for at, name in enumerate(STATISTICS, start=1):
-        stats[name] = {"mean": float(held_out[:, at].mean()), "deviation": float(held_out[:, at].std())}
+        stats[name] = {
+            "mean": float(calibration_images[:, at].mean()),
+            "deviation": float(calibration_images[:, at].std()),
+        }
         if keeps_values:
-            stats[name]["values"] = held_out[:, at].tolist()
-    return DriftWatch(held_out[:, 0].tolist(), stats, limit=1.0, alpha=alpha, seed=seed)
+            stats[name]["values"] = calibration_images[:, at].tolist()
+    return DriftWatch(calibration_images[:, 0].tolist(), stats, threshold=1.0, alpha=alpha, seed=seed)
 
 
 def test_ranks_count_below_and_equal() -> None:
@@ -116,7 +119,7 @@ def test_summary_of_a_quiet_run_says_what_is_guaranteed() -> None:
     assert told["cause"] == ""
     assert told["num_images"] == told["num_scored"] == 300
     assert set(told["streams"]) == set(STREAMS)
-    assert told["streams"]["score"]["log10_limit"] == pytest.approx(math.log10(600), abs=1e-3)
+    assert told["streams"]["score"]["log10_threshold"] == pytest.approx(math.log10(600), abs=1e-3)
     assert "at most 0.01" in told["guarantee"]
     assert told["rejects"]["expected"] == pytest.approx(1 / 101, abs=1e-6)
     assert told["rejects"]["bound"] == pytest.approx(1 - 0.05**0.01, abs=1e-6)
@@ -200,15 +203,15 @@ def test_a_part_that_moved_and_is_rejected_throughout_is_not_told_to_be_defects(
     assert 200 <= told["first_alarm"] < 215
     assert not told["explained_by_reject_rate"]
     assert "shifted or turned part" in told["cause"]
-    assert "above the limit" in told["cause"]
+    assert "above the threshold" in told["cause"]
 
 
-def test_the_calibration_score_that_sets_the_limit_is_no_reference_of_the_accepted_ones() -> None:
+def test_the_calibration_score_that_sets_the_threshold_is_no_reference_of_the_accepted_ones() -> None:
     scores = rows(N, seed=0)[:, 0]
     stats: dict[str, dict[str, Any]] = {name: {"mean": 0.0, "deviation": 1.0, "values": [0.0]} for name in STATISTICS}
-    limit = float(np.sort(scores)[-3])
-    one = DriftWatch(scores.tolist(), stats, limit=limit, alpha=0.01, seed=0)
-    one.update(limit, dict.fromkeys(STATISTICS, 0.0))
+    threshold = float(np.sort(scores)[-3])
+    one = DriftWatch(scores.tolist(), stats, threshold=threshold, alpha=0.01, seed=0)
+    one.update(threshold, dict.fromkeys(STATISTICS, 0.0))
     told = one.summary()
     assert told["streams"]["accepted"]["num_calibration"] == N - 3
     assert told["streams"]["accepted"]["log10_maximum"] == 0
@@ -224,12 +227,12 @@ def test_means_alarm_where_the_metadata_keep_no_values() -> None:
     assert told["cause"] == "the images against those of calibration: brighter"
     assert "means of 32" in told["guarantee"]
     assert told["streams"]["brightness"]["num_calibration"] == 0
-    assert told["streams"]["brightness"]["log10_limit"] == pytest.approx(math.log10(1200), abs=1e-3)
+    assert told["streams"]["brightness"]["log10_threshold"] == pytest.approx(math.log10(1200), abs=1e-3)
 
 
-def test_identical_photographs_of_a_grey_camera_do_not_alarm_by_their_ties() -> None:
+def test_identical_images_of_a_grey_camera_do_not_alarm_by_their_ties() -> None:
     stats: dict[str, dict[str, Any]] = {name: {"mean": 50.0, "deviation": 0.0} for name in STATISTICS}
-    one = DriftWatch(rows(N, seed=0)[:, 0].tolist(), stats, limit=1.0, alpha=0.01, seed=0)
+    one = DriftWatch(rows(N, seed=0)[:, 0].tolist(), stats, threshold=1.0, alpha=0.01, seed=0)
     scores = rows(600, seed=4)[:, :1]
     one.replay(np.column_stack([scores, np.full((600, 4), 50, np.float32)]))
     assert not one.summary()["alarmed"]
@@ -309,4 +312,4 @@ def test_wrong_alpha_and_missing_statistics_are_refused() -> None:
     with pytest.raises(UsageError, match=r"alpha 0 is no probability"):
         watch(alpha=0)
     with pytest.raises(ModelError, match=r"lack contrast, sharpness, colour"):
-        DriftWatch([0.1, 0.2], {"brightness": {"mean": 1.0, "deviation": 1.0}}, limit=1.0, alpha=0.01, seed=0)
+        DriftWatch([0.1, 0.2], {"brightness": {"mean": 1.0, "deviation": 1.0}}, threshold=1.0, alpha=0.01, seed=0)

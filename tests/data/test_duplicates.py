@@ -18,8 +18,8 @@ def smooth(rng: np.random.Generator, *, sigma: float) -> np.ndarray:
     return noise / noise.std()
 
 
-def photographs(num_parts: int, *, seed: int = 0) -> list[np.ndarray]:
-    """Aligned photographs of one product: a strong common drawing, a little of each part's own, and camera noise."""
+def draw_images(num_parts: int, *, seed: int = 0) -> list[np.ndarray]:
+    """Aligned images of one product: a strong common drawing, a little of each part's own, and camera noise."""
     rng = np.random.default_rng(seed)
     drawing = np.zeros((SIZE, SIZE), dtype=np.uint8)
     cv2.circle(drawing, (160, 160), 130, 90, -1)
@@ -55,25 +55,25 @@ COPIES = {
 
 
 def test_different_parts_of_one_product_are_no_duplicates() -> None:
-    images = photographs(30)
+    images = draw_images(30)
     picture = [image[::4, ::4, 0].ravel().astype(float) for image in images]
-    assert np.corrcoef(picture).min() > 0.9, "the photographs as such all look alike"
+    assert np.corrcoef(picture).min() > 0.9, "the images as such all look alike"
     assert pairs(images) == []
 
 
 @pytest.mark.parametrize("copy", COPIES)
 def test_copies_are_found(copy: str) -> None:
-    images = photographs(20)
+    images = draw_images(20)
     assert pairs([*images, *(COPIES[copy](image) for image in images[:8])]) == [(i, 20 + i) for i in range(8)]
 
 
-def test_every_photograph_twice_is_found() -> None:
-    images = photographs(15)
+def test_every_image_twice_is_found() -> None:
+    images = draw_images(15)
     assert pairs([*images, *(jpeg(image) for image in images)]) == [(i, 15 + i) for i in range(15)]
 
 
 def test_copies_connect_however_many() -> None:
-    images = photographs(10)
+    images = draw_images(10)
     copies = [jpeg(images[0])] * 3 + [cv2.add(images[0], (shift, shift, shift, 0)) for shift in (3, 6, 9, 12)]
     found = pairs([*images, *copies])
     reached = {0}
@@ -83,19 +83,19 @@ def test_copies_connect_however_many() -> None:
 
 
 def test_equal_pixels_are_exact_duplicates_of_the_first() -> None:
-    images = photographs(5)
+    images = draw_images(5)
     found = find_duplicates([fingerprint(image) for image in [*images, images[2].copy(), images[2].copy()]])
     assert found == [Duplicate(2, 5, 1.0, True), Duplicate(2, 6, 1.0, True)]
 
 
 @pytest.mark.parametrize("num_parts", [0, 1, 2, 3])
-def test_few_photographs(num_parts: int) -> None:
-    images = photographs(num_parts)
+def test_few_images(num_parts: int) -> None:
+    images = draw_images(num_parts)
     assert pairs(images) == []
     assert pairs([*images, *images[:1]]) == ([(0, num_parts)] if images else [])
 
 
-def test_photographs_without_anything_on_them_are_no_near_duplicates() -> None:
+def test_images_without_anything_on_them_are_no_near_duplicates() -> None:
     images = [np.full((40, 50, 3), value, dtype=np.uint8) for value in (10, 20, 30, 40)]
     assert pairs(images) == []
 
@@ -107,13 +107,13 @@ def test_fingerprint_tells_depth_and_shape_apart() -> None:
     assert fingerprint(image.copy()).sha256 == fingerprint(image).sha256
 
 
-def test_small_and_oblong_photographs_are_compared() -> None:
-    images = [image[:100, :60] for image in photographs(12)]
+def test_small_and_oblong_images_are_compared() -> None:
+    images = [image[:100, :60] for image in draw_images(12)]
     assert pairs([*images, cv2.add(images[3], (9, 9, 9, 0))]) == [(3, 12)]
 
 
 def test_files_are_read_with_progress(tmp_path: Path) -> None:
-    images = photographs(4)
+    images = draw_images(4)
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     for path, image in zip(paths, [*images, jpeg(images[1])], strict=True):
         write_png(path, image)

@@ -51,7 +51,7 @@ def test_plain_folder_is_all_good(tmp_path: Path) -> None:
     assert {(s.kind, s.label) for s in category.train} == {("good", False)}
 
 
-def test_one_photograph_is_a_category(tmp_path: Path) -> None:
+def test_one_image_is_a_category(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     assert len(find_category(tmp_path).train) == 1
 
@@ -78,10 +78,10 @@ def test_missing_folder_file_and_empty_folder_are_refused(tmp_path: Path) -> Non
     touch(tmp_path, "notes.txt")
     with pytest.raises(DataError, match=r"notes\.txt is a file"):
         find_category(tmp_path / "notes.txt")
-    with pytest.raises(DataError, match=r"holds no photograph; put files ending in \.png"):
+    with pytest.raises(DataError, match=r"holds no image; put files ending in \.png"):
         find_category(tmp_path)
     (tmp_path / "train" / "good").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"train/good holds no photograph"):
+    with pytest.raises(DataError, match=r"train/good holds no image"):
         find_category(tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_folder_of_several_products_is_refused_with_their_names(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["test/crack/0.png", "train/0.png", "lot/ground_truth/0.png"])
-def test_defects_are_never_taken_for_good_photographs(tmp_path: Path, name: str) -> None:
+def test_defects_are_never_taken_for_good_images(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "a.png", name)
     with pytest.raises(DataError, match="but no train/good"):
         find_category(tmp_path)
@@ -105,7 +105,7 @@ def test_defects_are_never_taken_for_good_photographs(tmp_path: Path, name: str)
 
 def test_folder_good_beside_others_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "good/0.png", "scratch/0.png", "1.png")
-    with pytest.raises(DataError, match="'good' beside photographs of its own, scratch"):
+    with pytest.raises(DataError, match="'good' beside images of its own, scratch"):
         find_category(tmp_path)
     assert len(find_category(tmp_path / "good").train) == 1
 
@@ -113,8 +113,8 @@ def test_folder_good_beside_others_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1.png", "1_GT.png"], r"holds masks beside the photographs, first .*1_GT\.png; give the good photographs"),
-        (["lot/1.JPG", "lot/1_mask.png"], r"holds masks beside the photographs, first .*lot/1_mask\.png"),
+        (["1.png", "1_GT.png"], r"holds masks beside the images, first .*1_GT\.png; give the good images"),
+        (["lot/1.JPG", "lot/1_mask.png"], r"holds masks beside the images, first .*lot/1_mask\.png"),
         (["ok/1.bmp", "ko/1.bmp"], r"has a folder 'ok' beside ko; give the folder 'ok' alone"),
         (["Normal/1.JPG", "Anomaly/1.JPG"], r"has a folder 'Normal' beside Anomaly"),
         (
@@ -137,8 +137,8 @@ def test_names_like_those_of_masks_are_no_masks(tmp_path: Path) -> None:
 
 
 def test_data_set_without_category_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "deep/btad/01/train/ok/0.bmp", "photographs/0.png", ".hidden/train/good/0.png")
-    with pytest.raises(DataError, match="no category of a known layout but deep, photographs; give the folder"):
+    touch(tmp_path, "deep/btad/01/train/ok/0.bmp", "images/0.png", ".hidden/train/good/0.png")
+    with pytest.raises(DataError, match="no category of a known layout but deep, images; give the folder"):
         find_categories(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="but no folders"):

@@ -20,17 +20,17 @@ from anomaly.imaging.image_file import write_png
 HEADER_30000 = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 30_000, 30_000, 8, 2, 0, 0, 0, 0)
 
 
-def photograph(seed: int, *, height: int = 48, width: int = 64) -> np.ndarray:
+def image(seed: int, *, height: int = 48, width: int = 64) -> np.ndarray:
     noise = np.random.default_rng(seed).standard_normal((height, width, 3)).astype(np.float32)
     return np.clip(128 + 200 * cv2.GaussianBlur(noise, (0, 0), 2), 0, 255).astype(np.uint8)
 
 
 def make_set(root: Path, *, num_train: int = 30) -> Path:
     for i in range(num_train):
-        put(root / f"train/good/{i:03}.png", photograph(i))
+        put(root / f"train/good/{i:03}.png", image(i))
     for i in range(3):
-        put(root / f"test/good/{i:03}.png", photograph(1000 + i))
-        put(root / f"test/crack/{i:03}.png", photograph(2000 + i))
+        put(root / f"test/good/{i:03}.png", image(1000 + i))
+        put(root / f"test/crack/{i:03}.png", image(2000 + i))
         put(root / f"ground_truth/crack/{i:03}_mask.png", np.eye(48, 64, dtype=np.uint8) * 255)
     return root
 
@@ -55,7 +55,7 @@ def test_good_set_has_counts_and_no_finding(tmp_path: Path) -> None:
     assert found.sizes == {"train": {"64×48": 30}, "test": {"64×48": 6}}
     assert found.pixels == {"train": {"8-bit colour": 30}, "test": {"8-bit colour": 6}}
     assert found.formats == {"train": {"png": 30}, "test": {"png": 6}}
-    assert (found.split.num_groups, found.split.num_train, found.split.num_held_out) == (30, 20, 10)
+    assert (found.split.num_groups, found.split.num_train, found.split.num_calibration) == (30, 20, 10)
     assert found.white == 255
     assert findings(found) == []
     assert "nothing stands against training" in format_inspection(found)
@@ -76,9 +76,9 @@ def test_bad_files_are_listed_and_do_not_stop(tmp_path: Path) -> None:
     (good / "huge.png").write_bytes(HEADER_30000.ljust(100, b"\0"))
     (good / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (good / "folder.png").mkdir()
-    Image.fromarray(photograph(7)).save(good / "cut ä.jpg")
+    Image.fromarray(image(7)).save(good / "cut ä.jpg")
     (good / "cut ä.jpg").write_bytes((good / "cut ä.jpg").read_bytes()[:-200])
-    Image.fromarray(photograph(8)).convert("CMYK").save(root / "test/crack/four.jpg")
+    Image.fromarray(image(8)).convert("CMYK").save(root / "test/crack/four.jpg")
     (root / "ground_truth/crack/001_mask.png").write_bytes(b"")
     found = inspected(root)
     assert {file.path: file.code for file in found.bad_files} == {
@@ -91,14 +91,14 @@ def test_bad_files_are_listed_and_do_not_stop(tmp_path: Path) -> None:
         "ground_truth/crack/001_mask.png": "not_an_image",
     }
     assert all(";" in file.message for file in found.bad_files)
-    assert found.split.num_train + found.split.num_held_out == 30
+    assert found.split.num_train + found.split.num_calibration == 30
     assert found.kinds["train"] == {"good": 35}
     assert found.sizes["train"] == {"64×48": 30}
     assert "7 files cannot be used" in texts(found, "error")[0]
     assert "nothing stands against" not in format_inspection(found)
 
 
-def test_masks_are_compared_with_their_photographs(tmp_path: Path) -> None:
+def test_masks_are_compared_with_their_images(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     masks = root / "ground_truth/crack"
     (masks / "000_mask.png").rename(masks / "999_mask.png")
@@ -113,11 +113,11 @@ def test_masks_are_compared_with_their_photographs(tmp_path: Path) -> None:
     assert len(texts(found, "warning")) == 4
 
 
-def test_mask_of_a_turned_photograph_fits_when_turned(tmp_path: Path) -> None:
+def test_mask_of_a_turned_image_fits_when_turned(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     exif = Image.Exif()
     exif[274] = 6
-    Image.fromarray(photograph(5)).save(root / "test/crack/000.png", exif=exif)
+    Image.fromarray(image(5)).save(root / "test/crack/000.png", exif=exif)
     assert inspected(root).masks_of_other_size == ("ground_truth/crack/000_mask.png",)
     put(root / "ground_truth/crack/000_mask.png", np.eye(64, 48, dtype=np.uint8))
     assert inspected(root).masks_of_other_size == ()
@@ -140,7 +140,7 @@ def test_same_file_in_train_and_test_is_an_error(tmp_path: Path) -> None:
 def test_duplicates_are_grouped_as_fit_will_do(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     shutil.copy(root / "train/good/004.png", root / "train/good/100.png")
-    put(root / "train/good/101.png", cv2.add(photograph(9), (6, 6, 6, 0)))
+    put(root / "train/good/101.png", cv2.add(image(9), (6, 6, 6, 0)))
     found = inspected(root)
     assert [(p.first, p.second, p.exact) for p in found.duplicates] == [
         ("train/good/004.png", "train/good/100.png", True),
@@ -155,17 +155,17 @@ def test_duplicates_are_grouped_as_fit_will_do(tmp_path: Path) -> None:
     pairs = [(root / p.first, root / p.second) for p in found.duplicates]
     groups = find_groups(category.train, root=root, group="", duplicates=pairs)
     parts = split(category.train, groups, seed=0, stopping=False)
-    assert (found.split.num_train, found.split.num_held_out) == (len(parts.train), len(parts.held_out))
-    assert found.split.num_held_out_groups == len({groups[s.path] for s in parts.held_out})
+    assert (found.split.num_train, found.split.num_calibration) == (len(parts.train), len(parts.calibration_images))
+    assert found.split.num_calibration_groups == len({groups[s.path] for s in parts.calibration_images})
 
 
-def test_test_photographs_taken_differently_are_noticed(tmp_path: Path) -> None:
+def test_test_images_taken_differently_are_noticed(tmp_path: Path) -> None:
     root = make_set(tmp_path)
-    Image.fromarray(photograph(50, height=60, width=60)).convert("L").save(root / "test/good/other.jpg")
-    put(root / "test/good/trimmed.png", photograph(51, height=47))
+    Image.fromarray(image(50, height=60, width=60)).convert("L").save(root / "test/good/other.jpg")
+    put(root / "test/good/trimmed.png", image(51, height=47))
     warnings = texts(inspected(root), "warning")
     assert ["size" in warnings[0], "8-bit grey" in warnings[1], "jpeg" in warnings[2]] == [True] * 3
-    assert "1 test photographs have a size" in warnings[0]
+    assert "1 test images have a size" in warnings[0]
     assert "60×60" in warnings[0]
 
 
@@ -178,30 +178,30 @@ def test_white_follows_the_largest_stored_value(tmp_path: Path, bits: int, white
     assert found.white == white
     assert found.pixels["train"] == {"16-bit grey": 3}
     assert f"white         {white}" in format_inspection(found)
-    put(tmp_path / "8.png", photograph(1))
+    put(tmp_path / "8.png", image(1))
     assert any("save all with the same depth" in text for text in texts(inspected(tmp_path), "warning"))
 
 
 def test_mixed_and_oblong_sizes(tmp_path: Path) -> None:
     for i in range(4):
-        put(tmp_path / f"零件 {i}.png", photograph(i, height=40 + i, width=90))
+        put(tmp_path / f"零件 {i}.png", image(i, height=40 + i, width=90))
     found = inspected(tmp_path)
     assert found.sizes["train"] == {"90×40": 1, "90×41": 1, "90×42": 1, "90×43": 1}
     assert any("letterbox" in text for text in texts(found, "note"))
 
 
 @pytest.mark.parametrize("num", [1, 2, 19])
-def test_too_few_photographs_are_an_error_of_the_split(tmp_path: Path, num: int) -> None:
+def test_too_few_images_are_an_error_of_the_split(tmp_path: Path, num: int) -> None:
     for i in range(num):
-        put(tmp_path / f"{i}.png", photograph(i))
+        put(tmp_path / f"{i}.png", image(i))
     found = inspected(tmp_path)
-    assert (found.split.num_groups, found.split.num_train, found.split.num_held_out) == (num, 0, 0)
-    assert f"{num} good photographs" in found.split.error
+    assert (found.split.num_groups, found.split.num_train, found.split.num_calibration) == (num, 0, 0)
+    assert f"{num} good images" in found.split.error
     assert found.split.error in texts(found, "error")
-    assert any("no test photographs" in text for text in texts(found, "note"))
+    assert any("no test images" in text for text in texts(found, "note"))
 
 
-def test_no_photograph_of_use_at_all(tmp_path: Path) -> None:
+def test_no_image_of_use_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     found = inspected(tmp_path)
     assert found.split.error
@@ -210,33 +210,33 @@ def test_no_photograph_of_use_at_all(tmp_path: Path) -> None:
 
 def test_group_that_does_not_fit(tmp_path: Path) -> None:
     root = make_set(tmp_path)
-    assert "gives no group to 30 of 30 photographs" in inspected(root, group="lot").split.error
+    assert "gives no group to 30 of 30 images" in inspected(root, group="lot").split.error
     with pytest.raises(UsageError, match="no regular expression"):
         inspected(root, group="(")
 
 
 def test_images_elsewhere_are_named(tmp_path: Path) -> None:
     root = make_set(tmp_path)
-    put(root / "train/bad/0.png", photograph(70))
-    put(root / "test/loose.png", photograph(71))
+    put(root / "train/bad/0.png", image(70))
+    put(root / "test/loose.png", image(71))
     assert inspected(root).unused == ("test/loose.png", "train/bad/0.png")
 
 
 def test_missing_and_empty_folder_raise(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         inspected(tmp_path / "gone")
-    with pytest.raises(DataError, match="holds no photograph"):
+    with pytest.raises(DataError, match="holds no image"):
         inspected(tmp_path)
 
 
 def test_dictionary_goes_through_json(tmp_path: Path) -> None:
     found = inspected(make_set(tmp_path))
     back = json.loads(json.dumps(found.to_dict()))
-    assert back["split"]["num_held_out"] == 10
+    assert back["split"]["num_calibration"] == 10
     assert [finding["severity"] for finding in back["findings"]] == ["note"]
 
 
-def test_test_photographs_are_not_decoded(tmp_path: Path) -> None:
+def test_test_images_are_not_decoded(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     path = root / "test/good/000.png"
     data = bytearray(path.read_bytes())

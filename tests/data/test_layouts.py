@@ -22,8 +22,8 @@ HEIGHT, WIDTH = 24, 32
 NUM_TRAIN, NUM_HELD_OUT = 20, 10
 
 
-def photograph(path: Path) -> None:
-    """Write a photograph of its own, drawn by its path, in the format of its ending."""
+def image(path: Path) -> None:
+    """Write a image of its own, drawn by its path, in the format of its ending."""
     noise = np.random.default_rng(list(str(path).encode())).standard_normal((HEIGHT, WIDTH, 3)).astype(np.float32)
     pixels = np.clip(128 + 200 * cv2.GaussianBlur(noise, (0, 0), 2), 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,44 +40,44 @@ def mask(path: Path, *, value: int = 255) -> None:
 
 def make_mpdd(root: Path) -> Path:
     for i in range(NUM_TRAIN):
-        photograph(root / f"train/good/{i:03}.PNG")
+        image(root / f"train/good/{i:03}.PNG")
     for i in range(3):
-        photograph(root / f"test/good/{i:03}.png")
-        photograph(root / f"test/hole/{i:03}.png")
+        image(root / f"test/good/{i:03}.png")
+        image(root / f"test/hole/{i:03}.png")
         mask(root / f"ground_truth/hole/{i:03}_mask.png")
     return root
 
 
 def make_mvtec2(root: Path) -> Path:
     for i in range(NUM_TRAIN):
-        photograph(root / f"train/good/{i:03}_regular.png")
+        image(root / f"train/good/{i:03}_regular.png")
     for i in range(NUM_HELD_OUT):
-        photograph(root / f"validation/good/{i:03}_regular.png")
+        image(root / f"validation/good/{i:03}_regular.png")
     for i in range(3):
-        photograph(root / f"test_public/good/{i:03}_regular.png")
-        photograph(root / f"test_public/bad/{i:03}_overexposed.png")
+        image(root / f"test_public/good/{i:03}_regular.png")
+        image(root / f"test_public/bad/{i:03}_overexposed.png")
         mask(root / f"test_public/ground_truth/bad/{i:03}_overexposed_mask.png")
-        photograph(root / f"test_private/{i:03}.png")
-        photograph(root / f"test_private_mixed/{i:03}.png")
+        image(root / f"test_private/{i:03}.png")
+        image(root / f"test_private_mixed/{i:03}.png")
     return root
 
 
 def make_btad(root: Path) -> Path:
     for i in range(NUM_TRAIN):
-        photograph(root / f"train/ok/{i:04}.{'bmp' if i % 2 else 'png'}")
+        image(root / f"train/ok/{i:04}.{'bmp' if i % 2 else 'png'}")
     for i in range(3):
-        photograph(root / f"test/ok/{i:04}.bmp")
-        photograph(root / f"test/ko/{i:04}.bmp")
+        image(root / f"test/ok/{i:04}.bmp")
+        image(root / f"test/ko/{i:04}.bmp")
         mask(root / f"ground_truth/ko/{i:04}.{('png', 'bmp', 'PNG')[i]}")
     return root
 
 
 def make_kolektorsdd2(root: Path) -> Path:
     for i in range(NUM_TRAIN + 3):
-        photograph(root / f"train/{10000 + i}.png")
+        image(root / f"train/{10000 + i}.png")
         mask(root / f"train/{10000 + i}_GT.png", value=255 * (i % 10 == 4))  # 4, 14
     for i in range(5):
-        photograph(root / f"test/{20000 + i}.png")
+        image(root / f"test/{20000 + i}.png")
         mask(root / f"test/{20000 + i}_GT.png", value=255 * (i in (1, 2, 3)))
     return root
 
@@ -87,10 +87,10 @@ def make_visa(root: Path) -> Path:
     name = root.name
     rows = [["object", "split", "label", "image", "mask"], ["pcb9", "test", "normal", "pcb9/gone.JPG", ""]]
     for i in range(NUM_TRAIN + 3):
-        photograph(root / f"Data/Images/Normal/{i:04}.JPG")
+        image(root / f"Data/Images/Normal/{i:04}.JPG")
         rows.append([name, "test" if i % 8 == 3 else "train", "normal", f"{name}/Data/Images/Normal/{i:04}.JPG", ""])
     for i in range(3):
-        photograph(root / f"Data/Images/Anomaly/{i:03}.JPG")
+        image(root / f"Data/Images/Anomaly/{i:03}.JPG")
         mask(root / f"Data/Masks/Anomaly/{i:03}.png", value=i + 1)
         files = f"{name}/Data/Images/Anomaly/{i:03}.JPG", f"{name}/Data/Masks/Anomaly/{i:03}.png"
         rows.append([name, "test", "anomaly", *files])
@@ -132,13 +132,13 @@ def names(root: Path, samples: tuple[Sample, ...]) -> list[str]:
     return [sample.path.relative_to(root).as_posix() for sample in samples]
 
 
-def check_category(category: Category, *, kind: str, num_held_out: int) -> None:
+def check_category(category: Category, *, kind: str, num_calibration: int) -> None:
     """Check counts, labels, kinds and masks of an instance as it is written above."""
     assert len(category.train) >= NUM_TRAIN
-    assert len(category.held_out) == num_held_out
-    good = (*category.train, *category.held_out, *(s for s in category.test if not s.label))
+    assert len(category.calibration_images) == num_calibration
+    good = (*category.train, *category.calibration_images, *(s for s in category.test if not s.label))
     assert all((s.kind, s.label, s.mask_path) == ("good", False, None) for s in good)
-    assert 2 <= len(good) - len(category.train) - num_held_out <= 3
+    assert 2 <= len(good) - len(category.train) - num_calibration <= 3
     defects = [s for s in category.test if s.label]
     assert [s.kind for s in defects] == [kind] * 3
     for sample in defects:
@@ -154,18 +154,18 @@ def test_every_layout_is_recognised(make: Make, kind: str, tmp_path: Path) -> No
     root = make(tmp_path / "part")
     category = find_category(root)
     assert (category.root, category.name) == (root, "part")
-    check_category(category, kind=kind, num_held_out=NUM_HELD_OUT if make is make_mvtec2 else 0)
+    check_category(category, kind=kind, num_calibration=NUM_HELD_OUT if make is make_mvtec2 else 0)
     assert find_categories(root) == (root,)
 
 
 @every_layout
 def test_every_layout_is_inspected_without_complaint(make: Make, kind: str, tmp_path: Path) -> None:
     found = inspected(make(tmp_path / "part"))
-    assert [f.text for f in findings(found) if not f.text.startswith("every photograph is taken")] == []
+    assert [f.text for f in findings(found) if not f.text.startswith("every image is taken")] == []
     assert found.kinds["test"][kind] == 3
     assert found.unused == found.masks_without_image == ()
-    assert found.split.num_train + found.split.num_held_out == sum(
-        found.kinds[part]["good"] for part in ("train", "held_out") if part in found.kinds
+    assert found.split.num_train + found.split.num_calibration == sum(
+        found.kinds[part]["good"] for part in ("train", "calibration_images") if part in found.kinds
     )
 
 
@@ -176,13 +176,13 @@ def test_every_layout_behind_a_link(make: Make, kind: str, tmp_path: Path) -> No
     link.symlink_to(tmp_path / "set" / "part")
     category = find_category(link)
     assert category.name == "part"
-    check_category(category, kind=kind, num_held_out=NUM_HELD_OUT if make is make_mvtec2 else 0)
-    assert all(link in s.path.parents for s in (*category.train, *category.held_out, *category.test))
+    check_category(category, kind=kind, num_calibration=NUM_HELD_OUT if make is make_mvtec2 else 0)
+    assert all(link in s.path.parents for s in (*category.train, *category.calibration_images, *category.test))
     assert inspected(link).unused == ()
 
 
 @every_layout
-def test_mask_without_photograph_is_told_and_photograph_without_mask_is_no_good_one(
+def test_mask_without_image_is_told_and_image_without_mask_is_no_good_one(
     make: Make, kind: str, tmp_path: Path
 ) -> None:
     root = make(tmp_path / "part")
@@ -199,7 +199,7 @@ def test_mask_without_photograph_is_told_and_photograph_without_mask_is_no_good_
     assert all(s.label or s.path != kept.path for s in (*category.train, *category.test))
     found = inspected(root)
     assert len(found.masks_without_image) == 2
-    if make is make_kolektorsdd2:  # there a photograph without a mask has no label
+    if make is make_kolektorsdd2:  # there a image without a mask has no label
         assert found.unused == (f"test/{kept.path.name}",)
     else:
         assert found.unused == ()
@@ -209,7 +209,7 @@ def test_mask_without_photograph_is_told_and_photograph_without_mask_is_no_good_
 @every_layout
 def test_foreign_image_is_unused(make: Make, kind: str, tmp_path: Path) -> None:
     root = make(tmp_path / "part")
-    photograph(root / "notes/sketch.png")
+    image(root / "notes/sketch.png")
     assert inspected(root).unused == ("notes/sketch.png",)
 
 
@@ -223,20 +223,22 @@ def test_visa_converted_to_folders_is_read_as_mvtec(tmp_path: Path) -> None:
         if sample.mask_path is not None:
             mask(root / "ground_truth" / "bad" / sample.mask_path.name)
     converted = find_category(root)
-    check_category(converted, kind="bad", num_held_out=0)
+    check_category(converted, kind="bad", num_calibration=0)
     assert len(converted.train) == len(category.train)
 
 
 def test_parts_of_mvtec2(tmp_path: Path) -> None:
     root = make_mvtec2(tmp_path / "can")
     category = find_category(root)
-    assert names(root, category.held_out) == [f"validation/good/{i:03}_regular.png" for i in range(NUM_HELD_OUT)]
+    assert names(root, category.calibration_images) == [
+        f"validation/good/{i:03}_regular.png" for i in range(NUM_HELD_OUT)
+    ]
     assert sorted(path.parent.name for path in category.ignored) == ["test_private"] * 3 + ["test_private_mixed"] * 3
     found = inspected(root)
-    assert list(found.kinds) == ["train", "held_out", "test"]
-    assert (found.split.num_train, found.split.num_held_out) == (NUM_TRAIN, NUM_HELD_OUT)
+    assert list(found.kinds) == ["train", "calibration_images", "test"]
+    assert (found.split.num_train, found.split.num_calibration) == (NUM_TRAIN, NUM_HELD_OUT)
     assert "held out" in format_inspection(found).splitlines()[1]
-    first, second = names(root, category.held_out)[:2]
+    first, second = names(root, category.calibration_images)[:2]
     (root / first).write_bytes((root / "train/good/000_regular.png").read_bytes())
     (root / second).write_bytes(b"")
     found = inspected(root)
@@ -248,11 +250,11 @@ def test_parts_of_mvtec2(tmp_path: Path) -> None:
 
 def test_mvtec_with_a_validation_folder_holds_it_out(tmp_path: Path) -> None:
     root = make_mpdd(tmp_path / "part")
-    photograph(root / "validation/good/000.png")
-    assert names(root, find_category(root).held_out) == ["validation/good/000.png"]
+    image(root / "validation/good/000.png")
+    assert names(root, find_category(root).calibration_images) == ["validation/good/000.png"]
 
 
-def test_masks_of_good_photographs_are_no_defects(tmp_path: Path) -> None:
+def test_masks_of_good_images_are_no_defects(tmp_path: Path) -> None:
     for make, name in ((make_mpdd, "good/000_mask.png"), (make_btad, "ok/0000.png")):
         root = make(tmp_path / make.__name__)
         mask(root / "ground_truth" / name)
@@ -279,7 +281,7 @@ def test_mask_with_a_suffix_comes_before_one_without(tmp_path: Path) -> None:
 
 def test_kolektorsdd2_never_trains_on_a_defect(tmp_path: Path) -> None:
     root = make_kolektorsdd2(tmp_path / "KolektorSDD2")
-    photograph(root / "train/10003 (copy).png")
+    image(root / "train/10003 (copy).png")
     mask(root / "train/10003_GT (copy).png")
     category = find_category(root)
     assert len(category.train) == NUM_TRAIN + 1
@@ -299,7 +301,7 @@ def test_kolektorsdd2_with_a_damaged_mask_is_refused(tmp_path: Path) -> None:
 
 def test_visa_follows_its_table(tmp_path: Path) -> None:
     root = make_visa(tmp_path / "visa" / "candle")
-    photograph(root / "Data/Images/Normal/9999.JPG")
+    image(root / "Data/Images/Normal/9999.JPG")
     rows = read_table(root)
     rows[2][1], rows[-1][1] = "test", "train"
     write_table(root, [rows[0], *reversed(rows[1:])])
@@ -359,7 +361,7 @@ def test_table_of_visa_that_is_no_use_is_refused(tmp_path: Path) -> None:
         find_category(renamed)
     rows = read_table(renamed)
     write_table(renamed, [rows[0], ["candles", "test", "normal", "candles/Data/Images/Normal/0000.JPG", ""]])
-    with pytest.raises(DataError, match=r"names no normal photograph of candles to train on"):
+    with pytest.raises(DataError, match=r"names no normal image of candles to train on"):
         find_category(renamed)
     write_table(renamed, [["object", "image"]])
     with pytest.raises(DataError, match=r"has the columns \['object', 'image'\]; object, split, label"):
@@ -374,11 +376,11 @@ def test_table_of_visa_that_is_no_use_is_refused(tmp_path: Path) -> None:
 
 def test_folder_that_fits_several_layouts_is_refused(tmp_path: Path) -> None:
     root = make_mpdd(tmp_path / "a")
-    photograph(root / "train/ok/0.png")
+    image(root / "train/ok/0.png")
     with pytest.raises(DataError, match="fits the layouts of MVTec AD, BTAD; keep the folders of one"):
         find_category(root)
     root = make_mvtec2(tmp_path / "b")
-    photograph(root / "test/good/0.png")
+    image(root / "test/good/0.png")
     with pytest.raises(DataError, match="fits the layouts of MVTec AD, MVTec AD 2; keep"):
         find_category(root)
 
@@ -388,8 +390,8 @@ def test_data_set_is_no_product_and_its_categories_are_found(make: Make, kind: s
     root = tmp_path / "set"
     for name in ("b", "a"):
         make(root / name)
-    photograph(root / ".cache/train/good/0.png")
-    photograph(root / "docs/figure.png")
+    image(root / ".cache/train/good/0.png")
+    image(root / "docs/figure.png")
     assert find_categories(root) == (root / "a", root / "b")
     with pytest.raises(DataError, match=r"holds several products, give one of them: a, b$"):
         find_category(root)

@@ -30,18 +30,18 @@ PHOTOGRAPHS = good(*(f"{i:03}.png" for i in range(200)))
 
 def test_parts_have_their_shares() -> None:
     parts = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=False)
-    assert (len(parts.train), len(parts.held_out), len(parts.stopping)) == (160, 40, 0)
+    assert (len(parts.train), len(parts.calibration_images), len(parts.stopping)) == (160, 40, 0)
     parts = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=True)
-    assert (len(parts.train), len(parts.held_out), len(parts.stopping)) == (144, 40, 16)
-    assert sorted(parts.train + parts.held_out + parts.stopping, key=lambda s: s.path) == PHOTOGRAPHS
-    assert all(list(part) == sorted(part, key=lambda s: s.path) for part in (parts.train, parts.held_out))
+    assert (len(parts.train), len(parts.calibration_images), len(parts.stopping)) == (144, 40, 16)
+    assert sorted(parts.train + parts.calibration_images + parts.stopping, key=lambda s: s.path) == PHOTOGRAPHS
+    assert all(list(part) == sorted(part, key=lambda s: s.path) for part in (parts.train, parts.calibration_images))
 
 
-def test_held_out_part_is_the_same_with_and_without_stopping() -> None:
+def test_calibration_images_part_is_the_same_with_and_without_stopping() -> None:
     groups = alone(PHOTOGRAPHS)
     with_stopping = split(PHOTOGRAPHS, groups, seed=3, stopping=True)
     without = split(PHOTOGRAPHS, groups, seed=3, stopping=False)
-    assert with_stopping.held_out == without.held_out
+    assert with_stopping.calibration_images == without.calibration_images
     assert set(with_stopping.train) < set(without.train)
 
 
@@ -51,49 +51,49 @@ def test_split_depends_on_the_seed_not_on_order_or_place() -> None:
     assert split(shuffled, alone(shuffled), seed=0, stopping=True) == parts
     elsewhere = good(*(s.path.name for s in PHOTOGRAPHS), root=Path("/mnt/b"))
     moved = split(elsewhere, alone(elsewhere, root=Path("/mnt/b")), seed=0, stopping=True)
-    assert names(moved.held_out) == names(parts.held_out)
+    assert names(moved.calibration_images) == names(parts.calibration_images)
     other = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=1, stopping=True)
-    assert 0 < len(set(other.held_out) & set(parts.held_out)) < 25
+    assert 0 < len(set(other.calibration_images) & set(parts.calibration_images)) < 25
 
 
 def test_split_stays_what_it_was() -> None:
     parts = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=False)
-    assert names(parts.held_out)[:5] == ["000.png", "002.png", "003.png", "008.png", "012.png"]
+    assert names(parts.calibration_images)[:5] == ["000.png", "002.png", "003.png", "008.png", "012.png"]
 
 
-def test_one_photograph_more_moves_few_others() -> None:
+def test_one_image_more_moves_few_others() -> None:
     more = [*PHOTOGRAPHS, *good("new.png")]
     before = split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=0, stopping=False)
     after = split(more, alone(more), seed=0, stopping=False)
-    assert len(set(before.held_out) ^ set(after.held_out)) <= 3
+    assert len(set(before.calibration_images) ^ set(after.calibration_images)) <= 3
 
 
-def test_every_photograph_is_held_out_by_some_seed() -> None:
+def test_every_image_is_calibration_images_by_some_seed() -> None:
     counts: Counter[Sample] = Counter()
     for seed in range(200):
-        counts.update(split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=seed, stopping=False).held_out)
+        counts.update(split(PHOTOGRAPHS, alone(PHOTOGRAPHS), seed=seed, stopping=False).calibration_images)
     assert len(counts) == 200
     assert 15 < min(counts.values()) < 40 < max(counts.values()) < 70  # 200 draws at 20 %: 40 ± 5.7
 
 
-@pytest.mark.parametrize(("num", "held_out"), [(20, 10), (35, 10), (50, 10), (51, 11), (99, 20)])
-def test_at_least_ten_are_held_out(num: int, held_out: int) -> None:
+@pytest.mark.parametrize(("num", "calibration_images"), [(20, 10), (35, 10), (50, 10), (51, 11), (99, 20)])
+def test_at_least_ten_are_calibration_images(num: int, calibration_images: int) -> None:
     samples = PHOTOGRAPHS[:num]
     parts = split(samples, alone(samples), seed=0, stopping=False)
-    assert (len(parts.held_out), len(parts.train)) == (held_out, num - held_out)
+    assert (len(parts.calibration_images), len(parts.train)) == (calibration_images, num - calibration_images)
 
 
 @pytest.mark.parametrize(
     ("num", "stopping", "needed"), [(0, False, 20), (1, False, 20), (19, False, 20), (20, True, 21)]
 )
-def test_too_few_photographs_say_how_many_are_needed(num: int, stopping: bool, needed: int) -> None:
+def test_too_few_images_say_how_many_are_needed(num: int, stopping: bool, needed: int) -> None:
     samples = PHOTOGRAPHS[:num]
-    with pytest.raises(DataError, match=rf"^{num} good photographs .* at least {needed} photographs are needed"):
+    with pytest.raises(DataError, match=rf"^{num} good images .* at least {needed} images are needed"):
         split(samples, alone(samples), seed=0, stopping=stopping)
 
 
 def sides(parts: Split, groups: dict[Path, str]) -> list[set[str]]:
-    return [{groups[s.path] for s in part} for part in (parts.train, parts.held_out, parts.stopping)]
+    return [{groups[s.path] for s in part} for part in (parts.train, parts.calibration_images, parts.stopping)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -102,26 +102,26 @@ def test_groups_are_kept_whole(seed: int, size: int) -> None:
     samples = good(*(f"lot{i // size:02}_{i:03}.png" for i in range(180)))
     groups = find_groups(samples, root=ROOT, group=r"lot\d+", duplicates=[])
     parts = split(samples, groups, seed=seed, stopping=True)
-    train, held_out, stopping = sides(parts, groups)
-    assert not train & held_out
+    train, calibration_images, stopping = sides(parts, groups)
+    assert not train & calibration_images
     assert not train & stopping
-    assert not held_out & stopping
-    assert len(parts.train) + len(parts.held_out) + len(parts.stopping) == 180
-    assert abs(len(parts.held_out) - 36) <= size / 2
+    assert not calibration_images & stopping
+    assert len(parts.train) + len(parts.calibration_images) + len(parts.stopping) == 180
+    assert abs(len(parts.calibration_images) - 36) <= size / 2
     assert len(parts.stopping) >= 1
 
 
-def test_large_group_does_not_swallow_the_held_out_part() -> None:
+def test_large_group_does_not_swallow_the_calibration_images_part() -> None:
     samples = good(*(f"big_{i:02}.png" for i in range(60)), *(f"small{i:02}_0.png" for i in range(40)))
     groups = find_groups(samples, root=ROOT, group="^[^_]+", duplicates=[])
     for seed in range(10):
         parts = split(samples, groups, seed=seed, stopping=False)
-        assert len(parts.held_out) == 20
+        assert len(parts.calibration_images) == 20
         assert "big_00.png" in names(parts.train)
 
 
 def test_one_group_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="200 good photographs in 1 groups, the largest of 200"):
+    with pytest.raises(DataError, match="200 good images in 1 groups, the largest of 200"):
         split(PHOTOGRAPHS, {s.path: "a" for s in PHOTOGRAPHS}, seed=0, stopping=False)
 
 
@@ -139,9 +139,9 @@ def test_regular_expression_names_groups_by_its_first_group_or_all() -> None:
     assert list(by_part.values()) == ["part7"] * 3
 
 
-def test_photographs_without_a_group_are_named() -> None:
+def test_images_without_a_group_are_named() -> None:
     samples = good("lot1.png", "other 2.png", "other 1.png")
-    with pytest.raises(DataError, match=r"no group to 2 of 3 photographs, first other 1\.png, other 2\.png"):
+    with pytest.raises(DataError, match=r"no group to 2 of 3 images, first other 1\.png, other 2\.png"):
         find_groups(samples, root=ROOT, group=r"lot\d", duplicates=[])
     with pytest.raises(DataError, match="no group to 3 of 3"):
         find_groups(samples, root=ROOT, group=r"x?(y)?", duplicates=[])
@@ -154,7 +154,7 @@ def test_csv_names_groups(tmp_path: Path) -> None:
     table.write_text("path,station,group\nlot 1/ä.png,3,A\n./b.png,3,A\nc.png,3,B\n", encoding="utf-8-sig")
     samples = good("lot 1/ä.png", "b.png", "c.png")
     assert list(find_groups(samples, root=ROOT, group=str(table), duplicates=[]).values()) == ["A", "A", "B"]
-    with pytest.raises(DataError, match=r"no group to 1 of 4 photographs, first d\.png"):
+    with pytest.raises(DataError, match=r"no group to 1 of 4 images, first d\.png"):
         find_groups([*samples, *good("d.png")], root=ROOT, group=str(table), duplicates=[])
 
 
@@ -190,7 +190,7 @@ def test_duplicates_stand_on_one_side() -> None:
     pairs = [(PHOTOGRAPHS[i].path, PHOTOGRAPHS[199 - i].path) for i in range(60)]
     groups = find_groups(PHOTOGRAPHS, root=ROOT, group="", duplicates=pairs)
     parts = split(PHOTOGRAPHS, groups, seed=0, stopping=True)
-    for part in (parts.train, parts.held_out, parts.stopping):
+    for part in (parts.train, parts.calibration_images, parts.stopping):
         paths = {s.path for s in part}
         assert all((one in paths) == (other in paths) for one, other in pairs)
 
@@ -207,9 +207,9 @@ def test_excluded_name_that_fits_none_or_several_is_an_error() -> None:
     samples = good("lot 1/001.png", "lot 1/scratched.png", "lot 2/001.png")
     with pytest.raises(DataError, match=r"scratchd\.png .* nearest: scratched\.png"):
         drop_excluded(samples, ["scratchd.png"])
-    with pytest.raises(DataError, match=r"1\.png .* none of 3 photographs"):
+    with pytest.raises(DataError, match=r"1\.png .* none of 3 images"):
         drop_excluded(samples, ["1.png"])
     with pytest.raises(DataError, match=r"fits .*lot 1/001\.png, .*lot 2/001\.png; give more of the path"):
         drop_excluded(samples, ["001.png"])
-    with pytest.raises(DataError, match="none of 0 photographs"):
+    with pytest.raises(DataError, match="none of 0 images"):
         drop_excluded([], ["001.png"])

@@ -1,4 +1,4 @@
-"""Defects drawn onto good photographs: what changed is what the mask says, and what the files say."""
+"""Defects drawn onto good images: what changed is what the mask says, and what the files say."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_category_of_drawn_defects_holds_what_it_says(category: Path, tmp_path: 
     groups = find_groups(samples, root=category, group="", duplicates=())
     parts = split(samples, groups, seed=3, stopping=False)
     assert [s.path.name for s in found.train] == [s.path.name for s in parts.train]
-    sources = {s.path.name: read(s.path) for s in parts.held_out}
+    sources = {s.path.name: read(s.path) for s in parts.calibration_images}
     with (out / "defects.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 14

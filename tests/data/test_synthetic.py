@@ -26,7 +26,7 @@ from anomaly.errors import OutputError, UsageError
 SEEDS = range(12)
 
 
-def photograph(*, colourful: bool) -> tuple[Any, Any]:
+def draw_image(*, colourful: bool) -> tuple[Any, Any]:
     """An elliptic part, brighter and rougher than the background it lies on, 300 x 420 pixels; and where it is."""
     rng = np.random.default_rng(3)
     y, x = np.mgrid[:300, :420]
@@ -38,8 +38,8 @@ def photograph(*, colourful: bool) -> tuple[Any, Any]:
 
 
 def draw(kind: str, *, size: float, contrast: float, seed: int) -> tuple[Any, Any]:
-    """The change in grey levels (H, W) of one defect somewhere on a photograph that the part fills, and its mask."""
-    image, part = photograph(colourful=True)
+    """The change in grey levels (H, W) of one defect somewhere on a image that the part fills, and its mask."""
+    image, part = draw_image(colourful=True)
     image, everywhere = image[60:240, 80:330], np.ones((180, 250), np.bool_)
     assert part[60:240, 80:330].mean() > 0.95
     rng = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def test_foreground_is_the_part(kind: str, low: float, high: float) -> None:
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_photograph_has_sensor_noise_and_uses_its_range(kind: str) -> None:
+def test_image_has_sensor_noise_and_uses_its_range(kind: str) -> None:
     grey = make_part(kind, size=256, rng=np.random.default_rng(1)).image.mean(axis=2)
     assert np.ptp(grey) > 100
     assert (grey >= 250).mean() < 0.05
@@ -101,7 +101,7 @@ def test_machined_part_lies_at_any_angle() -> None:
 @pytest.mark.parametrize("colourful", [True, False])
 @pytest.mark.parametrize("kind", DEFECTS)
 def test_mask_is_what_changed(kind: str, colourful: bool) -> None:
-    image, part = photograph(colourful=colourful)
+    image, part = draw_image(colourful=colourful)
     before = image.copy()
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
@@ -122,7 +122,7 @@ def test_mask_is_what_changed(kind: str, colourful: bool) -> None:
 
 @pytest.mark.parametrize("kind", DEFECTS)
 def test_defect_is_fixed_by_its_seed(kind: str) -> None:
-    image, part = photograph(colourful=True)
+    image, part = draw_image(colourful=True)
     drawn = [
         draw_defect(image, kind, size=0.2, contrast=0.5, foreground=part, rng=np.random.default_rng(seed))
         for seed in (1, 1, 2)
@@ -229,8 +229,8 @@ def test_every_component_defect_occurs(board: Part, monkeypatch: pytest.MonkeyPa
     assert set(counts) == {"missing", "swapped", "displaced"}
 
 
-def test_foreground_of_a_photograph_is_found() -> None:
-    image, part = photograph(colourful=True)
+def test_foreground_of_a_image_is_found() -> None:
+    image, part = draw_image(colourful=True)
     found = estimate_foreground(image)
     assert (found & part).sum() > 0.95 * (found | part).sum()
     flange = make_part("machined", size=256, rng=np.random.default_rng(0))
@@ -321,7 +321,7 @@ def test_dataset_refuses_what_it_cannot_make(tmp_path: Path) -> None:
     ],
 )
 def test_defect_refuses_wrong_arguments(change: dict[str, Any], message: str) -> None:
-    image, part = photograph(colourful=True)
+    image, part = draw_image(colourful=True)
     options: dict[str, Any] = {
         "image": image,
         "kind": "dent",
@@ -334,7 +334,7 @@ def test_defect_refuses_wrong_arguments(change: dict[str, Any], message: str) ->
 
 
 def test_defect_that_cannot_show_is_an_error() -> None:
-    image, _ = photograph(colourful=True)
+    image, _ = draw_image(colourful=True)
     speck = np.zeros(image.shape[:2], np.bool_)
     speck[100, 100] = True
     with pytest.raises(UsageError, match="shows nowhere on a part of 1 pixels"):

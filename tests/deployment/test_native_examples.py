@@ -120,19 +120,19 @@ def test_regions_are_those_of_the_scorer(ask: Ask, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lines, expected = [], []
     sizes = [(8, 8, 8, 8), (8, 8, 61, 40), (16, 12, 90, 120), (12, 16, 7, 5), (1, 1, 9, 4), (5, 7, 33, 100)]
-    resizes: list[Resize] = ["squash", "letterbox"]
+    resizes: list[Resize] = ["stretch", "letterbox"]
     for number, (h, w, height, width) in enumerate(sizes * 3):
         anomaly_map = smooth_map(rng, h, w)
         anomaly_map.tofile(tmp_path / f"{number}.f32")
         for resize in resizes:
-            for score, limit in ((3.0, 0.85), (0.5, 1.05), (3.0, 2.5), (0.1, 2.5)):
-                rejected = score > limit
+            for score, threshold in ((3.0, 0.85), (0.5, 1.05), (3.0, 2.5), (0.1, 2.5)):
+                rejected = score > threshold
                 regions = []
-                if rejected or float(anomaly_map.max()) > limit:
+                if rejected or float(anomaly_map.max()) > threshold:
                     enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=resize)
-                    regions = [vars(r) for r in find_regions(enlarged, limit=limit, rejected=rejected)]
+                    regions = [vars(r) for r in find_regions(enlarged, threshold=threshold, rejected=rejected)]
                 expected.append((rejected, regions))
-                lines.append(f"judge {tmp_path}/{number}.f32 {h} {w} {height} {width} {resize} {score} {limit}")
+                lines.append(f"judge {tmp_path}/{number}.f32 {h} {w} {height} {width} {resize} {score} {threshold}")
     answers = [json.loads(answer) for answer in ask(lines)]
     assert {len(regions) > 1 for _, regions in expected} == {True, False}
     assert any(region["weak"] for _, regions in expected for region in regions)
@@ -148,7 +148,7 @@ def test_regions_are_those_of_the_scorer(ask: Ask, tmp_path: Path) -> None:
 def test_map_that_is_not_finite_is_no_verdict(ask: Ask, tmp_path: Path) -> None:
     for name, value in (("nan", np.nan), ("infinite", np.inf)):
         np.array([0.0, value, 0.0, 0.0], dtype=np.float32).tofile(tmp_path / name)
-    for answer in ask([f"judge {tmp_path}/{name} 2 2 4 4 squash 0.5 1" for name in ("nan", "infinite")]):
+    for answer in ask([f"judge {tmp_path}/{name} 2 2 4 4 stretch 0.5 1" for name in ("nan", "infinite")]):
         assert answer.startswith("error: the score or the map is not finite")
 
 
@@ -242,7 +242,7 @@ def scored(model: Path, folder: Path, out: Path, *options: str) -> list[dict[str
 
 def assert_same(said: dict[str, Any], row: dict[str, Any]) -> None:
     assert relative_difference(np.array(row["score"]), np.array(said["score"])) <= 1e-5
-    assert (said["verdict"], said["limit"]) == (row["verdict"], row["limit"])
+    assert (said["verdict"], said["threshold"]) == (row["verdict"], row["threshold"])
     assert len(said["regions"]) == len(row["regions"])
     for ours, theirs in zip(said["regions"], row["regions"], strict=True):
         assert relative_difference(np.array(theirs.pop("peak")), np.array(ours.pop("peak"))) <= 1e-5
@@ -260,7 +260,7 @@ def test_example_says_what_the_verb_says(example: Example, model: Path, tmp_path
         write_png(images / f"{number}.png", image)
         buffers.append(as_buffer(tmp_path / f"{number}.raw", image, pixels=pixels, padding=[0, 24][number % 2]))
     verdicts = set()
-    for options, num in (([], 6), (["--limit", "0.25"], 2), (["--limit", "1e9"], 2)):
+    for options, num in (([], 6), (["--threshold", "0.25"], 2), (["--threshold", "1e9"], 2)):
         rows = scored(model, images, tmp_path / "rows.jsonl", *options)
         for buffer, row in zip(buffers[:num], rows[:num], strict=True):
             told = example(model, *buffer, *options)
@@ -317,8 +317,8 @@ def test_example_refuses_what_it_cannot_judge(example: Example, model: Path, tmp
     for wrong in (
         [model],
         [model, *buffer[:2], "wide", *buffer[3:]],
-        [model, *buffer, "--limit"],
-        [model, *buffer, "--limit", "much"],
+        [model, *buffer, "--threshold"],
+        [model, *buffer, "--threshold", "much"],
         [model, *buffer, "--device", "tpu"],
         [model, *buffer, "--wide"],
     ):

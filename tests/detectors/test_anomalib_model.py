@@ -74,7 +74,7 @@ def fit_small(model: str, fitted: dict[str, AnomalibModel]) -> AnomalibModel:
     if model not in fitted:
         detector = build(model)
         train_on(detector, parts(24, seed=0))
-        detector.calibrate([as_batch(parts(20, seed=100), name="")], alpha=0.1, promise="expected")
+        detector.calibrate([as_batch(parts(20, seed=100), name="")], alpha=0.1, guarantee="expected")
         fitted[model] = detector
     return copy.deepcopy(fitted[model])
 
@@ -285,7 +285,7 @@ def test_shipped_options_are_those_of_anomalib(path: Path) -> None:
 
 def test_training_that_lacks_what_it_mixes_in_is_refused(tmp_path: Path) -> None:
     detector = build("EfficientAd", options={"imagenet_dir": str(tmp_path)})
-    with pytest.raises(UsageError, match=r"learns with everyday photographs .* options.imagenet_dir"):
+    with pytest.raises(UsageError, match=r"learns with everyday images .* options.imagenet_dir"):
         detector.on_fit_start()
 
 

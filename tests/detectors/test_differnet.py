@@ -157,11 +157,11 @@ def test_turned_corners_are_black() -> None:
 def test_export_gives_the_same_scores_and_maps() -> None:
     detector = build(num_rotations=3)  # 120° and 240° are interpolated and turned
     fit(detector, parts(16), num_epochs=3)
-    detector.calibrate([batch_of(parts(12, seed=100))], alpha=0.2, promise="expected")
+    detector.calibrate([batch_of(parts(12, seed=100))], alpha=0.2, guarantee="expected")
     graph = export_graph(detector).SerializeToString()
     noise = np.random.default_rng(0).integers(0, 256, (1, 50, 91, 3), dtype=np.uint8)
-    photographs = np.stack([draw_part(n) for n in (200, 201, 202)])
-    for image in (photographs, noise, np.full((1, 9, 9, 3), 128, dtype=np.uint8)):
+    images = np.stack([draw_part(n) for n in (200, 201, 202)])
+    for image in (images, noise, np.full((1, 9, 9, 3), 128, dtype=np.uint8)):
         with torch.no_grad():
             said = detector(torch.from_numpy(image))
         found = score_bytes(graph, image)

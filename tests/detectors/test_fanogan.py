@@ -271,7 +271,7 @@ def test_exported_graph_gives_what_the_detector_gives(options: dict[str, Any], r
         mask = torch.zeros(72, 88, dtype=torch.bool)
         mask[8:60, 10:80] = True
         detector.preprocess.set_roi(mask)
-    detector.calibrate([batch_of(parts(12))], alpha=0.2, promise="expected")
+    detector.calibrate([batch_of(parts(12))], alpha=0.2, guarantee="expected")
     detector.eval()
     graph = export_graph(detector).SerializeToString()
     noise = np.random.default_rng(0).integers(0, 256, (1, 100, 90, 3), dtype=np.uint8)

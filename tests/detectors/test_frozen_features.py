@@ -119,7 +119,7 @@ def test_run_folder_keeps_what_was_learned(method: Method, category: Path, tmp_p
     detector, description = load(run)
     assert isinstance(detector, FrozenFeatures)
     assert detector.model.is_fitted
-    images = [read_image(path, white=255, max_pixels=10_000) for path in description.held_out]
+    images = [read_image(path, white=255, max_pixels=10_000) for path in description.calibration_images]
     with torch.no_grad():
         said = detector(torch.from_numpy(np.stack(images))).score
     assert np.sort(said.numpy()) == pytest.approx(description.calibration.scores, abs=1e-3)

@@ -52,7 +52,7 @@ def parts(num: int) -> list[tuple[Tensor, str]]:
 
 
 def trained(detector: Riad, loader: Any, *, epochs: int) -> pl.Trainer:
-    """Train on photographs, which are its stopping images too."""
+    """Train on images, which are its stopping images too."""
     quiet: dict[str, Any] = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -207,10 +207,10 @@ def test_standardised_score_is_in_units_of_the_spread_in_training() -> None:
     scores: tuple[Literal["standardised", "map"], ...] = ("standardised", "map")
     detectors = [Riad(**TINY, epochs=1, score=score) for score in scores]
     detectors[1].load_state_dict({k: v for k, v in detectors[0].state_dict().items() if not k.startswith("scale.")})
-    photographs: Any = parts(8)
+    images: Any = parts(8)
     for detector in detectors:
-        trained(detector, DataLoader(photographs, batch_size=4, collate_fn=collate), epochs=1)
-    x = detectors[0].preprocess(collate(photographs).image)
+        trained(detector, DataLoader(images, batch_size=4, collate_fn=collate), epochs=1)
+    x = detectors[0].preprocess(collate(images).image)
     with torch.no_grad():
         standard, plain = (detector.anomaly(x) for detector in detectors)
     r = plain.anomaly_map
@@ -234,7 +234,7 @@ def test_exported_graph_agrees(score: str) -> None:
     mask = torch.zeros(72, 88, dtype=torch.bool)
     mask[4:68, 6:80] = True
     detector.eval().preprocess.set_roi(mask)
-    detector.calibrate([collate(parts(20))], alpha=0.1, promise="expected")
+    detector.calibrate([collate(parts(20))], alpha=0.1, guarantee="expected")
     graph = export_graph(detector).SerializeToString()
     random = np.random.default_rng(0)
     for shape in ((1, 72, 88, 3), (5, 72, 88, 3), (2, 100, 37, 3)):

@@ -69,7 +69,7 @@ def test_exported_graph_agrees_for_every_batch_and_size(case: str, category: Pat
     share = np.linspace(0, 1, 20)  # of noise, so that every measure spreads
     images = [(1 - t) * draw_part(n) + t * noise(72, 88, 3, seed=n) for n, t in enumerate(share)]
     random = collate([(torch.from_numpy(image.astype(np.uint8)), str(n)) for n, image in enumerate(images)])
-    detector.calibrate([random], alpha=0.1, promise="expected")
+    detector.calibrate([random], alpha=0.1, guarantee="expected")
     exported_graph = export_graph(detector)
     graph = exported_graph.SerializeToString()
     fixed_graph = fix(exported_graph, Fixed(3, *SIZES[0])).SerializeToString()
@@ -111,14 +111,14 @@ def test_file_keeps_the_contract(run_folder: Path, category: Path, tmp_path: Pat
 def test_calibration_tensors_are_named_even_where_they_are_equal(run_folder: Path, model: Path) -> None:
     detector, _ = load(run_folder)
     buffers = {key: float(value) for key, value in detector.calibration.state_dict().items()}
-    assert buffers["zero_score"] == buffers["zero_map"]  # the score is the map's maximum
+    assert buffers["offset_score"] == buffers["offset_map"]  # the score is the map's maximum
     assert calibration_tensors(load_graph(model)) == buffers
-    neutral = {key: float("unit" in key) for key in buffers}
+    neutral = {key: float("scale" in key) for key in buffers}
     detector.calibration.load_state_dict({key: torch.tensor(value) for key, value in neutral.items()})
     graph = export_graph(detector)
     assert calibration_tensors(graph) == neutral
     assert set(CALIBRATION_TENSORS.values()) <= {t.name for t in graph.graph.initializer}
-    assert detector.calibration.zero_score == 0  # as it was: a copy was exported
+    assert detector.calibration.offset_score == 0  # as it was: a copy was exported
 
 
 def test_verify_passes_and_writes_the_certificate(

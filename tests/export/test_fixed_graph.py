@@ -111,7 +111,7 @@ def test_image_of_another_size_is_an_error_row(fixed: Path, category: Path, tmp_
 
 def test_batches_in_flight_give_the_rows_of_one_at_a_time(model: Path, category: Path) -> None:
     paths = [str(p) for p in sorted((category / "test").rglob("*.png"))]
-    settings = Settings(limit=1.0, batch_size=2, max_pixels=10_000, num_threads=2)
+    settings = Settings(threshold=1.0, batch_size=2, max_pixels=10_000, num_threads=2)
     rows = []
     for num in (1, 2):
         scorer = OnnxScorer(model, device="cpu", num_threads=1)
@@ -146,12 +146,12 @@ def test_fixed_model_calibrates_again(fixed: Path, category: Path) -> None:
     assert (again.fixed, again.calibration.num_images) == ([2, 72, 88], 40)
 
 
-def test_size_that_the_photographs_do_not_have_is_refused(
+def test_size_that_the_images_do_not_have_is_refused(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model.onnx"
     assert run(["export", str(run_folder), "--out", str(out), "--fixed", "4,100,88"]) == 2
-    assert "a held-out photograph has 88×72 pixels, not 88×100" in capsys.readouterr().err
+    assert "a calibration image has 88×72 pixels, not 88×100" in capsys.readouterr().err
     assert not out.exists()
 
 

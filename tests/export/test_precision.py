@@ -211,11 +211,11 @@ def test_converted_file_is_calibrated_through_itself(
     scorer, reference = OnnxScorer(path, device="cpu", num_threads=1), run_folder / "model.onnx"
     assert (scorer.metadata.precision, certificate["precision"]) == (precision, precision)
     assert certificate["model"] == scorer.sha256
-    images = [read_image(p, white=255, max_pixels=10_000) for p in description.held_out]
-    held_out = [float(scorer.score(image[None]).score[0]) for image in images]
-    np.testing.assert_allclose(np.sort(held_out), scorer.metadata.calibration.scores, atol=1e-4)
-    assert float(np.median(held_out)) == pytest.approx(0, abs=1e-4)
-    assert max(held_out) == pytest.approx(1 / (1 + 1e-3), abs=1e-4)
+    images = [read_image(p, white=255, max_pixels=10_000) for p in description.calibration_images]
+    calibration_images = [float(scorer.score(image[None]).score[0]) for image in images]
+    np.testing.assert_allclose(np.sort(calibration_images), scorer.metadata.calibration.scores, atol=1e-4)
+    assert float(np.median(calibration_images)) == pytest.approx(0, abs=1e-4)
+    assert max(calibration_images) == pytest.approx(1 / (1 + 1e-3), abs=1e-4)
     assert calibration_tensors(load_graph(path)) != calibration_tensors(load_graph(reference))
     old = read_metadata(load_graph(reference), name="reference")
     assert scorer.metadata.image_stats == old.image_stats
@@ -230,7 +230,7 @@ def test_converted_file_is_calibrated_through_itself(
     assert json.loads(json.dumps(certificate)) == certificate
 
 
-def test_ranges_come_from_training_photographs(
+def test_ranges_come_from_training_images(
     model: Path, tmp_path: Path, description: Description, learned: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Image] = []
@@ -279,7 +279,7 @@ class Says:
         return Scores(np.array([next(self._coming)], dtype=np.float32), np.zeros((1, 2, 2), dtype=np.float32))
 
 
-def test_verdicts_close_to_the_limit_are_no_flips() -> None:
+def test_verdicts_close_to_the_threshold_are_no_flips() -> None:
     good = list(parts(3))
     num = len(list(draw_defects(good, num_each=2, seed=0)))
     before = [0.0, 0.9995, 0.5] + [1.0005] + [2.0] * (num - 1)

@@ -186,7 +186,7 @@ def test_folder_pipe_and_impossible_name_are_unreadable(tmp_path: Path) -> None:
     assert code_and_message(tmp_path / "nul\0.png")[0] == "unreadable"
 
 
-def test_file_of_more_bytes_than_the_limit_allows_is_not_read(tmp_path: Path) -> None:
+def test_file_of_more_bytes_than_the_threshold_allows_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.tif").open("wb") as file:
         file.truncate(2**27)  # a hole: takes no room on disk
     code, message = code_and_message(tmp_path / "huge.tif")

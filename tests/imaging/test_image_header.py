@@ -93,7 +93,7 @@ def test_png_of_900_million_pixels_is_refused_by_its_header() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_limit_of_pixels_is_exact(kind: str) -> None:
+def test_threshold_of_pixels_is_exact(kind: str) -> None:
     data = encoded(PICTURE, kind)
     assert refused(data, max_pixels=16 * 12 - 1)[0] == "too_large"
     assert decode_image(data, name="part", white=255, max_pixels=16 * 12).shape == (12, 16, 3)

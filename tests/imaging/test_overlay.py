@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize(("height", "width"), [(90, 70), (7, 5), (3, 2), (1, 1), (33, 200)])
 def test_squashed_map_is_enlarged_with_half_pixel_centres(height: int, width: int) -> None:
     anomaly_map = RNG.standard_normal((7, 5)).astype(np.float32)
-    found = enlarge_map(anomaly_map, height=height, width=width, resize="squash")
+    found = enlarge_map(anomaly_map, height=height, width=width, resize="stretch")
     assert found.dtype == np.float32
     expected = cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -21,7 +21,7 @@ def test_squashed_map_is_enlarged_with_half_pixel_centres(height: int, width: in
 
 def test_map_of_its_images_size_is_unchanged() -> None:
     anomaly_map = RNG.standard_normal((6, 9)).astype(np.float32)
-    for resize in ("squash", "letterbox"):
+    for resize in ("stretch", "letterbox"):
         assert np.array_equal(enlarge_map(anomaly_map, height=6, width=9, resize=resize), anomaly_map)
 
 
@@ -52,47 +52,47 @@ def test_padding_of_a_letterboxed_map_never_shows() -> None:
 @pytest.mark.parametrize("shape", [(1, 4, 4), (4,)])
 def test_what_is_no_map_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="cannot be enlarged"):
-        enlarge_map(np.zeros(shape, dtype=np.float32), height=8, width=8, resize="squash")
+        enlarge_map(np.zeros(shape, dtype=np.float32), height=8, width=8, resize="stretch")
 
 
 def test_good_part_stays_as_it_is() -> None:
     image = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
     anomaly_map = RNG.uniform(-1, 0.5, (40, 50)).astype(np.float32)
-    assert np.array_equal(overlay(image, anomaly_map, limit=1.0), image)
+    assert np.array_equal(overlay(image, anomaly_map, threshold=1.0), image)
 
 
-def test_colour_depends_on_the_limit_alone() -> None:
+def test_colour_depends_on_the_threshold_alone() -> None:
     image = np.full((40, 60, 3), 128, dtype=np.uint8)
     anomaly_map = np.zeros((40, 60), dtype=np.float32)
     anomaly_map[10:30, 10:30] = 0.8
-    weak = overlay(image, anomaly_map, limit=1.0)
+    weak = overlay(image, anomaly_map, threshold=1.0)
     anomaly_map[10:30, 35:55] = 50.0
-    strong = overlay(image, anomaly_map, limit=1.0)
+    strong = overlay(image, anomaly_map, threshold=1.0)
     assert np.array_equal(weak[20, 20], strong[20, 20]), "a strong defect elsewhere changes no colour"
     assert strong[20, 45, 0] > 150 > 80 > strong[20, 45, 1], "red"
-    assert np.array_equal(overlay(image, 3 * anomaly_map, limit=3.0), strong)
+    assert np.array_equal(overlay(image, 3 * anomaly_map, threshold=3.0), strong)
     anomaly_map[10:30, 35:55] = 2.0
-    assert np.array_equal(overlay(image, anomaly_map, limit=1.0), strong), "full colour from twice the limit on"
+    assert np.array_equal(overlay(image, anomaly_map, threshold=1.0), strong), "full colour from twice the threshold on"
 
 
-def test_line_follows_the_limit() -> None:
+def test_line_follows_the_threshold() -> None:
     image = np.full((40, 60, 3), 128, dtype=np.uint8)
     anomaly_map = np.zeros((40, 60), dtype=np.float32)
     anomaly_map[10:30, 20:40] = 1.5
-    drawn = overlay(image, anomaly_map, limit=1.0)
+    drawn = overlay(image, anomaly_map, threshold=1.0)
     line = np.all(drawn == (0, 255, 255), axis=2)
     assert line[10, 20:40].all()
     assert line[10:30, 39].all()
     assert not line[11:29, 21:39].any()
-    assert not overlay(image, anomaly_map, limit=2.0)[line].tolist().count([0, 255, 255])
+    assert not overlay(image, anomaly_map, threshold=2.0)[line].tolist().count([0, 255, 255])
 
 
-@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
-def test_limit_must_be_positive(limit: float) -> None:
-    with pytest.raises(UsageError, match="limit is"):
-        overlay(np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((4, 4), dtype=np.float32), limit=limit)
+@pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
+def test_threshold_must_be_positive(threshold: float) -> None:
+    with pytest.raises(UsageError, match="threshold is"):
+        overlay(np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((4, 4), dtype=np.float32), threshold=threshold)
 
 
 def test_map_must_fit_its_image() -> None:
     with pytest.raises(UsageError, match="enlarge the map first"):
-        overlay(np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((2, 2), dtype=np.float32), limit=1.0)
+        overlay(np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((2, 2), dtype=np.float32), threshold=1.0)

@@ -66,7 +66,7 @@ def test_writing_what_was_read_gives_the_same_bytes(model: Path, tmp_path: Path)
 def test_metadata_says_what_the_model_is(model: Path) -> None:
     metadata = metadata_of(model)
     assert (metadata.contract, metadata.kind, metadata.detector) == (1, "detector", "autoencoder")
-    assert (metadata.category, metadata.size, metadata.resize, metadata.white) == ("plate", [64, 64], "squash", 255)
+    assert (metadata.category, metadata.size, metadata.resize, metadata.white) == ("plate", [64, 64], "stretch", 255)
     assert metadata.config["epochs"] == 25
     record = metadata.calibration
     assert (record.num_images, record.num_groups, len(record.scores)) == (10, 10, 10)
@@ -153,9 +153,9 @@ def test_changed_weight_is_refused(model: Path) -> None:
         load(model)
 
 
-def test_moved_limit_is_refused(model: Path) -> None:
+def test_moved_threshold_is_refused(model: Path) -> None:
     """A unit twice as large would let defects pass: the graph's hash covers the calibration too."""
-    edit(model, lambda m: set_calibration_tensors(m, calibration_tensors(m) | {"unit_score": 99.0}))
+    edit(model, lambda m: set_calibration_tensors(m, calibration_tensors(m) | {"scale_score": 99.0}))
     with pytest.raises(ModelError, match="is not the graph that was exported"):
         load(model)
 
@@ -213,14 +213,14 @@ def test_golden_image_is_lossless_and_small() -> None:
 
 def test_calibration_tensors_can_be_read_and_set(model: Path) -> None:
     graph = load_graph(model)
-    values = {"zero_score": 0.5, "unit_score": 2.0, "zero_map": -1.25, "unit_map": 3.0}
+    values = {"offset_score": 0.5, "scale_score": 2.0, "offset_map": -1.25, "scale_map": 3.0}
     assert set(calibration_tensors(graph)) == set(CALIBRATION_TENSORS) == set(values)
     set_calibration_tensors(graph, values)
     assert calibration_tensors(graph) == values
-    kept = [t for t in graph.graph.initializer if t.name != "calibration.zero_map"]
+    kept = [t for t in graph.graph.initializer if t.name != "calibration.offset_map"]
     del graph.graph.initializer[:]
     graph.graph.initializer.extend(kept)
-    with pytest.raises(ModelError, match=r"no tensor 'calibration\.zero_map'"):
+    with pytest.raises(ModelError, match=r"no tensor 'calibration\.offset_map'"):
         calibration_tensors(graph)
 
 

@@ -110,7 +110,7 @@ def test_provider_asked_for_by_name_and_missing_is_an_error(model: Path, device:
 
 
 @pytest.mark.skipif(has_cuda_device(), reason="there is a GPU here")
-def test_automatic_device_falls_back_where_the_driver_promises_too_much(
+def test_automatic_device_falls_back_where_the_driver_guarantees_too_much(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "has_cuda_device", lambda: True)

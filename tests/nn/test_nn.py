@@ -21,7 +21,7 @@ from anomaly.nn.preprocess import Preprocess, letterbox
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-Resize = Literal["squash", "letterbox"]
+Resize = Literal["stretch", "letterbox"]
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
@@ -182,16 +182,16 @@ def triangle(length: int, target: int) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(150, 83), (64, 96), (20, 33), (1, 1)])
-def test_squash_is_an_antialiased_resize(height: int, width: int) -> None:
+def test_stretch_is_an_antialiased_resize(height: int, width: int) -> None:
     image = random_images(2, height, width, 3)
-    found = Preprocess(size=(64, 96), resize="squash", mean=MEAN, std=STD)(image)
+    found = Preprocess(size=(64, 96), resize="stretch", mean=MEAN, std=STD)(image)
     resized = np.einsum("yh,nhwc,xw->ncyx", triangle(height, 64), image.numpy() / 255.0, triangle(width, 96))
     expected = (resized - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
     assert found.dtype == torch.float32
     assert np.abs(found.numpy() - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_list_of_images_is_their_stack(resize: Resize) -> None:
     preprocess = Preprocess(size=(48, 64), resize=resize, mean=MEAN, std=STD)
     image = random_images(3, 70, 50, 3)
@@ -203,9 +203,9 @@ def test_list_of_images_is_their_stack(resize: Resize) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (50, 50), (64, 64)])
-def test_letterbox_of_a_square_is_squash(height: int, width: int) -> None:
+def test_letterbox_of_a_square_is_stretch(height: int, width: int) -> None:
     image = random_images(2, height, width, 3)
-    found = [Preprocess(size=(64, 64), resize=r, mean=MEAN, std=STD)(image) for r in ("squash", "letterbox")]
+    found = [Preprocess(size=(64, 64), resize=r, mean=MEAN, std=STD)(image) for r in ("stretch", "letterbox")]
     assert (found[0] - found[1]).abs().max() < 2e-3
 
 
@@ -243,7 +243,7 @@ def small_detector(name: str, resize: Resize) -> Autoencoder | FastFlow:
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "fastflow"])
-@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 @pytest.mark.parametrize(("height", "width"), [(330, 410), (50, 40)])
 def test_pixels_outside_the_region_change_nothing(name: str, resize: Resize, height: int, width: int) -> None:
     mask = torch.zeros(height, width, dtype=torch.bool)
@@ -260,16 +260,16 @@ def test_pixels_outside_the_region_change_nothing(name: str, resize: Resize, hei
         inside = torch.where(mask[None, :, :, None], 255 - image, image)
         assert not torch.equal(detector(inside).score, score)
     roi = detector.preprocess.roi
-    covered = roi.float().mean().item() / (1.0 if resize == "squash" else min(height, width) / max(height, width))
+    covered = roi.float().mean().item() / (1.0 if resize == "stretch" else min(height, width) / max(height, width))
     assert 0.6 * mask.float().mean().item() < covered < mask.float().mean().item()
     assert (x[:, :, ~roi] == 0).all()
     assert (anomaly_map[:, ~roi] <= anomaly_map[:, roi].amin(dim=1, keepdim=True)).all()
 
 
-def test_region_of_a_large_photograph_lets_nothing_in() -> None:
+def test_region_of_a_large_image_lets_nothing_in() -> None:
     """At a scale of 121 the filter's last pixel has a weight of 1/121², which is not nothing."""
     image = torch.zeros(1, 2, 64 * 121, 3, dtype=torch.uint8)
-    preprocess = Preprocess(size=(32, 64), resize="squash", mean=MEAN, std=STD)
+    preprocess = Preprocess(size=(32, 64), resize="stretch", mean=MEAN, std=STD)
     for first in range(2110, 2125):
         mask = torch.zeros(2, 64 * 121, dtype=torch.bool)
         mask[:, first : first + 3001] = True
@@ -281,7 +281,7 @@ def test_region_of_a_large_photograph_lets_nothing_in() -> None:
 def test_region_survives_a_state_dict() -> None:
     mask = torch.zeros(40, 40, dtype=torch.bool)
     mask[10:30, 5:35] = True
-    one, other = (Preprocess(size=(32, 32), resize="squash", mean=MEAN, std=STD) for _ in range(2))
+    one, other = (Preprocess(size=(32, 32), resize="stretch", mean=MEAN, std=STD) for _ in range(2))
     one.set_roi(mask)
     assert (one.has_roi, other.has_roi) == (True, False)
     other.load_state_dict(one.state_dict())
@@ -292,7 +292,7 @@ def test_region_survives_a_state_dict() -> None:
     assert not one.has_roi
 
 
-@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 @pytest.mark.parametrize("region", [False, True])
 def test_levelled_brightness_undoes_a_factor(resize: Resize, region: bool) -> None:
     dark = random_images(4, 70, 50, 3) // 4
@@ -317,7 +317,7 @@ def test_levelled_brightness_undoes_a_factor(resize: Resize, region: bool) -> No
 
 def test_level_survives_a_state_dict_and_is_none_in_older_ones() -> None:
     image = random_images(2, 40, 40, 3)
-    one, other = (Preprocess(size=(32, 32), resize="squash", mean=MEAN, std=STD) for _ in range(2))
+    one, other = (Preprocess(size=(32, 32), resize="stretch", mean=MEAN, std=STD) for _ in range(2))
     old = {key: value for key, value in one.state_dict().items() if key != "level"}
     one.level_brightness([image // 2])
     other.load_state_dict(one.state_dict())

@@ -1,4 +1,4 @@
-"""Real photographs and pretrained weights, where ANOMALY_DATA and ANOMALY_WEIGHTS name folders of them."""
+"""Real images and pretrained weights, where ANOMALY_DATA and ANOMALY_WEIGHTS name folders of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_set_can_be_inspected(category: Path, capsys: pytest.CaptureFixtur
     found = inspect(category)
     assert not found.bad_files
     assert not found.split.error
-    assert found.split.num_train + found.split.num_held_out == len(list((category / "train" / "good").iterdir()))
+    assert found.split.num_train + found.split.num_calibration == len(list((category / "train" / "good").iterdir()))
     assert category.name in capsys.readouterr().out
 
 

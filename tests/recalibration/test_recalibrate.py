@@ -19,18 +19,18 @@ from anomaly.recalibration.recalibrate import calibrate
 
 
 @pytest.fixture
-def held_out(run_folder: Path, tmp_path: Path) -> Path:
-    """A list of the photographs that the model was calibrated on."""
+def calibration_images(run_folder: Path, tmp_path: Path) -> Path:
+    """A list of the images that the model was calibrated on."""
     description = json.loads((run_folder / "detector.json").read_text(encoding="utf-8"))
-    path = tmp_path / "held_out.txt"
-    path.write_text("\n".join(description["held_out"]), encoding="utf-8")
+    path = tmp_path / "calibration_images.txt"
+    path.write_text("\n".join(description["calibration_images"]), encoding="utf-8")
     return path
 
 
-def brighter(held_out: Path, folder: Path) -> Path:
-    """The same photographs under a lamp a third brighter, in a folder."""
+def brighter(calibration_images: Path, folder: Path) -> Path:
+    """The same images under a lamp a third brighter, in a folder."""
     folder.mkdir()
-    for path in held_out.read_text(encoding="utf-8").splitlines():
+    for path in calibration_images.read_text(encoding="utf-8").splitlines():
         image = read_image(path, white=255, max_pixels=10_000)
         write_png(folder / Path(path).name, np.clip(np.rint(image * 1.33), 0, 255).astype(np.uint8))
     return folder
@@ -45,14 +45,14 @@ def images_of(folder: Path) -> NDArray[np.uint8]:
 
 
 def limits(path: Path) -> tuple[float, float]:
-    """The raw score and the raw map's value that are the limit."""
+    """The raw score and the raw map's value that are the threshold."""
     values = calibration_tensors(load_graph(path))
-    return values["zero_score"] + values["unit_score"], values["zero_map"] + values["unit_map"]
+    return values["offset_score"] + values["scale_score"], values["offset_map"] + values["scale_map"]
 
 
-def test_same_images_give_the_same_limit(model: Path, held_out: Path, category: Path) -> None:
+def test_same_images_give_the_same_threshold(model: Path, calibration_images: Path, category: Path) -> None:
     old, old_limits, images = load(model), limits(model), images_of(category / "test/good")
-    assert calibrate(model, str(held_out)) == model
+    assert calibrate(model, str(calibration_images)) == model
     new = load(model)
     assert limits(model) == pytest.approx(old_limits, rel=1e-5)
     assert new.metadata.alpha == pytest.approx(old.metadata.alpha)
@@ -62,8 +62,10 @@ def test_same_images_give_the_same_limit(model: Path, held_out: Path, category: 
     assert new.metadata.golden.png == old.metadata.golden.png
 
 
-def test_brighter_photographs_move_the_limit_and_keep_the_promise(model: Path, held_out: Path, tmp_path: Path) -> None:
-    folder = brighter(held_out, tmp_path / "brighter")
+def test_brighter_images_move_the_threshold_and_keep_the_guarantee(
+    model: Path, calibration_images: Path, tmp_path: Path
+) -> None:
+    folder = brighter(calibration_images, tmp_path / "brighter")
     images, before = images_of(folder), limits(model)
     assert load(model).score(images).score.max() > 1
     old = load(model).metadata
@@ -79,25 +81,25 @@ def test_brighter_photographs_move_the_limit_and_keep_the_promise(model: Path, h
     assert new.metadata.golden.png != old.golden.png
 
 
-def test_ranks_stay(model: Path, held_out: Path, category: Path, tmp_path: Path) -> None:
+def test_ranks_stay(model: Path, calibration_images: Path, category: Path, tmp_path: Path) -> None:
     images = images_of(category / "test/good")
     before = load(model).score(images).score
-    calibrate(model, str(brighter(held_out, tmp_path / "brighter")))
+    calibrate(model, str(brighter(calibration_images, tmp_path / "brighter")))
     assert np.array_equal(np.argsort(load(model).score(images).score), np.argsort(before))
 
 
 def test_metadata_certificate_and_card_tell_of_the_new_calibration(
-    model: Path, held_out: Path, category: Path, tmp_path: Path
+    model: Path, calibration_images: Path, category: Path, tmp_path: Path
 ) -> None:
     old, old_bytes, new_path = load(model), model.read_bytes(), tmp_path / "new" / "again.onnx"
-    options = ["--out", str(new_path), "--alpha", "0.2", "--promise", "bound"]
+    options = ["--out", str(new_path), "--alpha", "0.2", "--guarantee", "bound"]
     assert run(["calibrate", str(model), str(category / "train/good"), *options]) == 0
     assert model.read_bytes() == old_bytes
     names = ["again.calibrate.run.json", "again.certificate.json", "again.onnx"]
     assert sorted(p.name for p in new_path.parent.iterdir()) == names
     new = load(new_path)
     record = new.metadata.calibration
-    assert (new.metadata.alpha, new.metadata.promise) == (0.2, "bound")
+    assert (new.metadata.alpha, new.metadata.guarantee) == (0.2, "bound")
     assert (record.num_images, record.source, record.excluded) == (40, "good", [])
     assert record.scores == sorted(record.scores)
     assert new.metadata.sha256 != old.metadata.sha256
@@ -106,7 +108,7 @@ def test_metadata_certificate_and_card_tell_of_the_new_calibration(
     certificate = json.loads((new_path.parent / "again.certificate.json").read_text(encoding="utf-8"))
     assert certificate["model"] == new.sha256 == hashlib.sha256(new_path.read_bytes()).hexdigest()
     assert certificate["previous_model"] == old.sha256
-    assert (certificate["alpha"], certificate["promise"], certificate["num_images"]) == (0.2, "bound", 40)
+    assert (certificate["alpha"], certificate["guarantee"], certificate["num_images"]) == (0.2, "bound", 40)
     assert certificate["expected_rate"] < certificate["rate_bound"] <= 0.2
     assert certificate["score"]["max"] <= 1e-4
     assert certificate["map_maximum"]["max"] <= 1e-4
@@ -115,10 +117,10 @@ def test_metadata_certificate_and_card_tell_of_the_new_calibration(
     assert str(category.parent).encode() not in new_path.read_bytes()
 
 
-def test_calibrated_scores_in_the_file_are_those_it_gives(model: Path, held_out: Path) -> None:
-    calibrate(model, str(held_out))
+def test_calibrated_scores_in_the_file_are_those_it_gives(model: Path, calibration_images: Path) -> None:
+    calibrate(model, str(calibration_images))
     scorer = load(model)
-    paths = held_out.read_text(encoding="utf-8").splitlines()
+    paths = calibration_images.read_text(encoding="utf-8").splitlines()
     given = [float(scorer.score(read_image(p, white=255, max_pixels=10_000)[None]).score[0]) for p in paths]
     np.testing.assert_allclose(np.sort(given), scorer.metadata.calibration.scores, atol=1e-4)
 
@@ -132,24 +134,24 @@ def refuse(model: Path, error: type[BaseException], message: str, good: Path, **
     assert sorted(p.name for p in model.parent.iterdir()) == beside
 
 
-def test_alpha_that_the_photographs_cannot_support_leaves_the_file(model: Path, held_out: Path) -> None:
-    refuse(model, CalibrationError, "10 good images .* at least 99", held_out, alpha=0.01)
-    refuse(model, CalibrationError, "10 good images .* at least 29", held_out, alpha=0.1, promise="bound")
-    refuse(model, CalibrationError, "between 0 and 1", held_out, alpha=1.5)
-    refuse(model, CalibrationError, "at their median or below", held_out, alpha=0.7)
+def test_alpha_that_the_images_cannot_support_leaves_the_file(model: Path, calibration_images: Path) -> None:
+    refuse(model, CalibrationError, "10 good images .* at least 99", calibration_images, alpha=0.01)
+    refuse(model, CalibrationError, "10 good images .* at least 29", calibration_images, alpha=0.1, guarantee="bound")
+    refuse(model, CalibrationError, "between 0 and 1", calibration_images, alpha=1.5)
+    refuse(model, CalibrationError, "at their median or below", calibration_images, alpha=0.7)
 
 
-def test_photograph_that_cannot_be_used_leaves_the_file(model: Path, held_out: Path, tmp_path: Path) -> None:
-    folder = brighter(held_out, tmp_path / "brighter")
-    (folder / "bad.png").write_bytes(b"no photograph")
+def test_image_that_cannot_be_used_leaves_the_file(model: Path, calibration_images: Path, tmp_path: Path) -> None:
+    folder = brighter(calibration_images, tmp_path / "brighter")
+    (folder / "bad.png").write_bytes(b"no image")
     (folder / "empty.png").write_bytes(b"")
     refuse(model, DataError, r"2 of 12 good images cannot be used, first: .*bad\.png", folder)
 
 
-def test_copies_of_one_photograph_leave_the_file(model: Path, held_out: Path) -> None:
-    first = held_out.read_text(encoding="utf-8").splitlines()[0]
-    held_out.write_text("\n".join([first] * 20), encoding="utf-8")
-    refuse(model, CalibrationError, "20 held-out good images score alike", held_out)
+def test_copies_of_one_image_leave_the_file(model: Path, calibration_images: Path) -> None:
+    first = calibration_images.read_text(encoding="utf-8").splitlines()[0]
+    calibration_images.write_text("\n".join([first] * 20), encoding="utf-8")
+    refuse(model, CalibrationError, "20 calibration images score alike", calibration_images)
 
 
 class Drifting(OnnxScorer):
@@ -163,13 +165,13 @@ class Drifting(OnnxScorer):
 
 
 def test_rewritten_file_that_scores_otherwise_is_not_kept(
-    model: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, calibration_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recalibrate, "OnnxScorer", Drifting)
-    refuse(model, ParityError, r"differs from the arithmetic by 0\.01", held_out)
+    refuse(model, ParityError, r"differs from the arithmetic by 0\.01", calibration_images)
 
 
-def test_interruption_leaves_the_file(model: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_leaves_the_file(model: Path, calibration_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(OnnxScorer):
         def score(self, image: NDArray[np.uint8]) -> Scores:
             if self.path.name.endswith(".candidate") and len(image) > 1:
@@ -177,4 +179,4 @@ def test_interruption_leaves_the_file(model: Path, held_out: Path, monkeypatch: 
             return super().score(image)
 
     monkeypatch.setattr(recalibrate, "OnnxScorer", Interrupted)
-    refuse(model, KeyboardInterrupt, "^$", held_out)
+    refuse(model, KeyboardInterrupt, "^$", calibration_images)

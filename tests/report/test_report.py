@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import guarantee
 from anomaly.errors import DataError, OutputError, UsageError
 from anomaly.metrics import Estimate, Interval, Rate, roc_curve
 from anomaly.report.page import (
@@ -33,10 +32,10 @@ from anomaly.report.pictures import PICTURE_SIDE
 EVIL = "<script>alert('1')</script>&\"quoted\".png"
 SECTIONS = {
     "Reading a verdict",
-    "The promise on good parts",
+    "The guarantee on good parts",
     "How the parts score",
-    "Measured on labelled photographs",
-    "What sets the limit",
+    "Measured on labelled images",
+    "What sets the threshold",
     "What size of defect is caught",
     "If a rejection is questioned",
     "What was trained",
@@ -46,8 +45,8 @@ SECTIONS = {
 }
 
 
-def photograph(seed: int, side: int = 220) -> NDArray[np.uint8]:
-    """Texture, edges and sensor noise, as a photograph has."""
+def image(seed: int, side: int = 220) -> NDArray[np.uint8]:
+    """Texture, edges and sensor noise, as a image has."""
     rng = np.random.default_rng(seed)
     texture = cv2.GaussianBlur(rng.normal(0, 60, (side, side, 3)), (0, 0), 3) * 3
     cv2.circle(texture, (side // 2, side // 2), side // 3, (40, 60, 80), thickness=3)
@@ -63,11 +62,11 @@ def catch(size: float, contrast: float, num_caught: int, kind: str = "scratch", 
 
 
 def full_report(num_pairs: int = 2) -> Report:
-    held_out = np.linspace(-1, 0.999, 99)
+    calibration_images = np.linspace(-1, 0.999, 99)
     good, defect = np.array([0.1, 0.2, 1.5]), {"crack": np.array([0.7, 3.0]), "$5$ 裂纹": np.array([9.0, 2.0])}
     scores = np.concatenate([good, *defect.values()])
     curve = (np.linspace(0, 1, 50), np.linspace(0, 1, 50) ** 0.2)
-    pictures = [photograph(seed) for seed in range(min(num_pairs, 6))]
+    pictures = [image(seed) for seed in range(min(num_pairs, 6))]
     return Report(
         category="cover",
         date="2030-01-02T03:04:05+00:00",
@@ -78,12 +77,12 @@ def full_report(num_pairs: int = 2) -> Report:
             num_stopping=0,
             num_groups=480,
             excluded=("torn.png",),
-            findings=("Two photographs are near copies.",),
+            findings=("Two images are near copies.",),
             config={"steps": 500, "backbone": "resnet18"},
             seconds={"train": 12.3456},
         ),
-        guarantee=guarantee(99, alpha=0.01, promise="expected"),
-        held_out=held_out,
+        guarantee=guarantee_for(99, alpha=0.01, guarantee="expected"),
+        calibration_images=calibration_images,
         labelled=Labelled(
             good=good,
             defect=defect,
@@ -109,8 +108,8 @@ def bare_report() -> Report:
     """Nothing but what every model has."""
     training = Training("autoencoder", "asked for", 40, 0, 50, (), (), {}, {})
     return Report(
-        category="cover", date="2030-01-02", training=training, guarantee=guarantee(10, alpha=0.1, promise="expected"),
-        held_out=np.linspace(-1, 0.999, 10), labelled=None, influential=(), catches=(), drawn=(), speed=(), parity=None,
+        category="cover", date="2030-01-02", training=training, guarantee=guarantee_for(10, alpha=0.1, guarantee="expected"),
+        calibration_images=np.linspace(-1, 0.999, 10), labelled=None, influential=(), catches=(), drawn=(), speed=(), parity=None,
         provenance={},
     )  # fmt: skip
 
@@ -169,13 +168,13 @@ def test_page_has_all_sections_and_figures(full_page: Path) -> None:
     for expected in (
         "Of 1,000 good parts, expect at most 10 to be rejected (1.0 %). With 95 % confidence it is at most 30 (3.0 %).",
         "just above number 99 of 99",
-        "The 495 photographs form 480 groups",
+        "The 495 images form 480 groups",
         "Misses 1 of 4 25.0 % 0.63 % to 80.6 %",
         "False alarms 1 of 3 33.3 %",
         "AUROC 0.900 0.800 to 0.950 It ranks.",
         "missed.png score 0.700, accepted crack",
         "alarm.png score 1.500, rejected",
-        "Without it the limit would fall by 12.4 %.",
+        "Without it the threshold would fall by 12.4 %.",
         "--exclude LIST",
         "SYNTHETIC 007.png score 2.500, rejected drawn foreign body, 20 px (10 % of the short side), contrast 0.4:",
         "scratch 20 px (10 %) 20 px (10 %)",
@@ -195,9 +194,9 @@ def test_page_without_labels_and_measurements_says_so(tmp_path: Path) -> None:
     words = page.words()
     for expected in (
         "the share of defects that is missed is not known",
-        "50 (each photograph stands alone)",
+        "50 (each image stands alone)",
         "not measured",
-        "No held-out photographs were chosen",
+        "No calibration images were chosen",
         "No defects were drawn",
         "Nothing to remark",
         "Speed was not measured",
@@ -208,7 +207,7 @@ def test_page_without_labels_and_measurements_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lacking", ["good", "defect"])
-def test_one_class_without_test_photographs(tmp_path: Path, lacking: str) -> None:
+def test_one_class_without_test_images(tmp_path: Path, lacking: str) -> None:
     report = full_report()
     empty = np.zeros(0)
     labelled = dataclasses.replace(
@@ -217,8 +216,8 @@ def test_one_class_without_test_photographs(tmp_path: Path, lacking: str) -> Non
         metrics=(), roc=(empty, empty), pro=(empty, empty), misses=(), false_alarms=(),
     )  # fmt: skip
     page = render(tmp_path / "report.html", dataclasses.replace(report, labelled=labelled))
-    assert ("There were no photographs of defects." in page.words()) == (lacking == "defect")
-    assert ("There were no test photographs of good parts." in page.words()) == (lacking == "good")
+    assert ("There were no images of defects." in page.words()) == (lacking == "defect")
+    assert ("There were no test images of good parts." in page.words()) == (lacking == "good")
     assert page.tags.count("svg") == 2
 
 
@@ -251,18 +250,18 @@ def test_every_picture_and_chart_is_described(full_page: Path) -> None:
     assert headers == ["th"] * page.tags.count("th")
 
 
-def test_synthetic_pictures_are_marked_and_no_others(full_page: Path) -> None:
+def test_synthetic_pictures_are_labelled_and_no_others(full_page: Path) -> None:
     page = Page(full_page.read_text(encoding="utf-8"))
-    marked = [alt.startswith("SYNTHETIC") for alt in page.values("alt")]
-    assert sum(marked) == 2
-    for uri, synthetic in zip(page.values("src"), marked, strict=True):
-        assert decoded(uri).shape[:2] == (220 + 28 * synthetic, 220), "the mark is a strip below the picture"
+    labelled = [alt.startswith("SYNTHETIC") for alt in page.values("alt")]
+    assert sum(labelled) == 2
+    for uri, synthetic in zip(page.values("src"), labelled, strict=True):
+        assert decoded(uri).shape[:2] == (220 + 28 * synthetic, 220), "the label is a strip below the picture"
     assert page.text.count("SYNTHETIC") == 2, "on the banner and beside the picture"
 
 
 def test_text_from_files_is_escaped(tmp_path: Path) -> None:
     report = full_report()
-    picture = photograph(1)
+    picture = image(1)
     evil = scored(EVIL, EVIL, 0.5, picture)
     assert report.labelled is not None
     report = dataclasses.replace(
@@ -283,7 +282,7 @@ def test_text_from_files_is_escaped(tmp_path: Path) -> None:
     page = render(tmp_path / "report.html", report)
     assert "script" not in page.tags
     assert page.text.count(EVIL) > 20, "each stands once as it was given, escaped no more than once"
-    assert f"SYNTHETIC: drawn {EVIL} on photograph {EVIL}" in page.values("alt")
+    assert f"SYNTHETIC: drawn {EVIL} on image {EVIL}" in page.values("alt")
     assert "&amp;" not in page.text
     assert "&lt;" not in page.text
 
@@ -293,7 +292,7 @@ def test_names_of_any_bytes_and_letters(tmp_path: Path) -> None:
     name = b"lot\xe9_$x$ \xe8\xa3\x82.png".decode("utf-8", errors="surrogateescape")
     assert report.labelled is not None
     labelled = dataclasses.replace(report.labelled, defect={name: np.array([0.5, 2.0])})
-    influential = (Influence(scored(name, "good", 0.5, photograph(1)), 0.0),)
+    influential = (Influence(scored(name, "good", 0.5, image(1)), 0.0),)
     page = render(tmp_path / "r.html", dataclasses.replace(report, labelled=labelled, influential=influential))
     assert page.text.count("lot\\udce9_$x$ 裂.png") == 3, "the chart's row, the table's row and the picture"
 
@@ -340,20 +339,22 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, picture: NDArray[np.uint8
 def test_surprising_false_alarms_are_pointed_out(tmp_path: Path) -> None:
     report = full_report()
     assert report.labelled is not None
-    sentence = "More good test parts were rejected than the promise explains."
+    sentence = "More good test parts were rejected than the guarantee explains."
     assert sentence not in render(tmp_path / "a.html", report).words(), "1 of 3 is no surprise"
     labelled = dataclasses.replace(report.labelled, good=np.array([0.5] * 5 + [1.5] * 5))
     assert sentence in render(tmp_path / "b.html", dataclasses.replace(report, labelled=labelled)).words()
 
 
-def test_scores_must_be_those_of_the_promise(tmp_path: Path) -> None:
+def test_scores_must_be_those_of_the_guarantee(tmp_path: Path) -> None:
     report = bare_report()
-    with pytest.raises(UsageError, match="9 held-out scores and a guarantee on 10"):
-        write_report(tmp_path / "report.html", dataclasses.replace(report, held_out=report.held_out[:9]))
-    held_out = report.held_out.copy()
-    held_out[3] = np.nan
+    with pytest.raises(UsageError, match="9 calibration scores and a guarantee on 10"):
+        write_report(
+            tmp_path / "report.html", dataclasses.replace(report, calibration_images=report.calibration_images[:9])
+        )
+    calibration_images = report.calibration_images.copy()
+    calibration_images[3] = np.nan
     with pytest.raises(DataError, match="1 of 10 scores are NaN"):
-        write_report(tmp_path / "report.html", dataclasses.replace(report, held_out=held_out))
+        write_report(tmp_path / "report.html", dataclasses.replace(report, calibration_images=calibration_images))
 
 
 def test_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

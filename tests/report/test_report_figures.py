@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import guarantee
+from anomaly.conformal.calibration import guarantee_for
 from anomaly.data.splits import HELD_OUT_SHARE
 from anomaly.errors import CalibrationError
 from anomaly.metrics import Rate
 from anomaly.report.charts import ACCEPTED, REJECTED, score_chart
-from anomaly.report.page import Catch, catch_tables, heat, percent, tighter_promises
-from anomaly.report.pictures import PICTURE_SIDE, data_uri, mark_synthetic, reduce_picture
+from anomaly.report.page import Catch, catch_tables, heat, percent, tighter_guarantees
+from anomaly.report.pictures import PICTURE_SIDE, data_uri, label_synthetic, reduce_picture
 
 
-def photograph(seed: int, side: int = 220) -> NDArray[np.uint8]:
-    """Texture, edges and sensor noise, as a photograph has."""
+def image(seed: int, side: int = 220) -> NDArray[np.uint8]:
+    """Texture, edges and sensor noise, as a image has."""
     rng = np.random.default_rng(seed)
     texture = cv2.GaussianBlur(rng.normal(0, 60, (side, side, 3)), (0, 0), 3) * 3
     cv2.circle(texture, (side // 2, side // 2), side // 3, (40, 60, 80), thickness=3)
@@ -38,32 +38,32 @@ def test_colours_of_a_picture_stay() -> None:
     assert uri.startswith("data:image/png;base64,")
     data = np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8)
     assert np.array_equal(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1], picture)
-    assert data_uri(photograph(1)).startswith("data:image/jpeg;base64,")
+    assert data_uri(image(1)).startswith("data:image/jpeg;base64,")
 
 
-def test_synthetic_pictures_carry_their_mark() -> None:
-    picture = reduce_picture(photograph(1, side=480))
-    marked = mark_synthetic(picture)
-    assert np.array_equal(marked[:PICTURE_SIDE], picture), "the mark hides no pixel"
-    strip = marked[PICTURE_SIDE:]
+def test_synthetic_pictures_carry_their_label() -> None:
+    picture = reduce_picture(image(1, side=480))
+    labelled = label_synthetic(picture)
+    assert np.array_equal(labelled[:PICTURE_SIDE], picture), "the label hides no pixel"
+    strip = labelled[PICTURE_SIDE:]
     assert strip.shape == (PICTURE_SIDE // 8, PICTURE_SIDE, 3)
     dark = (strip.max(axis=2) < 90).any(axis=0)
     letters = np.count_nonzero(dark[1:] & ~dark[:-1])
     assert letters == len("SYNTHETIC"), "every letter stands apart on the strip"
 
 
-def test_tighter_promises_are_what_the_calibration_needs() -> None:
-    rows = tighter_promises(60)
-    assert (0.05, "bound") not in [(row.alpha, row.promise) for row in rows], "60 photographs keep that one"
-    assert [row.num_held_out for row in rows if row.alpha == 0.01] == [99, 299]
+def test_tighter_guarantees_are_what_the_calibration_needs() -> None:
+    rows = tighter_guarantees(60)
+    assert (0.05, "bound") not in [(row.alpha, row.guarantee) for row in rows], "60 images keep that one"
+    assert [row.num_calibration for row in rows if row.alpha == 0.01] == [99, 299]
     for row in rows:
-        assert row.num_more == row.num_held_out - 60
-        guarantee(row.num_held_out, alpha=row.alpha, promise=row.promise)
+        assert row.num_more == row.num_calibration - 60
+        guarantee_for(row.num_calibration, alpha=row.alpha, guarantee=row.guarantee)
         with pytest.raises(CalibrationError):
-            guarantee(row.num_held_out - 1, alpha=row.alpha, promise=row.promise)
-        assert math.ceil(HELD_OUT_SHARE * row.num_photographs) >= row.num_held_out
-        assert math.ceil(HELD_OUT_SHARE * (row.num_photographs - 5)) < row.num_held_out
-    assert tighter_promises(10**6) == ()
+            guarantee_for(row.num_calibration - 1, alpha=row.alpha, guarantee=row.guarantee)
+        assert math.ceil(HELD_OUT_SHARE * row.num_images) >= row.num_calibration
+        assert math.ceil(HELD_OUT_SHARE * (row.num_images - 5)) < row.num_calibration
+    assert tighter_guarantees(10**6) == ()
 
 
 def test_smallest_size_counts_only_if_all_larger_ones_are_caught() -> None:
@@ -78,7 +78,7 @@ def test_smallest_size_counts_only_if_all_larger_ones_are_caught() -> None:
     assert catch_tables((catch(0.1, 0.2, 0, num_drawn=0),)) == []
 
 
-def test_bars_at_the_limit_have_the_colour_of_their_verdict() -> None:
+def test_bars_at_the_threshold_have_the_colour_of_their_verdict() -> None:
     for score, colour, other in ((1.0, ACCEPTED, REJECTED), (np.nextafter(1, 2), REJECTED, ACCEPTED)):
         svg = score_chart([("row", np.array([score]))])
         assert f"fill: {colour}" in svg

@@ -95,7 +95,7 @@ def test_diff_lists_verdicts_that_change(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = score(model, images, tmp_path / "a")
-    b = score(model, images, tmp_path / "b", "--limit", "1000")
+    b = score(model, images, tmp_path / "b", "--threshold", "1000")
     num_defects = sum(row["verdict"] == "defect" for row in read_rows(a))
     assert diff(a, a) == {}
     assert diff(a, b, out=str(tmp_path / "changes.csv")) == {"defect -> good": num_defects}
@@ -132,6 +132,6 @@ def test_merged_shards_are_the_whole_run(model: Path, images: Path, tmp_path: Pa
         merge([whole], out=tmp_path / "x")
     with pytest.raises(UsageError, match="is not empty"):
         merge(shards, out=merged)
-    strange = score(model, images, tmp_path / "strange", *options, "--shard", "3/3", "--limit", "5")
-    with pytest.raises(UsageError, match="limit differ"):
+    strange = score(model, images, tmp_path / "strange", *options, "--shard", "3/3", "--threshold", "5")
+    with pytest.raises(UsageError, match="threshold differ"):
         merge([*shards[:2], strange], out=tmp_path / "x")

@@ -39,14 +39,14 @@ class Fake:
     """A scorer that needs no model: the score is the mean, the map the image's first channel."""
 
     def __init__(self, model: Path, *, seconds: float = 0.0) -> None:
-        self.held_out = np.linspace(0, 1, 20)
+        self.calibration_images = np.linspace(0, 1, 20)
         image_stats = {
             name: {"mean": 60.0, "deviation": 20.0} for name in ("brightness", "contrast", "sharpness", "colour")
         }
-        calibration = SimpleNamespace(scores=list(self.held_out))
+        calibration = SimpleNamespace(scores=list(self.calibration_images))
         self.metadata = SimpleNamespace(
             white=255,
-            resize="squash",
+            resize="stretch",
             calibration=calibration,
             image_stats=image_stats,
             check_size=lambda *_, **__: None,
@@ -61,7 +61,7 @@ class Fake:
 
 
 def settings() -> Settings:
-    return Settings(limit=1.0, batch_size=4, max_pixels=10**6, num_threads=2, review_limit=0.8, measure=True)
+    return Settings(threshold=1.0, batch_size=4, max_pixels=10**6, num_threads=2, review_threshold=0.8, measure=True)
 
 
 def begin(images: str, model: str, folder: str, kind: Format, resume: bool, **more: Any) -> Any:
@@ -169,7 +169,7 @@ def test_formats_hold_the_same_rows(whole: dict[str, Path]) -> None:
     for a, b in zip(lines, parquet, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            single = name in ("score", "limit", "p_value") and a[name] is not None
+            single = name in ("score", "threshold", "p_value") and a[name] is not None
             assert (np.float32(a[name]) if single else a[name]) == b[name]
     assert len(list((whole["parquet"] / "rows").iterdir())) == 2  # of 48 rows
 

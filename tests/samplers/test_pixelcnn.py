@@ -186,7 +186,7 @@ def test_region_of_interest_is_all_that_is_drawn_and_counts() -> None:
 
 def test_training_learns_what_lies_before_to_tell_of_what_follows() -> None:
     def plain(num: int, *, seed: int) -> Tensor:
-        """Photographs of one grey each, of which a pixel alone can tell nothing."""
+        """Images of one grey each, of which a pixel alone can tell nothing."""
         grey = torch.randint(0, 256, (num, 1, 1, 1), generator=torch.Generator().manual_seed(seed))
         return grey.to(torch.uint8).expand(-1, 20, 20, 3).contiguous()
 

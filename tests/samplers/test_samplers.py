@@ -346,4 +346,4 @@ def test_category_of_one_image_is_refused(tmp_path: Path, category: Path, capsys
     image = sorted((category / "train/good").iterdir())[0]
     (tmp_path / "one" / image.name).write_bytes(image.read_bytes())
     assert run(["fit", str(tmp_path / "one"), "--out", str(tmp_path / "run"), "--detector", "vae"]) == 1
-    assert "1 good photographs" in capsys.readouterr().err
+    assert "1 good images" in capsys.readouterr().err

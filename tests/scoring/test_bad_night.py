@@ -30,7 +30,7 @@ NUM_IMAGES = 100
 
 
 def stored(kind: str, *, mode: str = "RGB", **options: Any) -> bytes:
-    """A photograph as a file of a kind."""
+    """A image as a file of a kind."""
     data = io.BytesIO()
     picture = Image.fromarray(draw_part(0)).convert(mode)
     picture.save(data, kind, **options)
@@ -146,7 +146,7 @@ def test_folder_that_changes_and_model_that_is_replaced_under_a_run(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = night(tmp_path / "night", bad={}).parent
-    settings = Settings(limit=1.0, batch_size=2, max_pixels=10**6, num_threads=2)
+    settings = Settings(threshold=1.0, batch_size=2, max_pixels=10**6, num_threads=2)
     wanted = Wanted(format="csv", overlays_of="none", maps=False, shard="", by_product=False, watch=False)
     scorer, before = OnnxScorer(model, device="cpu", num_threads=1), sha256_of(model)
 

@@ -32,13 +32,13 @@ BAD = {
     "huge.png": "too_large",
     "folder.png": "unreadable",
 }
-SETTINGS = Settings(limit=1.0, batch_size=2, max_pixels=100_000_000, num_threads=2)
+SETTINGS = Settings(threshold=1.0, batch_size=2, max_pixels=100_000_000, num_threads=2)
 
 
 def write_bad(folder: Path) -> None:
     """Write the files of `BAD`, each broken in its own way."""
     image = draw_part(0)
-    (folder / "text.png").write_text("a certificate, not a photograph")
+    (folder / "text.png").write_text("a certificate, not a image")
     jpeg = cv2.imencode(".jpg", image)[1].tobytes()
     (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) * 2 // 3])
     (folder / "empty.png").write_bytes(b"")
@@ -50,7 +50,7 @@ def write_bad(folder: Path) -> None:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[str]:
-    """Photographs of four sizes with a bad file after each of the first."""
+    """Images of four sizes with a bad file after each of the first."""
     folder = tmp_path / "mixed"
     folder.mkdir()
     write_bad(folder)
@@ -77,7 +77,7 @@ def test_rows_come_in_the_order_of_the_list_and_bad_files_are_rows(paths: list[s
     assert [s.row.path for s in found] == paths
     for scored in found:
         row, name = scored.row, Path(scored.row.path).name
-        assert (row.limit, row.model) == (1.0, scorer.sha256[:16])
+        assert (row.threshold, row.model) == (1.0, scorer.sha256[:16])
         if name in BAD:
             assert (row.status, row.verdict, row.score, row.p_value) == (BAD[name], "", None, None)
             assert (row.width, row.height, row.regions) == (None, None, [])
@@ -152,15 +152,15 @@ def test_max_pixels_refuses_by_the_header(paths: list[str], scorer: OnnxScorer) 
     small = run(paths, scorer, replace(SETTINGS, max_pixels=40 * 60))
     sizes = {s.row.path: (s.row.height, s.row.width) for s in small if s.row.status == "ok"}
     assert set(sizes.values()) == {(40, 60), (1, 1)}
-    assert sum(s.row.status == "too_large" for s in small) == 7  # five photographs and the bad files huge and cut
+    assert sum(s.row.status == "too_large" for s in small) == 7  # five images and the bad files huge and cut
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"batch_size": 0}, "batch size 0: at least 1"),
-        ({"limit": float("nan")}, "limit nan is no number"),
-        ({"limit": float("inf")}, "limit inf is no number"),
+        ({"threshold": float("nan")}, "threshold nan is no number"),
+        ({"threshold": float("inf")}, "threshold inf is no number"),
     ],
 )
 def test_settings_that_cannot_score_are_refused(values: dict[str, float], message: str) -> None:
@@ -169,7 +169,7 @@ def test_settings_that_cannot_score_are_refused(values: dict[str, float], messag
 
 
 class Failing(OnnxScorer):
-    """Fails on photographs of one size, as a device without memory does."""
+    """Fails on images of one size, as a device without memory does."""
 
     def score(self, image: NDArray[np.uint8]) -> Scores:
         if image.shape[1:3] == (40, 60):
@@ -223,9 +223,9 @@ def test_score_that_is_no_number_is_never_good(paths: list[str], model: Path) ->
             assert "not finite" in row.message
 
 
-def test_limit_decides_verdict_and_regions(category: Path, scorer: OnnxScorer) -> None:
+def test_threshold_decides_verdict_and_regions(category: Path, scorer: OnnxScorer) -> None:
     paths = [str(p) for p in sorted((category / "test/scratch").iterdir())]
-    strict, loose = run(paths, scorer), run(paths, scorer, replace(SETTINGS, limit=1e6))
+    strict, loose = run(paths, scorer), run(paths, scorer, replace(SETTINGS, threshold=1e6))
     for scored, mask_path in zip(strict, sorted((category / "ground_truth/scratch").iterdir()), strict=True):
         assert scored.row.verdict == "defect"
         strongest = scored.row.regions[0]
@@ -245,15 +245,15 @@ def test_regions_are_exact_boxes_strongest_first() -> None:
     enlarged[10, 10] = enlarged[11, 11] = enlarged[12, 10] = 3.0  # touch by their corners
     enlarged[19, 29] = 1.25
     enlarged[0, 20:22] = 1.25
-    enlarged[15, 0:5] = 1.0  # at the limit, not above
-    assert find_regions(enlarged, limit=1.0, rejected=True) == [
+    enlarged[15, 0:5] = 1.0  # at the threshold, not above
+    assert find_regions(enlarged, threshold=1.0, rejected=True) == [
         Region(x=10, y=10, width=2, height=3, area=3, peak=3.0, weak=False),
         Region(x=3, y=2, width=7, height=3, area=21, peak=2.0, weak=False),
         Region(x=20, y=0, width=2, height=1, area=2, peak=1.25, weak=False),
         Region(x=29, y=19, width=1, height=1, area=1, peak=1.25, weak=False),
     ]
-    assert find_regions(enlarged, limit=1.0, rejected=False) == find_regions(enlarged, limit=1.0, rejected=True)
-    (highest,) = find_regions(enlarged, limit=2.5, rejected=False)
+    assert find_regions(enlarged, threshold=1.0, rejected=False) == find_regions(enlarged, threshold=1.0, rejected=True)
+    (highest,) = find_regions(enlarged, threshold=2.5, rejected=False)
     assert (highest.x, highest.y, highest.area) == (10, 10, 3)
 
 
@@ -261,7 +261,7 @@ def test_peak_is_of_the_region_not_of_its_box() -> None:
     enlarged = np.zeros((9, 9), dtype=np.float32)
     enlarged[1, 1:8] = enlarged[1:8, 1] = 2.0
     enlarged[5, 5] = 7.0  # inside the box of the angle
-    found = find_regions(enlarged, limit=1.0, rejected=True)
+    found = find_regions(enlarged, threshold=1.0, rejected=True)
     assert [(r.area, r.peak) for r in found] == [(1, 7.0), (13, 2.0)]
 
 
@@ -270,14 +270,14 @@ def test_rejected_image_without_a_region_gets_the_weak_one_around_the_maximum() 
     enlarged[4:7, 2:4] = 0.6
     enlarged[5, 3] = 0.9
     enlarged[9, 9] = 0.8  # above the middle too, and not connected to the maximum
-    assert find_regions(enlarged, limit=1.0, rejected=True) == [
+    assert find_regions(enlarged, threshold=1.0, rejected=True) == [
         Region(x=2, y=4, width=2, height=3, area=6, peak=pytest.approx(0.9), weak=True)  # type: ignore[arg-type]
     ]
-    assert find_regions(enlarged, limit=1.0, rejected=False) == []
+    assert find_regions(enlarged, threshold=1.0, rejected=False) == []
 
 
 def test_flat_map_of_a_rejected_image_is_one_weak_region() -> None:
-    (region,) = find_regions(np.full((3, 4), 0.5, dtype=np.float32), limit=1.0, rejected=True)
+    (region,) = find_regions(np.full((3, 4), 0.5, dtype=np.float32), threshold=1.0, rejected=True)
     assert (region.x, region.y, region.width, region.height, region.area, region.weak) == (0, 0, 4, 3, 12, True)
 
 

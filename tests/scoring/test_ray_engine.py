@@ -41,7 +41,7 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def images(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs of two sizes' worth of windows, and a file that is none."""
+    """Images of two sizes' worth of windows, and a file that is none."""
     folder = tmp_path_factory.mktemp("night")
     sources = sorted((category / "test").rglob("*.png"))
     for n in range(NUM_IMAGES):
@@ -52,7 +52,7 @@ def images(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def scored(folder: Path, *, engine: Any, images: Path, model: Path) -> Path:
     """Score into a run directory, with a picture of every defect."""
-    settings = Settings(limit=1.0, batch_size=BATCH, max_pixels=10**6, num_threads=2, measure=True)
+    settings = Settings(threshold=1.0, batch_size=BATCH, max_pixels=10**6, num_threads=2, measure=True)
     wanted = Wanted(format="csv", overlays_of="defect", maps=True, shard="", by_product=False, watch=False)
     score_run(
         open_source(str(images)), name=str(images), models={ONLY: model},

@@ -15,7 +15,7 @@ from anomaly.imaging.regions import Region
 from anomaly.scoring.rows import COLUMNS, TABLES, ParquetTable, Row, Tables
 
 NAMES = [
-    "path", "sha256", "status", "verdict", "score", "limit", "p_value", "width", "height", "regions", "model", "message",
+    "path", "sha256", "status", "verdict", "score", "threshold", "p_value", "width", "height", "regions", "model", "message",
 ]  # fmt: skip
 ROWS = [
     Row("a/0.png", "ab" * 32, "ok", "good", -0.1, 1.0, 0.7272727, 640, 480, [], "0123456789abcdef", ""),
@@ -41,7 +41,7 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8", newline="") as file:
         found: list[dict[str, Any]] = list(csv.DictReader(file))
     for row in found:
-        for name, kind in (("score", float), ("limit", float), ("p_value", float), ("width", int), ("height", int)):
+        for name, kind in (("score", float), ("threshold", float), ("p_value", float), ("width", int), ("height", int)):
             row[name] = kind(row[name]) if row[name] else None
         row["regions"] = json.loads(row["regions"])
     return found
@@ -66,7 +66,7 @@ def test_values_are_those_of_the_rows(tmp_path: Path) -> None:
     for row, found in zip(ROWS, pq.read_table(write(tmp_path)[".parquet"]).to_pylist(), strict=True):
         for name in ("path", "sha256", "status", "verdict", "width", "height", "model", "message"):
             assert found[name] == getattr(row, name)
-        for name in ("score", "limit", "p_value"):
+        for name in ("score", "threshold", "p_value"):
             value = getattr(row, name)
             assert found[name] == (None if value is None else np.float32(value))
         for region, box in zip(row.regions, found["regions"], strict=True):
@@ -76,7 +76,7 @@ def test_values_are_those_of_the_rows(tmp_path: Path) -> None:
 def test_parquet_has_the_types_of_the_format(tmp_path: Path) -> None:
     schema = pq.read_schema(write(tmp_path)[".parquet"])
     region = {"x": "int32", "y": "int32", "width": "int32", "height": "int32", "area": "int64", "peak": "float"}
-    types = dict.fromkeys(NAMES, "string") | dict.fromkeys(("score", "limit", "p_value"), "float")
+    types = dict.fromkeys(NAMES, "string") | dict.fromkeys(("score", "threshold", "p_value"), "float")
     types |= {"width": "int32", "height": "int32"}
     found = {field.name: str(field.type) for field in schema if field.name != "regions"}
     assert found == {name: kind for name, kind in types.items() if name != "regions"}

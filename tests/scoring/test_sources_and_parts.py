@@ -120,7 +120,7 @@ def test_product_chooses_the_model_and_an_unmapped_one_is_an_error_row(
 def test_part_is_as_bad_as_its_worst_view(tmp_path: Path) -> None:
     def view(part: str, verdict: str, score: float | None, p: float | None) -> dict[str, object]:
         status = "ok" if score is not None else "truncated"
-        return {"part": part, "status": status, "verdict": verdict, "score": score, "p_value": p, "limit": 1.0,
+        return {"part": part, "status": status, "verdict": verdict, "score": score, "p_value": p, "threshold": 1.0,
                 "path": f"{part}{score}.png", "model": "m"}  # fmt: skip
 
     rows = [

@@ -25,9 +25,9 @@ BASE = "http://127.0.0.1"
 TOKEN = "a-token-of-the-tests"
 
 
-def make_service(*models: str | Path, batch_size: int = 4, limit: float = 1.0, **changed: Any) -> Service:
+def make_service(*models: str | Path, batch_size: int = 4, threshold: float = 1.0, **changed: Any) -> Service:
     limits = replace(LIMITS, **changed)
-    settings = Settings(limit=limit, batch_size=batch_size, max_pixels=limits.max_pixels, num_threads=2)
+    settings = Settings(threshold=threshold, batch_size=batch_size, max_pixels=limits.max_pixels, num_threads=2)
     loaded = Models(find_places([str(model) for model in models]), device="cpu", num_threads=1)
     return Service(loaded, limits=limits, settings=settings, max_delay=0.0)
 

@@ -144,14 +144,14 @@ def test_answers_in_json_unless_asked_otherwise(client: TestClient, scorer: Onnx
     np.testing.assert_allclose(score["data"], scorer.score(image).score, rtol=1e-5)
 
 
-def rows_of_score(folder: Path, scorer: OnnxScorer, *, limit: float) -> list[dict[str, Any]]:
-    settings = Settings(limit=limit, batch_size=4, max_pixels=200_000, num_threads=1)
+def rows_of_score(folder: Path, scorer: OnnxScorer, *, threshold: float) -> list[dict[str, Any]]:
+    settings = Settings(threshold=threshold, batch_size=4, max_pixels=200_000, num_threads=1)
     items = [Item(str(path)) for path in sorted(folder.rglob("*.png"))]
     return [row_values(s.row) for s in score_images(items, scorers={ONLY: scorer}, settings=settings, seconds={})]
 
 
 def test_score_gives_the_rows_of_the_verb(client: TestClient, category: Path, scorer: OnnxScorer) -> None:
-    rows = rows_of_score(category / "test", scorer, limit=1.0)
+    rows = rows_of_score(category / "test", scorer, threshold=1.0)
     assert {row["verdict"] for row in rows} == {"good", "defect"}
     for number, row in enumerate(rows):
         data = Path(row["path"]).read_bytes()
@@ -173,11 +173,11 @@ def test_score_gives_the_rows_of_the_verb(client: TestClient, category: Path, sc
         assert told == row
 
 
-def test_limit_moves_the_verdict(served_model: Path) -> None:
+def test_threshold_moves_the_verdict(served_model: Path) -> None:
     data = png(parts(2)[1])
-    with TestClient(make_app(make_service(served_model, limit=1e6)), base_url=BASE) as client:
+    with TestClient(make_app(make_service(served_model, threshold=1e6)), base_url=BASE) as client:
         told = client.post("/score", content=data).json()
-    assert (told["verdict"], told["limit"], told["regions"]) == ("good", 1e6, [])
+    assert (told["verdict"], told["threshold"], told["regions"]) == ("good", 1e6, [])
 
 
 def test_overlay_is_drawn_on_the_image(client: TestClient) -> None:
@@ -267,7 +267,7 @@ def test_options_of_score_are_checked(client: TestClient) -> None:
         assert (answer.status_code, list(answer.json())) == (status, ["error"]), query
 
 
-def test_body_above_the_limit_is_refused_declared_or_not(client: TestClient) -> None:
+def test_body_above_the_threshold_is_refused_declared_or_not(client: TestClient) -> None:
     for content in (bytes(2**21 + 1), iter([bytes(2**20)] * 3)):
         answer = client.post("/v2/models/plate/infer", content=content)
         assert (answer.status_code, "2,097,152 bytes" in answer.json()["error"]) == (413, True)

@@ -136,7 +136,7 @@ def test_dropped_image_shows_the_scorers_verdict_and_its_map(page: Page, scorer:
     expect(page.locator("#judged h2")).to_have_text("✕Rejected")
     shown = page.locator("#judged .big").inner_text()
     assert float(shown) == pytest.approx(score, abs=0.5 * 10 ** -len(shown.partition(".")[2]))
-    expect(page.locator("#announced")).to_contain_text(f"scratch a.png: Rejected, score {shown}, limit 1.00")
+    expect(page.locator("#announced")).to_contain_text(f"scratch a.png: Rejected, score {shown}, threshold 1.00")
     assert page.locator("#judged tbody tr").count() >= 1
     set_slider(page, "#opacity", 0)
     bare = pixels(page)
@@ -152,7 +152,7 @@ def test_dropped_image_shows_the_scorers_verdict_and_its_map(page: Page, scorer:
 def test_map_lies_on_the_image_as_the_package_lays_it(modules: Page) -> None:
     anomaly_map = cv2.GaussianBlur(np.random.default_rng(0).normal(1, 9, (32, 40)).astype(np.float32), (0, 0), 2)
     levels = map_levels(anomaly_map).astype(np.float32) / 2048 - 4
-    for resize, height, width in (("squash", 60, 90), ("letterbox", 60, 90), ("letterbox", 90, 50)):
+    for resize, height, width in (("stretch", 60, 90), ("letterbox", 60, 90), ("letterbox", 90, 50)):
         image = np.full((height, width, 3), 90, dtype=np.uint8)
         values, drawn = modules.evaluate(
             """async ({png, resize, width, height}) => {
@@ -164,7 +164,7 @@ def test_map_lies_on_the_image_as_the_package_lays_it(modules: Page) -> None:
                 drawing.fillStyle = "rgb(90 90 90)";
                 drawing.fillRect(0, 0, width, height);
                 drawing.globalAlpha = 0.6;
-                drawing.drawImage(drawnMap(values, {width, height, limit: 1}).heat, 0, 0);
+                drawing.drawImage(drawnMap(values, {width, height, threshold: 1}).heat, 0, 0);
                 const text = array => btoa(String.fromCharCode(...new Uint8Array(array.buffer)));
                 return [text(values), text(drawing.getImageData(0, 0, width, height).data)];
             }""",
@@ -174,12 +174,12 @@ def test_map_lies_on_the_image_as_the_package_lays_it(modules: Page) -> None:
         found = np.frombuffer(base64.b64decode(values), dtype="<f4").reshape(height, width)
         np.testing.assert_allclose(found, expected, atol=1e-5)
         colours = np.frombuffer(base64.b64decode(drawn), dtype=np.uint8).reshape(height, width, 4)[..., :3].astype(int)
-        for inside, one_side in (  # on one side of the limit everywhere, a map has no line in it
+        for inside, one_side in (  # on one side of the threshold everywhere, a map has no line in it
             (expected <= 1, np.minimum(expected, 1)),
             (expected > 1, np.maximum(expected, 1 + 1e-6)),
         ):
             assert 0.1 < inside.mean() < 0.9
-            laid = overlay(image, one_side, limit=1.0).astype(int)
+            laid = overlay(image, one_side, threshold=1.0).astype(int)
             inside[[0, -1]] = inside[:, [0, -1]] = False  # where the package closes the line along the border
             assert np.abs(colours - laid)[inside].max() <= 3
 
@@ -198,7 +198,7 @@ def test_large_map_keeps_its_peaks(modules: Page) -> None:
     assert found == [834, 234, 5, (411 // 3) * 834 + 1333 // 3]
 
 
-def test_limit_slider_tells_what_would_change(page: Page, scorer: OnnxScorer) -> None:
+def test_threshold_slider_tells_what_would_change(page: Page, scorer: OnnxScorer) -> None:
     part, scratched = draw_part(3).astype(float), draw_scratch(draw_part(3), 3)[0]
     for share in np.linspace(0, 1, 101):
         image = np.rint(part + share * (scratched - part)).astype(np.uint8)
@@ -215,7 +215,7 @@ def test_limit_slider_tells_what_would_change(page: Page, scorer: OnnxScorer) ->
     expect(page.locator(".tile-would")).to_have_text("⇄ would be accepted")
     page.locator('[data-filter="change"]').click()
     assert tiles(page) == ["faint.png"]
-    page.get_by_role("button", name="Reset to the limit in force").click()
+    page.get_by_role("button", name="Reset to the threshold in force").click()
     expect(page.locator(".tile")).to_have_count(5)
     expect(page.locator(".tile-would")).to_have_count(0)
     expect(told).to_have_text("In force at 1.00: 2 accepted, 3 rejected.")
@@ -346,9 +346,9 @@ def test_memory_of_the_session_is_bounded(modules: Page) -> None:
         """async small => {
             const {Session} = await import("/static/scoring_queue.js");
             const bytes = Uint8Array.from(atob(small), c => c.charCodeAt(0));
-            const row = {status: "ok", verdict: "good", score: 0, limit: 1, regions: [], width: 8, height: 8};
+            const row = {status: "ok", verdict: "good", score: 0, threshold: 1, regions: [], width: 8, height: 8};
             const items = [], left = [];
-            const end = new Promise(resolve => {
+            const end = new Guarantee(resolve => {
                 const session = new Session({score: async () => row}, {onItem: i => items.push(i), onLeft: i => left.push(i),
                     onProgress: ({total}) => total === 0 && resolve()});
                 const lost = async () => { throw new Error() };

@@ -45,7 +45,7 @@ def test_dark_images_raise_the_alarm_that_the_card_tells(run_folder: Path) -> No
 
 
 def test_watches_follow_one_another_and_keep_alpha_together(scorer: OnnxScorer) -> None:
-    drift = Drift(scorer.metadata, limit=1.0, stretch=20)
+    drift = Drift(scorer.metadata, threshold=1.0, stretch=20)
     kept = []
     for seed in range(65):
         image = draw_part(seed)[None]
@@ -53,13 +53,13 @@ def test_watches_follow_one_another_and_keep_alpha_together(scorer: OnnxScorer) 
         assert drift._watch is not None
         kept.append(max(map(len, drift._watch._ranks)))
     assert drift.state() == {"drift": "none", "drift_cause": "", "drift_images": 65}
-    assert max(kept) <= len(scorer.held_out) + 20
+    assert max(kept) <= len(scorer.calibration_images) + 20
     assert drift._watch is not None
     assert drift._watch.summary()["alpha"] == ALPHA / (4 * 5)  # the fourth, and all of them sum to alpha
 
 
 def test_alarm_stays_and_the_watch_stops_growing(scorer: OnnxScorer) -> None:
-    drift = Drift(scorer.metadata, limit=1.0, stretch=40)
+    drift = Drift(scorer.metadata, threshold=1.0, stretch=40)
     for seed in range(60):
         dark = (draw_part(seed) * 0.5).astype(np.uint8)[None]
         drift.observe(dark, scorer.score(dark).score)
@@ -70,7 +70,7 @@ def test_alarm_stays_and_the_watch_stops_growing(scorer: OnnxScorer) -> None:
 
 
 def test_model_without_statistics_is_said_not_to_be_watched(scorer: OnnxScorer) -> None:
-    drift = Drift(replace(scorer.metadata, image_stats={}), limit=1.0, stretch=20)
+    drift = Drift(replace(scorer.metadata, image_stats={}), threshold=1.0, stretch=20)
     drift.observe(draw_part(0)[None], np.zeros(1, np.float32))
     state = drift.state()
     assert (state["drift"], state["drift_images"]) == ("not watched", 0)
@@ -79,7 +79,7 @@ def test_model_without_statistics_is_said_not_to_be_watched(scorer: OnnxScorer) 
 
 def test_replaced_scorer_takes_its_watch_along(run_folder: Path) -> None:
     scorer = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1)
-    drifts = Drifts(limit=1.0)
+    drifts = Drifts(threshold=1.0)
     assert drifts.of(scorer) is drifts.of(scorer)
     del scorer
     gc.collect()
@@ -88,5 +88,7 @@ def test_replaced_scorer_takes_its_watch_along(run_folder: Path) -> None:
 
 def test_line_of_many_pixels_costs_little(scorer: OnnxScorer) -> None:
     begin = time.perf_counter()
-    Drift(scorer.metadata, limit=1.0, stretch=20).observe(np.zeros((1, 1, 10**7, 3), np.uint8), np.zeros(1, np.float32))
+    Drift(scorer.metadata, threshold=1.0, stretch=20).observe(
+        np.zeros((1, 1, 10**7, 3), np.uint8), np.zeros(1, np.float32)
+    )
     assert time.perf_counter() - begin < 5

@@ -98,7 +98,7 @@ def test_document_describes_the_map() -> None:
     assert parameters["map"]["schema"] == {"type": "boolean"}
     found = described["components"]["schemas"]["Row"]["properties"]["map"]
     assert found["required"] == ["png", "step", "zero", "resize"]
-    assert found["properties"]["resize"]["enum"] == ["squash", "letterbox", "native"]
+    assert found["properties"]["resize"]["enum"] == ["stretch", "letterbox", "native"]
     assert "half-pixel" in found["description"]
 
 
@@ -106,9 +106,9 @@ def test_metadata_hold_the_card(client: TestClient, run_folder: Path) -> None:
     stored = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1).metadata
     told = client.get("/v2/models/plate").json()["parameters"]
     assert told["calibration_date"] == stored.calibration.date
-    assert (told["alpha"], told["promise"]) == (stored.alpha, stored.promise)
-    assert told["num_held_out"] == stored.calibration.num_images > 0
-    assert told["limit"] == 1.0
+    assert (told["alpha"], told["guarantee"]) == (stored.alpha, stored.guarantee)
+    assert told["num_calibration"] == stored.calibration.num_images > 0
+    assert told["threshold"] == 1.0
     assert all(isinstance(value, str | int | float | bool) for value in told.values())
 
 

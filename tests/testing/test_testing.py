@@ -28,7 +28,7 @@ class PixelMean(Detector):
     mean: Tensor
     num: Tensor
 
-    def __init__(self, *, size: int = 32, resize: Resize = "squash", epochs: int = 1, batch_size: int = 8) -> None:
+    def __init__(self, *, size: int = 32, resize: Resize = "stretch", epochs: int = 1, batch_size: int = 8) -> None:
         preprocess = Preprocess(size=(size, size), resize=resize, mean=(0.5,) * 3, std=(0.25,) * 3)
         super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
         self.save_hyperparameters()
@@ -53,7 +53,7 @@ class Blurred(Detector):
     """Reconstruction by one learned filter a channel, optimised automatically."""
 
     def __init__(self, *, size: int = 32, epochs: int = 3, batch_size: int = 8) -> None:
-        preprocess = Preprocess(size=(size, size), resize="squash", mean=(0.5,) * 3, std=(0.25,) * 3)
+        preprocess = Preprocess(size=(size, size), resize="stretch", mean=(0.5,) * 3, std=(0.25,) * 3)
         super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
         self.save_hyperparameters()
         self.filter = nn.Conv2d(3, 3, 5, padding=2)
@@ -88,7 +88,7 @@ class BlurredByHand(Blurred):
 
 
 def small(size: int) -> Preprocess:
-    return Preprocess(size=(size, size), resize="squash", mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Preprocess(size=(size, size), resize="stretch", mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def raw(anomaly_map: Tensor) -> Anomaly:
@@ -199,7 +199,7 @@ class Borderless(PixelMean):
 
 
 class Peeking(PixelMean):
-    """Learns from the photographs beside `preprocessed`."""
+    """Learns from the images beside `preprocessed`."""
 
     def training_step(self, batch: Batch, index: int) -> None:
         super().training_step(batch, index)
@@ -238,7 +238,7 @@ PLANTED: list[tuple[type[Detector], str, str]] = [
     (Idle, "learning", r"2 trainable parameters never got a gradient, first \['head.weight'\]; use them"),
     (HalfOptimised, "learning", r"1 trainable parameters are as before the training, first \['filter.bias'\]"),
     (Clamped, "calibration", "calibrate gives scores that forward does not repeat .*; leave forward and calibrate"),
-    (Numbered, "equal_images", "12 copies of one photograph got different scores"),
+    (Numbered, "equal_images", "12 copies of one image got different scores"),
     (Hiding, "state", "another detector with the same state gives another score"),
     (Borderless, "region_of_interest", "the map outside the region is not its minimum; return self.inside_roi"),
     (Peeking, "region_of_interest", r"changes what is learned: 1 tensors, first \['num'\]"),

@@ -45,7 +45,7 @@ def test_interrupted_fit_goes_on_where_it_was(plain: Path, tmp_path: Path, monke
     assert set(Interrupted.seen) == {0}
     monkeypatch.setattr(Interrupted, "armed", False)
     monkeypatch.setattr(Interrupted, "seen", [])
-    with pytest.raises(UsageError, match="learned from other photographs"):  # they may be held out now
+    with pytest.raises(UsageError, match="learned from other images"):  # they may be held out now
         quick(plain, out, resume=True, seed=1, **asked)
     with pytest.raises(UsageError, match="had other options of the detector"):
         quick(plain, out, resume=True, detector=asked["detector"], model=TINY | {"width": 16})
@@ -144,7 +144,7 @@ def test_killed_fit_goes_on_from_its_last_kept_epoch(
         torch.testing.assert_close(resumed[key], value, rtol=1e-5, atol=1e-6)
 
 
-def test_fit_interrupted_within_a_pass_sees_each_photograph_once(
+def test_fit_interrupted_within_a_pass_sees_each_image_once(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, str]] = []

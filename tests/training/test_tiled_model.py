@@ -66,29 +66,29 @@ def seamless_run(webs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def photographs(run: Path, part: str) -> list[NDArray[np.uint8]]:
+def read_images(run: Path, part: str) -> list[NDArray[np.uint8]]:
     paths = json.loads((run / "detector.json").read_text(encoding="utf-8"))[part]
     return [read_image(path, white=255, max_pixels=10**6) for path in paths]
 
 
-def test_held_out_photographs_are_calibrated_whole_through_the_tiles(seamless_run: Path) -> None:
+def test_calibration_images_images_are_calibrated_whole_through_the_tiles(seamless_run: Path) -> None:
     trained = TorchScorer(seamless_run)
     tiling = trained.description.tiling
     assert tiling is not None
     assert (tiling.mode, tiling.step, tiling.stride) == ("seamless", [64, 96], 32)
     assert min(tiling.halo) >= 32
-    images = photographs(seamless_run, "held_out")
+    images = read_images(seamless_run, "calibration_images")
     said = [trained.score(image[None]) for image in images]
     kept = trained.description.calibration.scores
     assert np.sort([float(s.score[0]) for s in said]) == pytest.approx(kept, abs=1e-4)
     for image, (total, anomaly_map) in zip(images, said, strict=True):
         assert anomaly_map.shape == (1, *image.shape[:2])
         assert total[0] == anomaly_map.max()
-    whole = tiling.with_tile(height=192, width=224)  # one window for the whole photograph
+    whole = tiling.with_tile(height=192, width=224)  # one window for the whole image
     in_one = score_tiled(window_scorer(trained.detector), images[0][None], tiling=whole)[1]
-    # rounding, in units of a map's spread over so few, so like photographs
+    # rounding, in units of a map's spread over so few, so like images
     assert np.abs(in_one - said[0].anomaly_map).max() < 1e-5 * max(
-        1.0, 1e-2 / float(trained.detector.calibration.unit_map)
+        1.0, 1e-2 / float(trained.detector.calibration.scale_map)
     )
     card = json.loads((seamless_run / "run.json").read_text(encoding="utf-8"))
     assert card["result"]["tiling"]["step"] == [64, 96]
@@ -101,7 +101,7 @@ def test_file_carries_the_walk_and_a_contract_that_older_readers_refuse(seamless
     assert scorer.metadata.tiling == TorchScorer(seamless_run).description.tiling
     assert (scorer.metadata.contract, scorer.metadata.resize) == (CONTRACT_OF_WINDOWS, "native")
     assert scorer.metadata.tiling is not None
-    assert seam(scorer.score_windows, photographs(seamless_run, "train")[0], tiling=scorer.metadata.tiling) < 1e-5
+    assert seam(scorer.score_windows, images(seamless_run, "train")[0], tiling=scorer.metadata.tiling) < 1e-5
     certificate = verify(seamless_run)
     assert certificate["seam"] < 1e-5
     assert certificate["num_flips"] == 0
@@ -166,7 +166,7 @@ def test_file_is_calibrated_again_through_the_tiles(seamless_run: Path, webs: Pa
     file = calibrate(seamless_run / "model.onnx", str(webs), out=str(tmp_path / "new.onnx"), alpha=0.2)
     scorer = OnnxScorer(file, device="cpu", num_threads=1)
     again = np.sort([float(scorer.score(draw_web(n)[None]).score[0]) for n in range(NUM)])
-    assert again == pytest.approx(scorer.held_out, abs=1e-3)
+    assert again == pytest.approx(scorer.calibration_images, abs=1e-3)
     assert (again > 1).sum() <= 4
 
 
@@ -176,7 +176,7 @@ def test_windows_of_a_fixed_network_go_all_the_way(webs: Path, tmp_path: Path) -
     trained = TorchScorer(run)
     assert trained.description.tiling == Tiling("windows", window=[64, 64], step=[48, 48], stride=1)
     scorer = OnnxScorer(export(run), device="cpu", num_threads=1)
-    for image in photographs(run, "held_out")[:2]:
+    for image in images(run, "calibration_images")[:2]:
         a, b = trained.score(image[None]), scorer.score(image[None])
         assert a.anomaly_map.shape == (1, *image.shape[:2])
         assert np.abs(a.score - b.score).max() < 1e-3
@@ -205,11 +205,11 @@ def ask(detector: Detector, **asked: Any) -> Tiling | None:
         ({"tile": "100,64"}, r"stride, 32; e.g. --tile 96,64"),
         ({"tile": "64"}, "give height and width in pixels"),
         ({"tile": "-64,64"}, "give height and width in pixels"),
-        ({"tile": "320,64"}, "--tile 320,64 is larger than a photograph of 300,400"),
+        ({"tile": "320,64"}, "--tile 320,64 is larger than a image of 300,400"),
         ({"tile": "64,64", "windows": 32}, "at once"),
         ({"windows": 65}, "--windows 65: windows of 64×64 pixels.* e.g. --windows 48"),
         ({"windows": -1}, "--windows -1"),
-        ({"tile": "64,64", "roi": "0,0,9,9"}, "cut the photographs to the region"),
+        ({"tile": "64,64", "roi": "0,0,9,9"}, "cut the images to the region"),
         ({"tile": "64,64", "brightness": "levelled"}, "leave one of the two out"),
         (
             {"windows": 32, "smallest": (60, 400)},
@@ -258,9 +258,9 @@ def test_a_detector_with_seamless_tiles_keeps_its_word(name: str) -> None:
     assert seam(window_scorer(detector), image, tiling=tiling) < 1e-5
 
 
-def test_samplers_are_of_whole_photographs() -> None:
+def test_samplers_are_of_whole_images() -> None:
     for name in ("vae", "gmm"):
-        with pytest.raises(UsageError, match="a sampler draws and rebuilds whole photographs"):
+        with pytest.raises(UsageError, match="a sampler draws and rebuilds whole images"):
             ask(build_detector(name, {"size": 32}), windows=16)
 
 
@@ -279,7 +279,7 @@ def test_a_class_that_claims_too_much_is_found_out() -> None:
         check_seam(moved, image, tiling=Tiling("seamless", window=[128, 128], step=[64, 64], stride=32))
 
 
-def test_crops_cover_each_photograph_as_its_area_asks_and_its_border_as_its_middle() -> None:
+def test_crops_cover_each_image_as_its_area_asks_and_its_border_as_its_middle() -> None:
     shapes = [(64, 64), (100, 300), (64, 1000)]
     order = CropOrder(shapes, size=(64, 64), seed=1)
     seen = [np.zeros(shape) for shape in shapes]
@@ -303,16 +303,16 @@ def test_crops_cover_each_photograph_as_its_area_asks_and_its_border_as_its_midd
     assert list(again) != crops
 
 
-def test_crops_are_cut_from_few_photographs_at_a_time() -> None:
+def test_crops_are_cut_from_few_images_at_a_time() -> None:
     reads: list[int] = []
 
-    class Photographs(torch.utils.data.Dataset[tuple[torch.Tensor, str]]):
+    class Images(torch.utils.data.Dataset[tuple[torch.Tensor, str]]):
         def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
             reads.append(index)
             return torch.full((130, 70, 3), index, dtype=torch.uint8), f"{index}.png"
 
     num = 3 * NUM_OPEN
-    crops = Crops(Photographs(), size=(64, 32))
+    crops = Crops(Images(), size=(64, 32))
     for place in CropOrder([(130, 70)] * num, size=(64, 32), seed=0):
         image, path = crops[place]
         assert image.shape == (64, 32, 3)
@@ -324,7 +324,7 @@ def test_crops_are_cut_from_few_photographs_at_a_time() -> None:
 def test_a_run_folder_of_whole_images_loads_as_before(run_folder: Path, tmp_path: Path) -> None:
     detector, description = load(run_folder)
     assert description.tiling is None
-    assert detector.preprocess.resize == "squash"
+    assert detector.preprocess.resize == "stretch"
     older = dataclasses.asdict(description)
     del older["tiling"]
     (tmp_path / "detector.json").write_text(json.dumps(older), encoding="utf-8")

@@ -32,8 +32,8 @@ def test_same_seed_gives_the_same_detector(plain: Path, tmp_path: Path) -> None:
     )
     assert all(torch.equal(value, two[key]) for key, value in one.items())
     assert of_one.calibration.scores == of_two.calibration.scores
-    assert (of_one.train, of_one.held_out) == (of_two.train, of_two.held_out)
-    assert of_one.held_out != of_other.held_out
+    assert (of_one.train, of_one.calibration_images) == (of_two.train, of_two.calibration_images)
+    assert of_one.calibration_images != of_other.calibration_images
     assert not all(torch.equal(value, other[key]) for key, value in one.items())
 
 
@@ -42,17 +42,17 @@ def test_parts_are_disjoint_and_test_images_are_never_read(category: Path, tmp_p
     for bad in (copy / "test/good/000.png", copy / "test/scratch/000.png", copy / "ground_truth/scratch/000_mask.png"):
         bad.write_bytes(b"not an image")
     _, description = quick(copy, tmp_path / "run")
-    train, held_out = set(description.train), set(description.held_out)
-    assert not train & held_out
-    assert train | held_out == {str(path) for path in (copy / "train/good").iterdir()}
-    assert len(train) + len(held_out) == NUM_TRAIN
-    assert len(description.calibration.scores) == len(held_out) == 10
+    train, calibration_images = set(description.train), set(description.calibration_images)
+    assert not train & calibration_images
+    assert train | calibration_images == {str(path) for path in (copy / "train/good").iterdir()}
+    assert len(train) + len(calibration_images) == NUM_TRAIN
+    assert len(description.calibration.scores) == len(calibration_images) == 10
     assert description.calibration.scores == sorted(description.calibration.scores)
     assert description.alpha == pytest.approx(1 / 11)
     assert set(description.image_stats) == {"brightness", "contrast", "sharpness", "colour"}
 
 
-def test_bad_photograph_is_named_and_can_be_excluded(tmp_path: Path) -> None:
+def test_bad_image_is_named_and_can_be_excluded(tmp_path: Path) -> None:
     folder = write_parts(tmp_path / "plates", 24)
     bad = folder / "007.png"
     bad.write_bytes(bad.read_bytes()[:300])
@@ -62,8 +62,8 @@ def test_bad_photograph_is_named_and_can_be_excluded(tmp_path: Path) -> None:
     names.write_text("007.png\n\n003.png\n")
     _, description = quick(folder, tmp_path / "run", exclude=str(names))
     assert description.calibration.excluded == ["003.png", "007.png"]
-    assert len(description.train) + len(description.held_out) == 22
-    assert not {str(bad), str(folder / "003.png")} & {*description.train, *description.held_out}
+    assert len(description.train) + len(description.calibration_images) == 22
+    assert not {str(bad), str(folder / "003.png")} & {*description.train, *description.calibration_images}
 
 
 def test_list_of_names_that_cannot_be_read_is_refused(plain: Path, tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_list_of_names_that_cannot_be_read_is_refused(plain: Path, tmp_path: Pat
         quick(plain, tmp_path / "run", exclude=str(tmp_path / "names.txt"))
 
 
-def test_too_few_photographs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"15 good photographs .*at least 20 photographs are needed"):
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"15 good images .*at least 20 images are needed"):
         quick(write_parts(tmp_path / "few", 15), tmp_path / "run")
 
 
@@ -88,9 +88,9 @@ class Untrainable(Autoencoder):
 
 @pytest.mark.parametrize(
     ("options", "needed"),
-    [({"alpha": 0.001}, "999"), ({"alpha": 0.05, "promise": "bound"}, "59"), ({"alpha": 1.5}, "between 0 and 1")],
+    [({"alpha": 0.001}, "999"), ({"alpha": 0.05, "guarantee": "bound"}, "59"), ({"alpha": 1.5}, "between 0 and 1")],
 )
-def test_impossible_promise_is_refused_before_training(
+def test_impossible_guarantee_is_refused_before_training(
     plain: Path, tmp_path: Path, options: dict[str, Any], needed: str
 ) -> None:
     with pytest.raises(CalibrationError, match=needed):
@@ -105,10 +105,10 @@ def test_groups_stay_on_one_side(tmp_path: Path) -> None:
     for n in range(30):
         write_png(folder / f"lot{n // 5}_{n % 5}.png", draw_part(n))
     _, description = quick(folder, tmp_path / "run", group=r"lot(\d+)_")
-    lots = [{Path(path).name[:4] for path in paths} for paths in (description.train, description.held_out)]
+    lots = [{Path(path).name[:4] for path in paths} for paths in (description.train, description.calibration_images)]
     assert not lots[0] & lots[1]
     assert len(lots[0] | lots[1]) == 6
-    assert description.calibration.num_groups == len(lots[1]) == len(description.held_out) / 5
+    assert description.calibration.num_groups == len(lots[1]) == len(description.calibration_images) / 5
 
 
 def test_region_of_interest_by_numbers_and_by_mask(plain: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_region_of_interest_by_numbers_and_by_mask(plain: Path, tmp_path: Path) 
     [
         ("10,20,90,40", "'10,20,90,40' .* does not lie within 88×72 pixels"),
         ("10,20,0,40", "does not lie within 88×72 pixels"),
-        ("MASK", "is 30×20, the photographs are 88×72"),
+        ("MASK", "is 30×20, the images are 88×72"),
         ("BLACK", "holds no whole pixel of the network's 64×64"),
         ("1,1,1,1", "'1,1,1,1' holds no whole pixel"),
     ],
@@ -147,7 +147,7 @@ def test_wrong_regions_are_refused(plain: Path, tmp_path: Path, roi: str, messag
         read_roi("1,2,3", height=72, width=88, max_pixels=MAX_PIXELS)
 
 
-def test_white_level_comes_from_the_brightest_photograph(tmp_path: Path) -> None:
+def test_white_level_comes_from_the_brightest_image(tmp_path: Path) -> None:
     folder = tmp_path / "deep"
     folder.mkdir()
     for n in range(22):
@@ -180,7 +180,7 @@ def test_run_card_tells_what_was_asked_and_what_came_out(plain: Path, tmp_path: 
     assert card["hardware"]["num_cpus"] >= 1
     assert 0 < card["seconds"]["fit"] < card["seconds"]["total"]
     assert card["result"] == {
-        "alpha": 0.2, "white": 255, "num_train": 14, "num_held_out": 10, "num_stopping": 0, "num_excluded": 0,
+        "alpha": 0.2, "white": 255, "num_train": 14, "num_calibration": 10, "num_stopping": 0, "num_excluded": 0,
     }  # fmt: skip
 
 
@@ -225,8 +225,8 @@ def test_missing_device_is_refused(plain: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("detector", "model"), [("autoencoder", ONE_EPOCH), ("fastflow", FLOW)])
-@pytest.mark.parametrize("resize", ["squash", "letterbox"])
-def test_photographs_of_several_sizes_train(tmp_path: Path, detector: str, model: dict[str, Any], resize: str) -> None:
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_images_of_several_sizes_train(tmp_path: Path, detector: str, model: dict[str, Any], resize: str) -> None:
     folder = tmp_path / "plates"
     folder.mkdir()
     for n in range(24):
@@ -257,16 +257,16 @@ def test_mixed_precision_trains_to_finite_weights(category: Path, tmp_path: Path
     assert all(torch.isfinite(value).all() for value in detector.state_dict().values())
 
 
-def test_identical_photographs_are_refused(tmp_path: Path) -> None:
+def test_identical_images_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "same"
     folder.mkdir()
     for n in range(24):
         write_png(folder / f"{n:03d}.png", draw_part(0))
-    with pytest.raises(DataError, match="24 good photographs in 1 groups"):
+    with pytest.raises(DataError, match="24 good images in 1 groups"):
         quick(folder, tmp_path / "run")
 
 
-def test_photographs_that_the_data_set_holds_out_calibrate(plain: Path, tmp_path: Path) -> None:
+def test_images_that_the_data_set_holds_out_calibrate(plain: Path, tmp_path: Path) -> None:
     root = tmp_path / "scenario"
     shutil.copytree(plain, root / "train" / "good")
     for n in range(12):
@@ -274,6 +274,6 @@ def test_photographs_that_the_data_set_holds_out_calibrate(plain: Path, tmp_path
         write_png(root / "validation" / "good" / f"{n:03d}.png", draw_part(100 + n))
     shutil.copy(root / "train/good/003.png", root / "validation/good/900.png")  # then it must not train
     _, description = quick(root, tmp_path / "run")
-    assert [Path(p).parent.parent.name for p in description.held_out] == ["validation"] * 13
-    assert 18 <= len(description.train) <= 23  # less what looks like a held-out one
+    assert [Path(p).parent.parent.name for p in description.calibration_images] == ["validation"] * 13
+    assert 18 <= len(description.train) <= 23  # less what looks like a calibration image
     assert str(root / "train/good/003.png") not in description.train

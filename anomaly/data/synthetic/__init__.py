@@ -1,4 +1,4 @@
-"""Photographs of parts made by code, and defects with exact masks for these and for real photographs."""
+"""Images of parts made by code, and defects with exact masks for these and for real images."""
 
 from anomaly.data.synthetic.assembly import draw_component_defect
 from anomaly.data.synthetic.dataset import PARTS, make_dataset, make_part

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anomaly.data.synthetic.camera import photograph
+from anomaly.data.synthetic.camera import capture
 from anomaly.data.synthetic.components import DRAWINGS, Pen
 from anomaly.data.synthetic.noise import smooth_noise
 from anomaly.data.synthetic.rendered_part import Component, Field, Image, Mask, Part
@@ -55,7 +55,7 @@ SWAPS = {  # what is put in by mistake; the other kinds go in the wrong way roun
 
 
 def render_assembly(*, size: int, seed: int) -> Part:
-    """A photograph of a good board, `size` pixels square; the board is the foreground."""
+    """A image of a good board, `size` pixels square; the board is the foreground."""
     return _render(_place(np.random.default_rng([seed, 1])), size=size, seed=seed)
 
 
@@ -141,7 +141,7 @@ def _render(components: tuple[Component, ...], *, size: int, seed: int) -> Part:
     corners = np.array([(-50.0, -50.0), (50.0, -50.0), (50.0, 50.0), (-50.0, 50.0)]) @ pose.T + shift
     outline = np.zeros((size, size), np.uint8)
     cv2.fillConvexPoly(outline, np.asarray(np.round(corners * size / length), dtype=np.int32), 1)
-    image = photograph(np.asarray(picture, dtype=np.float32), rng=rng)
+    image = capture(np.asarray(picture, dtype=np.float32), rng=rng)
     return Part(kind="assembly", image=image, foreground=outline > 0, seed=seed, components=components)
 
 

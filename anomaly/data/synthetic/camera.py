@@ -10,7 +10,7 @@ from anomaly.data.synthetic.rendered_part import Field, Image
 SHOULDER = 0.78  # above it highlights roll off instead of clipping hard
 
 
-def photograph(scene: Field, *, rng: np.random.Generator) -> Image:
+def capture(scene: Field, *, rng: np.random.Generator) -> Image:
     """The (H, W, 3) uint8 picture of a scene, with fall-off, lens blur, exposure drift and sensor noise.
 
     `scene` is float32 (H, W, 3) in display units: 0 black, 1 white, highlights above 1. Noise is photon noise (its

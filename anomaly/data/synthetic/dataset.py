@@ -31,14 +31,14 @@ class Render(Protocol):
     """What renders one kind of part."""
 
     def __call__(self, *, size: int, seed: int) -> Part:
-        """A photograph of a good part, `size` pixels square, everything about it fixed by `seed`."""
+        """A image of a good part, `size` pixels square, everything about it fixed by `seed`."""
 
 
 PARTS: dict[str, Render] = {"textile": render_textile, "machined": render_machined, "assembly": render_assembly}
 
 
 def make_part(kind: str, *, size: int, rng: np.random.Generator) -> Part:
-    """A photograph of a good part, `size` pixels square, with lot, pose, light and sensor noise drawn from `rng`.
+    """A image of a good part, `size` pixels square, with lot, pose, light and sensor noise drawn from `rng`.
 
     Raises UsageError for a kind that is not in PARTS, and for a size below 256.
     """

@@ -1,7 +1,7 @@
-"""Draw defects with exact masks onto any photograph, of a size and a contrast that are asked for.
+"""Draw defects with exact masks onto any image, of a size and a contrast that are asked for.
 
-The five kinds are those that an inspection meets on most parts. A defect changes the photograph inside its mask only,
-so that the probability of detection can be measured by kind, size and contrast on photographs of good parts.
+The five kinds are those that an inspection meets on most parts. A defect changes the image inside its mask only,
+so that the probability of detection can be measured by kind, size and contrast on images of good parts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DEFECTS: dict[str, tuple[float, Callable[[Site, np.random.Generator], tuple[Fiel
 def draw_defect(
     image: Image, kind: str, *, size: float, contrast: float, foreground: Mask, rng: np.random.Generator
 ) -> tuple[Image, Mask]:
-    """Draw one defect onto a photograph, somewhere on the part.
+    """Draw one defect onto a image, somewhere on the part.
 
     `image` is (H, W, 3) uint8 RGB and is not written to. `size`, 0.01 to 0.5, is the longest extent over the shorter
     side of the image; `contrast`, 0.02 to 1, the largest change in hundreds of grey levels. `foreground` (H, W) bool
@@ -45,7 +45,7 @@ def draw_defect(
     Returns the image with the defect and its mask (H, W): True where the defect changes the picture by two grey
     levels or more (half of the largest change, where that is less than four). Outside the mask both images are equal;
     inside it, single pixels may be equal by chance, where a bright side turns into a dark one, a texture repeats
-    itself or the photograph is saturated.
+    itself or the image is saturated.
 
     Raises UsageError for a kind, size, contrast, image or foreground that is none, and for a defect that shows
     nowhere on the part.

@@ -1,4 +1,4 @@
-"""Where the part is in a photograph, judged by what lies along the border."""
+"""Where the part is in a image, judged by what lies along the border."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_COHERENT = 0.60  # share of the split-off pixels that hang together
 
 
 def estimate_foreground(image: Image) -> Mask:
-    """The (H, W) bool mask of the part in a photograph on an even background; all True where there is none.
+    """The (H, W) bool mask of the part in a image on an even background; all True where there is none.
 
     A plane per colour is fitted to the border, the distance from it is split by Otsu's threshold (1979), and the
     largest connected piece is kept with its holes filled. Where the split does not separate or falls to pieces, or

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from anomaly.data.synthetic.camera import photograph
+from anomaly.data.synthetic.camera import capture
 from anomaly.data.synthetic.noise import smooth_noise, smoothstep
 from anomaly.data.synthetic.rendered_part import Field, Mask, Part
 
@@ -37,7 +37,7 @@ class _Pose:
 
 
 def render_machined(*, size: int, seed: int) -> Part:
-    """A photograph of the flange, `size` pixels square; its holes belong to the background."""
+    """A image of the flange, `size` pixels square; its holes belong to the background."""
     rng = np.random.default_rng(seed)
     length = size * 3 // 2
     pose = _lay(length, rng=rng)
@@ -48,7 +48,7 @@ def render_machined(*, size: int, seed: int) -> Part:
     scene = belt + (steel - belt) * on_part
     scene = cv2.resize(scene, (size, size), interpolation=cv2.INTER_AREA)
     warmth = np.asarray(rng.normal((1.0, 0.995, 0.985), 0.006), dtype=np.float32)
-    image = photograph(np.asarray(scene[:, :, None] * warmth, dtype=np.float32), rng=rng)
+    image = capture(np.asarray(scene[:, :, None] * warmth, dtype=np.float32), rng=rng)
     foreground: Mask = cv2.resize(on_part, (size, size), interpolation=cv2.INTER_AREA) > 0.5
     return Part(kind="machined", image=image, foreground=foreground, seed=seed, components=())
 

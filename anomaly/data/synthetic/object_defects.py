@@ -142,5 +142,5 @@ def _moved(site: Site, cover: Field, rng: np.random.Generator) -> list[Field]:
 
 
 def _replaced(site: Site, cover: Field, rng: np.random.Generator) -> list[Field]:
-    """Another piece of the same photograph sits there, either way round."""
+    """Another piece of the same image sits there, either way round."""
     return [*site.donors, *(np.ascontiguousarray(donor[::-1, ::-1]) for donor in site.donors)]

@@ -1,10 +1,10 @@
-"""Defects that need no drawing: a piece of a photograph pasted elsewhere, and textures let through a Perlin mask.
+"""Defects that need no drawing: a piece of a image pasted elsewhere, and textures let through a Perlin mask.
 
 C.-L. Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", 2021, arXiv 2104.04015 (§2.2:
 patch and scar, with jittered colours and rotation); V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610 (§3.3: a texture,
 augmented, blended by β through thresholded Perlin noise); K. Perlin, "Improving Noise", 2002 (the quintic fade).
 What differs, and why: what is pasted covers the part, not the background, where a paste would be no defect of the part; the
-texture comes from the photographs themselves, so that no outside data are needed. The mask is what changed, not the
+texture comes from the images themselves, so that no outside data are needed. The mask is what changed, not the
 rectangle or the noise: pixels that stay within two grey levels are no defect.
 """
 
@@ -29,14 +29,14 @@ PERLIN_SHARE = 0.12
 def paste_patch(
     image: Image, *, size: float, contrast: float, foreground: Mask, sources: Sequence[Image], rng: np.random.Generator
 ) -> tuple[Image, Mask]:
-    """Paste a piece of a photograph somewhere else on the part, turned and tinted: a patch, or a thin scar.
+    """Paste a piece of a image somewhere else on the part, turned and tinted: a patch, or a thin scar.
 
     Args:
         image: (H, W, 3) uint8 RGB, not written to.
         size: the piece's longer side over the shorter side of the image, 0.01 to 0.5.
         contrast: how far its colours are jittered, 0 to 1.
         foreground: (H, W) bool, where the part is.
-        sources: photographs of any size that the piece may come from.
+        sources: images of any size that the piece may come from.
         rng: of all choices.
 
     Returns:
@@ -72,7 +72,7 @@ def paste_patch(
 def paste_texture(
     image: Image, *, size: float, contrast: float, foreground: Mask, sources: Sequence[Image], rng: np.random.Generator
 ) -> tuple[Image, Mask]:
-    """Let an augmented piece of another photograph through a mask of Perlin noise; arguments and result of `paste_patch`.
+    """Let an augmented piece of another image through a mask of Perlin noise; arguments and result of `paste_patch`.
 
     `size` is the extent of a blot over the shorter side of the image, `contrast` the opacity.
     """
@@ -93,7 +93,7 @@ def paste_texture(
 
 
 PASTED = {"pasted_patch": paste_patch, "pasted_texture": paste_texture}
-"""Kinds of defects that take what they show from photographs"""
+"""Kinds of defects that take what they show from images"""
 
 
 def draw_any_defect(
@@ -132,7 +132,7 @@ def perlin_noise(shape: tuple[int, int], *, period: float, rng: np.random.Genera
 
 
 def _augmented(source: Image, height: int, width: int, rng: np.random.Generator) -> Image:
-    """A random crop of a photograph, enlarged, turned, tinted: three of the augmentations of DRAEM's list."""
+    """A random crop of a image, enlarged, turned, tinted: three of the augmentations of DRAEM's list."""
     crop = rng.uniform(0.15, 0.7)
     tall, wide = (max(4, round(n * crop)) for n in source.shape[:2])
     top, left = (int(rng.integers(n - m + 1)) for n, m in zip(source.shape[:2], (tall, wide), strict=True))

@@ -1,4 +1,4 @@
-"""The place in a photograph where a defect is drawn."""
+"""The place in a image where a defect is drawn."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Site:
     `image` (h, w, 3) is float32 in grey levels, `inside` (h, w) is 1 on the part and 0 off it. (`row`, `column`) is the
     defect's centre in the region and `angle` its long axis in radians; `x`, `y` (h, w) are pixels from the centre along
     and across that axis. `extent` is the longest extent in pixels, `stroke` the width of a thin line, `peak` the wanted
-    change in grey levels, `sign` +1 for a brighter mark and -1 for a darker one, where the photograph has room for it.
-    `grain` is the deviation of the sensor noise in grey levels. `colourful` is False in a grey photograph. `donors` are
-    other regions of the same photograph, of the same shape as `image`.
+    change in grey levels, `sign` +1 for a brighter mark and -1 for a darker one, where the image has room for it.
+    `grain` is the deviation of the sensor noise in grey levels. `colourful` is False in a grey image. `donors` are
+    other regions of the same image, of the same shape as `image`.
     """
 
     image: Field
@@ -48,7 +48,7 @@ class Site:
         return np.asarray(cv2.magnitude(self.x * reach, self.y * (reach / np.float32(aspect))), dtype=np.float32)
 
     def noise(self, rng: np.random.Generator) -> Field:
-        """Fresh sensor noise, for what covers the photograph's own."""
+        """Fresh sensor noise, for what covers the image's own."""
         grain = rng.standard_normal(self.image.shape[:2], dtype=np.float32) * np.float32(self.grain)
         return np.asarray(grain[:, :, None], dtype=np.float32)
 

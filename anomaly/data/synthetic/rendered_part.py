@@ -30,10 +30,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Part:
-    """A photograph of a good part.
+    """A image of a good part.
 
     `image` is (H, W, 3) uint8 RGB, `foreground` (H, W) is True on the part. `seed` fixes light, noise and lot, and
-    `components` is empty for every kind that is not an assembly: both together render the same photograph again.
+    `components` is empty for every kind that is not an assembly: both together render the same image again.
     """
 
     kind: str

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anomaly.data.synthetic.camera import photograph
+from anomaly.data.synthetic.camera import capture
 from anomaly.data.synthetic.noise import smooth_noise, smoothstep
 from anomaly.data.synthetic.rendered_part import Field, Part
 
@@ -19,7 +19,7 @@ WEFT_COLOUR = (0.66, 0.64, 0.58)
 
 
 def render_textile(*, size: int, seed: int) -> Part:
-    """A photograph of the cloth, `size` pixels square; the cloth fills the picture."""
+    """A image of the cloth, `size` pixels square; the cloth fills the picture."""
     rng = np.random.default_rng(seed)
     length = size * 3 // 2
     warp, weft = _Yarns.lay(length, rng=rng), _Yarns.lay(length, rng=rng)
@@ -35,7 +35,7 @@ def render_textile(*, size: int, seed: int) -> Part:
     share = cv2.resize(draped, (size, size), interpolation=cv2.INTER_AREA)
     lot = rng.normal(1.0, 0.006, 3) * rng.normal(1.0, 0.025)
     colours = np.asarray([WEFT_COLOUR, WARP_COLOUR] * lot, dtype=np.float32)
-    image = photograph(np.asarray(share @ colours, dtype=np.float32), rng=rng)
+    image = capture(np.asarray(share @ colours, dtype=np.float32), rng=rng)
     return Part(kind="textile", image=image, foreground=np.ones((size, size), np.bool_), seed=seed, components=())
 
 

@@ -6,7 +6,7 @@ anomalib's own preprocessing, thresholds, normalisation, metrics and pictures ta
 as `Preprocess` gives them; then anomalib's class trains on them by a `lightning` trainer, without validation and in single
 precision. Nothing imports anomalib before a model is built.
 
-What differs from anomalib: a crop of the middle (Dinomaly) is not taken, the whole photograph is scored; EfficientAd takes
+What differs from anomalib: a crop of the middle (Dinomaly) is not taken, the whole image is scored; EfficientAd takes
 the quantiles that weigh its two maps from the training images, anomalib from a validation set; see `anomalib_inference`.
 """
 
@@ -38,7 +38,7 @@ from anomaly.nn.preprocess import Preprocess, Resize
 
 FOLDERS = {
     "Draem": ("dtd_dir", "textures, e.g. the Describable Textures Dataset"),
-    "EfficientAd": ("imagenet_dir", "everyday photographs in a folder per class, e.g. Imagenette"),
+    "EfficientAd": ("imagenet_dir", "everyday images in a folder per class, e.g. Imagenette"),
     "Glass": ("anomaly_source_path", "textures, e.g. the Describable Textures Dataset"),
 }
 """Model -> the option that names a folder of images which its training mixes in, and what lies there"""
@@ -59,7 +59,7 @@ class AnomalibModel(Detector):
         model: name of its class in `anomalib.models`, e.g. `Patchcore`.
         options: its constructor's arguments but for the processors, evaluator, visualizer and `pre_trained`.
         size: height and width of the network's input in pixels.
-        resize: `squash` or `letterbox`.
+        resize: `stretch` or `letterbox`.
         weights: of its backbones: `pretrained`, `none`, or a path (see `Backbone`).
         inner_epochs: passes of its training; models of a memory bank take as many as they want.
         batch_size: images per step of its training.
@@ -78,7 +78,7 @@ class AnomalibModel(Detector):
         model: str,
         options: Mapping[str, Any] = {},
         size: int = 256,
-        resize: Resize = "squash",
+        resize: Resize = "stretch",
         weights: str = "pretrained",
         inner_epochs: int = 10,
         batch_size: int = 8,
@@ -104,12 +104,12 @@ class AnomalibModel(Detector):
         _come_to_rest(self.network)
 
     @classmethod
-    def adapt(cls, module: Any, *, resize: Resize = "squash") -> AnomalibModel:
+    def adapt(cls, module: Any, *, resize: Resize = "stretch") -> AnomalibModel:
         """Take over a module of anomalib that was fitted elsewhere; it is still to be calibrated.
 
         Args:
             module: an instance of one of `anomalib.models`, with its own pre-processor.
-            resize: `squash` or `letterbox`; anomalib itself squashes.
+            resize: `stretch` or `letterbox`; anomalib itself squashes.
 
         Raises:
             UsageError: a module whose preprocessing is more than a resize to a square and its class's own normalisation.
@@ -249,7 +249,7 @@ def _train(module: Any, x: Tensor, *, epochs: int, batch_size: int, accelerator:
     wanted: dict[str, Any] = {"max_epochs": epochs, "devices": 1, "num_sanity_val_steps": 0} | module.trainer_arguments
     trainer = lightning.pytorch.Trainer(
         **wanted, accelerator=accelerator, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
+        enable_model_summary=False, threshold_val_batches=0,
     )  # fmt: skip
     try:
         trainer.fit(module, datamodule=images)

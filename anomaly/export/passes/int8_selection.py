@@ -1,8 +1,8 @@
-"""Which convolutions may compute in 8-bit integers: those whose rounding moves scores least, judged on training photographs.
+"""Which convolutions may compute in 8-bit integers: those whose rounding moves scores least, judged on training images.
 
 A flow on frozen features notices the rounding of an early convolution as it notices a defect, and that of a late one hardly at
 all. So every convolution is rounded alone first; then as many as possible together, the most harmless first, while the scores
-of good photographs and of defects drawn onto them stay where they were.
+of good images and of defects drawn onto them stay where they were.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_DEVIATION = 0.03
 """Root of the mean square by which scores may move, in units of good parts' spread from the median to the highest"""
 
 NUM_ALONE = 4
-"""Good photographs, and as many with defects, on which each convolution is judged alone"""
+"""Good images, and as many with defects, on which each convolution is judged alone"""
 
 
 class Choice(NamedTuple):
@@ -50,8 +50,8 @@ def choose(
     Args:
         model: a bare graph in single precision.
         learned: names of the tensors that were learned; only convolutions with such weights are candidates.
-        good: training photographs, (H, W, 3) uint8 RGB.
-        defects: such photographs with defects drawn onto them.
+        good: training images, (H, W, 3) uint8 RGB.
+        defects: such images with defects drawn onto them.
         report: progress.
 
     Raises:
@@ -85,7 +85,7 @@ def choose(
             too_many = half
     if not fits:
         raise ParityError(
-            f"each of {len(candidates)} convolutions in 8-bit integers moves the scores of training photographs by more than"
+            f"each of {len(candidates)} convolutions in 8-bit integers moves the scores of training images by more than"
             f" {MAX_DEVIATION:g} of good parts' spread: take fp16 or fp32"
         )
     return Choice(harmless[:fits], spans, len(candidates))

@@ -1,4 +1,4 @@
-"""The review of a run as an ASGI application: its rows by pages, its images by their number, and their marks.
+"""The review of a run as an ASGI application: its rows by pages, its images by their number, and their labels.
 
 An image is named by the number of its row and by nothing else; which file that is, the run says.
 """
@@ -72,7 +72,7 @@ class Review:
             self._pool.shutdown(cancel_futures=True)
 
     async def run(self, request: Request) -> Response:
-        """Describe the run: what it was asked, its models and their promises, counts, drift, and what to do with marks."""
+        """Describe the run: what it was asked, its models and their guarantees, counts, drift, and what to do with labels."""
         card = await asyncio.to_thread(run_card, self.reviewed, models=self.models)
         return JsonResponse(card | {"files": self._files})
 
@@ -94,7 +94,7 @@ class Review:
 
     async def rows(self, request: Request) -> Response:
         """Give rows that pass a filter, some at a time, and the counts of all."""
-        known = {"sort": "order", "verdict": "all", "mark": "all", "text": "", "offset": "0", "limit": "120"}
+        known = {"sort": "order", "verdict": "all", "label": "all", "text": "", "offset": "0", "limit": "120"}
         asked = _options(request, known)
         if asked["sort"] not in get_args(Sort):
             raise RequestError(400, f"sort is {asked['sort'][:100]!r}: there are {', '.join(get_args(Sort))}")
@@ -105,18 +105,18 @@ class Review:
         return JsonResponse(page | {"counts": await asyncio.to_thread(self.reviewed.counts)})
 
     async def table(self, request: Request) -> Response:
-        """Give all rows that pass a filter as CSV, in the order of the run, with their marks."""
-        wanted = _filter(_options(request, {"verdict": "all", "mark": "all", "text": ""}))
+        """Give all rows that pass a filter as CSV, in the order of the run, with their labels."""
+        wanted = _filter(_options(request, {"verdict": "all", "label": "all", "text": ""}))
         chosen = await asyncio.to_thread(self.reviewed.chosen, wanted)
-        marks = self.reviewed.marks()
+        labels = self.reviewed.labels()
 
         def lines() -> Iterator[str]:
             waiting: list[str] = []
             for number, row in enumerate(read_rows(self.reviewed.run)):
                 if not number:
-                    waiting.append(csv_line([*row, "mark"]))
+                    waiting.append(csv_line([*row, "label"]))
                 if chosen[number]:
-                    waiting.append(csv_line([*map(_plain, row.values()), ("", "good", "defect")[marks[number]]]))
+                    waiting.append(csv_line([*map(_plain, row.values()), ("", "good", "defect")[labels[number]]]))
                 if len(waiting) >= CSV_LINES:
                     yield "".join(waiting)
                     waiting = []
@@ -141,21 +141,21 @@ class Review:
         number = self._numbered(request)
         return JsonResponse(await self._in_pool(lambda: self.pictures.anomaly_map(number, self._scored(number))))
 
-    async def mark(self, request: Request) -> Response:
-        """Mark an image, or take its mark away; on the disk before this answers."""
+    async def label(self, request: Request) -> Response:
+        """Label an image, or take its label away; on the disk before this answers."""
         number = self._numbered(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise RequestError(415, 'send JSON as application/json: {"mark": "good"}')
+            raise RequestError(415, 'send JSON as application/json: {"label": "good"}')
         with self._memory.holding() as held:
             body = await read_body(request, limits=self.limits, held=held)
         try:
             said = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise RequestError(400, 'the body is no JSON: send {"mark": "good"}') from error
-        if not isinstance(said, dict) or list(said) != ["mark"] or not isinstance(said["mark"], str):
-            raise RequestError(400, 'send {"mark": "good"}, "defect", or "" to take the mark away')
-        await asyncio.to_thread(self.reviewed.set, number, said["mark"])
-        return JsonResponse({"mark": said["mark"], "counts": await asyncio.to_thread(self.reviewed.counts)})
+            raise RequestError(400, 'the body is no JSON: send {"label": "good"}') from error
+        if not isinstance(said, dict) or list(said) != ["label"] or not isinstance(said["label"], str):
+            raise RequestError(400, 'send {"label": "good"}, "defect", or "" to take the label away')
+        await asyncio.to_thread(self.reviewed.set, number, said["label"])
+        return JsonResponse({"label": said["label"], "counts": await asyncio.to_thread(self.reviewed.counts)})
 
     def _numbered(self, request: Request) -> int:
         """The number of an image in the address."""
@@ -193,7 +193,7 @@ def _options(request: Request, known: dict[str, str]) -> dict[str, str]:
 def _filter(asked: dict[str, str]) -> Filter:
     if len(asked["text"]) > MAX_TEXT:
         raise RequestError(400, f"text has {len(asked['text'])} characters: {MAX_TEXT} are taken")
-    return Filter(verdict=asked["verdict"], mark=asked["mark"], text=asked["text"])  # type: ignore[arg-type]  # it checks
+    return Filter(verdict=asked["verdict"], label=asked["label"], text=asked["text"])  # type: ignore[arg-type]  # it checks
 
 
 def _number(name: str, text: str, *, most: int) -> int:
@@ -226,7 +226,7 @@ def create_review_app(review: Review, *, guard: Guard, log: Log) -> ASGIApp:
             Route(f"{image}/thumbnail", review.thumbnail),
             Route(f"{image}/picture", review.picture),
             Route(f"{image}/map", review.map),
-            Route(f"{image}/mark", review.mark, methods=["PUT"]),
+            Route(f"{image}/label", review.label, methods=["PUT"]),
         ],
         lifespan=review.running,
         exception_handlers={

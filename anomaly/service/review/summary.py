@@ -1,4 +1,4 @@
-"""What the review says of the run as a whole: what was asked, what its models promise, and what to do with the marks."""
+"""What the review says of the run as a whole: what was asked, what its models guarantee, and what to do with the labels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
         "name": reviewed.run.resolve().name,
         "date": models.date,
         "source": asked["source"],
-        "limit": asked["limit"],
-        "review_limit": asked["review_limit"],
+        "threshold": asked["threshold"],
+        "review_threshold": asked["review_threshold"],
         "counts": reviewed.counts(),
         "models": [
             {
@@ -35,9 +35,9 @@ def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
                 "category": model.metadata.category,
                 "precision": model.metadata.precision,
                 "alpha": model.metadata.alpha,
-                "promise": model.metadata.promise,
-                "limit": asked["limit"],
-                "num_held_out": model.metadata.calibration.num_images,
+                "guarantee": model.metadata.guarantee,
+                "threshold": asked["threshold"],
+                "num_calibration": model.metadata.calibration.num_images,
                 "calibration_date": model.metadata.calibration.date,
             }
             for model in models.all
@@ -47,28 +47,28 @@ def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
              "first_alarm": told["first_alarm"], "num_images": told["num_scored"]}
             for product, told in summary.get("drift", {}).items()
         ],
-        "marks_file": str(_shown(reviewed)),
+        "labels_file": str(_shown(reviewed)),
         "by": reviewed.by,
         "commands": _commands(reviewed, models),
     }  # fmt: skip
 
 
 def _shown(reviewed: Reviewed) -> Path:
-    """The file of marks as the run was named: relative where that was."""
+    """The file of labels as the run was named: relative where that was."""
     beside = reviewed.run.with_name(reviewed.file.name) if reviewed.run.name else reviewed.file
     return beside if beside.resolve() == reviewed.file else reviewed.file
 
 
 def _commands(reviewed: Reviewed, models: RunModels) -> list[str]:
-    """The commands that use the marks: calibrate the run's own model to a new file, score again, and compare."""
+    """The commands that use the labels: calibrate the run's own model to a new file, score again, and compare."""
     run = str(reviewed.run)
     again = f"{run.rstrip('/')}-again"
-    marked = f"--marks {shlex.quote(str(_shown(reviewed)))}"
+    labelled = f"--labels {shlex.quote(str(_shown(reviewed)))}"
     if len(models.all) != 1 or len(models.asked["models"]) != 1 or models.asked["by_product"]:
-        return [f"anomaly calibrate MODEL.onnx {marked} --out NEW-MODEL.onnx"]
+        return [f"anomaly calibrate MODEL.onnx {labelled} --out NEW-MODEL.onnx"]
     new = f"{run.rstrip('/')}-recalibrated.onnx"
     return [
-        f"anomaly calibrate {shlex.quote(str(models.all[0].path))} {marked} --out {shlex.quote(new)}",
+        f"anomaly calibrate {shlex.quote(str(models.all[0].path))} {labelled} --out {shlex.quote(new)}",
         f"anomaly score {shlex.quote(new)} {shlex.quote(models.asked['source'])} --run {shlex.quote(again)}",
         f"anomaly diff {shlex.quote(run)} {shlex.quote(again)}",
     ]

@@ -1,4 +1,4 @@
-"""The review of a finished run without a browser: rows by pages, marks, pictures, and what is refused."""
+"""The review of a finished run without a browser: rows by pages, labels, pictures, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from anomaly.commands.main import run as cli
 from anomaly.commands.review import review
 from anomaly.errors import DataError
-from anomaly.runs.labels import marks_file, read_marks, set_mark
+from anomaly.runs.labels import labels_file, read_labels, set_label
 from anomaly.runs.row_index import RowIndex
 from anomaly.runs.run_directory import LEDGER, MANIFEST, SUMMARY, hash_files
 from anomaly.runs.score_run import summarise
@@ -44,7 +44,7 @@ def made_up_rows(num: int) -> list[dict[str, Any]]:
         score = float(str(np.float32(rng.choice([rng.gamma(2, 0.4), 0.75]))))
         path = f"s3://line/shift {n % 3}/" + (f'Ünit "{n}",\n=odd.png' if n % 50 == 7 else f"part_{n:06d}.png")
         row = dict.fromkeys(COLUMNS, "") | {
-            "path": path, "sha256": f"{n // 2 if n % 100 == 1 else n:08x}" * 8, "status": "ok", "score": score, "limit": 1.0,
+            "path": path, "sha256": f"{n // 2 if n % 100 == 1 else n:08x}" * 8, "status": "ok", "score": score, "threshold": 1.0,
             "verdict": "defect" if score > 1 else "review" if score > 0.9 else "good", "p_value": 0.5, "width": 8,
             "height": 8, "regions": [], "model": "0123456789abcdef",
         }  # fmt: skip
@@ -65,7 +65,7 @@ def write_run(folder: Path, rows: list[dict[str, Any]], *, kind: Format) -> Path
     sink.commit()
     sink.close()
     sink.clean()
-    asked = {"source": "s3://line", "models": {"": "0123456789abcdef" * 4}, "limit": 1.0, "review_limit": 0.9,
+    asked = {"source": "s3://line", "models": {"": "0123456789abcdef" * 4}, "threshold": 1.0, "review_threshold": 0.9,
              "max_pixels": 10_000, "frame": "only", "by_product": False}  # fmt: skip
     (folder / LEDGER).write_text(json.dumps({"event": "begin", "date": now(), "asked": asked}) + "\n", encoding="utf-8")
     counts: dict[str, int] = {}
@@ -86,42 +86,42 @@ def night(run_folder: Path, category: Path, tmp_path: Path) -> Path:
 def test_pages_are_those_of_brute_force(tmp_path: Path, kind: Format) -> None:
     rows = made_up_rows(300)
     run = write_run(tmp_path / "run", rows, kind=kind)
-    marks = {}
+    labels = {}
     for n in (5, 8, 2 * 101 // 2, 12, 40):
         if rows[n]["status"] == "ok":
-            marks[rows[n]["sha256"]] = "good" if n % 2 else "defect"
-            set_mark(marks_file(run), rows[n], mark=marks[rows[n]["sha256"]], by="")  # type: ignore[arg-type]
+            labels[rows[n]["sha256"]] = "good" if n % 2 else "defect"
+            set_label(labels_file(run), rows[n], label=labels[rows[n]["sha256"]], by="")  # type: ignore[arg-type]
     asked = [
-        {"sort": sort, "verdict": verdict, "mark": mark, "text": text}
+        {"sort": sort, "verdict": verdict, "label": label, "text": text}
         for sort in ("order", "score", "-score")
         for verdict in ("all", "good", "defect", "review", "error")
-        for mark, text in (("all", ""), ("all", "SHIFT 1/"), ("all", "ünit"), ("any", ""), ("none", "=odd"), ("good", ""),
+        for label, text in (("all", ""), ("all", "SHIFT 1/"), ("all", "ünit"), ("any", ""), ("none", "=odd"), ("good", ""),
                            ("defect", ""))
     ]  # fmt: skip
     with client_of(run) as client:
         for query in asked:
             expected = []
             for n, row in enumerate(rows):
-                mark = marks.get(row["sha256"], "") if row["status"] == "ok" else ""
-                wanted = {"all": True, "any": mark != "", "none": mark == "", "good": mark == "good"}
+                label = labels.get(row["sha256"], "") if row["status"] == "ok" else ""
+                wanted = {"all": True, "any": label != "", "none": label == "", "good": label == "good"}
                 if (
                     query["verdict"] in ("all", row["verdict"] or "error")
-                    and wanted.get(query["mark"], mark == "defect")
+                    and wanted.get(query["label"], label == "defect")
                     and query["text"].lower() in row["path"].replace("\n", " ").lower()
                 ):
-                    expected.append({"number": n, "mark": mark, **row})
+                    expected.append({"number": n, "label": label, **row})
             if query["sort"] != "order":
                 sign = 1 if query["sort"] == "score" else -1
                 expected.sort(key=lambda row: (row["score"] is None, sign * (row["score"] or 0.0)))
             found: list[dict[str, Any]] = []
             while len(found) < len(expected):
-                page = client.get("/api/rows", params=query | {"offset": str(len(found)), "limit": "41"}).json()
+                page = client.get("/api/rows", params=query | {"offset": str(len(found)), "threshold": "41"}).json()
                 assert page["total"] == len(expected)
                 assert page["items"]
                 found += page["items"]
             assert [row["number"] for row in found] == [row["number"] for row in expected], query
             for row, wanted_row in zip(found, expected, strict=True):
-                scores = {"score", "limit", "p_value"}
+                scores = {"score", "threshold", "p_value"}
                 assert {k: v for k, v in row.items() if k not in scores} == {
                     k: v for k, v in wanted_row.items() if k not in scores
                 }
@@ -132,23 +132,25 @@ def test_pages_are_those_of_brute_force(tmp_path: Path, kind: Format) -> None:
     assert sum(kind["all"] for kind in counts.values()) == 300
     assert counts["error"]["none"] == counts["error"]["all"] > 0
     for verdict in ("good", "defect", "review"):
-        mine = [marks.get(row["sha256"], "none") for row in rows if row["verdict"] == verdict]
-        assert counts[verdict] == {"all": len(mine)} | {mark: mine.count(mark) for mark in ("none", "good", "defect")}
+        mine = [labels.get(row["sha256"], "none") for row in rows if row["verdict"] == verdict]
+        assert counts[verdict] == {"all": len(mine)} | {
+            label: mine.count(label) for label in ("none", "good", "defect")
+        }
 
 
 def test_exported_table_holds_what_passes_in_the_order_of_the_run(tmp_path: Path) -> None:
     rows = made_up_rows(60)
     rows[9]["path"] = "=1+2.png"
     run = write_run(tmp_path / "run", rows, kind="parquet")
-    set_mark(marks_file(run), rows[9] | {"status": "ok", "score": 2.0, "verdict": "defect"}, mark="good", by="")
+    set_label(labels_file(run), rows[9] | {"status": "ok", "score": 2.0, "verdict": "defect"}, label="good", by="")
     with client_of(run) as client:
         told = client.get("/api/rows.csv", params={"text": ".png"})
     found = list(csv.DictReader(io.StringIO(told.text, newline="")))
-    assert list(found[0]) == [*COLUMNS, "mark"]
+    assert list(found[0]) == [*COLUMNS, "label"]
     assert [row["sha256"] for row in found] == [row["sha256"] for row in rows]
     assert found[9]["path"] == "'=1+2.png"
-    assert [row["mark"] for row in found].count("good") == 1
-    assert found[9]["mark"] == "good"
+    assert [row["label"] for row in found].count("good") == 1
+    assert found[9]["label"] == "good"
 
 
 @pytest.mark.parametrize(
@@ -156,12 +158,12 @@ def test_exported_table_holds_what_passes_in_the_order_of_the_run(tmp_path: Path
     [
         ("sort=name", "sort is 'name': there are order, score, -score"),
         ("verdict=bad", "verdict is 'bad'"),
-        ("mark=x", "mark is 'x'"),
-        ("limit=501", "limit is '501': give a number from 0 to 500"),
+        ("label=x", "label is 'x'"),
+        ("threshold=501", "threshold is '501': give a number from 0 to 500"),
         ("offset=-1", "offset is '-1'"),
         ("offset=" + "9" * 5000, "offset is '999"),
         ("path=/etc", "no option 'path'"),
-        ("limit=1&limit=2", "given twice"),
+        ("threshold=1&threshold=2", "given twice"),
         ("text=" + "a" * 201, "text has 201 characters"),
     ],
 )
@@ -172,34 +174,34 @@ def test_wrong_queries_are_refused(tmp_path: Path, query: str, words: str) -> No
     assert words in answer.json()["error"]
 
 
-def test_marks_are_saved_at_once_and_survive_a_restart(night: Path) -> None:
+def test_labels_are_saved_at_once_and_survive_a_restart(night: Path) -> None:
     rejected = row_numbers(night, folder="scratch")
     rows = list(read_rows(night))
     with client_of(night, by="QA, shift 3") as client:
-        for number, mark in ((rejected[0], "good"), (rejected[1], "defect"), (rejected[2], "good"), (rejected[2], "")):
-            told = client.put(f"/api/images/{number}/mark", json={"mark": mark})
-            assert (told.status_code, told.json()["mark"]) == (200, mark)
+        for number, label in ((rejected[0], "good"), (rejected[1], "defect"), (rejected[2], "good"), (rejected[2], "")):
+            told = client.put(f"/api/images/{number}/label", json={"label": label})
+            assert (told.status_code, told.json()["label"]) == (200, label)
         assert told.json()["counts"]["defect"] == {"all": 6, "none": 4, "good": 1, "defect": 1}
-        written = read_marks(marks_file(night))
-        assert {(m.path, m.mark, m.by) for m in written.values()} == {
+        written = read_labels(labels_file(night))
+        assert {(m.path, m.label, m.by) for m in written.values()} == {
             (rows[rejected[0]]["path"], "good", "QA, shift 3"),
             (rows[rejected[1]]["path"], "defect", "QA, shift 3"),
         }
-        set_mark(marks_file(night), rows[rejected[3]], mark="good", by="another")  # by a second reviewer
-        assert client.get("/api/rows?mark=good").json()["total"] == 2
+        set_label(labels_file(night), rows[rejected[3]], label="good", by="another")  # by a second reviewer
+        assert client.get("/api/rows?label=good").json()["total"] == 2
         bad = next(n for n, row in enumerate(rows) if row["status"] != "ok")
-        told = client.put(f"/api/images/{bad}/mark", json={"mark": "good"})
+        told = client.put(f"/api/images/{bad}/label", json={"label": "good"})
         assert told.status_code == 409
-        assert "has no verdict to mark: its row is an error (not_an_image)" in told.json()["error"]
-        for body in ({"mark": "fine"}, {"mark": None}, {}, [], {"mark": "good", "path": "/etc/passwd"}):
-            assert client.put(f"/api/images/{rejected[0]}/mark", json=body).status_code == 400
-        assert client.put(f"/api/images/{rejected[0]}/mark", content=b'{"mark": "good"}').status_code == 415
+        assert "has no verdict to label: its row is an error (not_an_image)" in told.json()["error"]
+        for body in ({"label": "fine"}, {"label": None}, {}, [], {"label": "good", "path": "/etc/passwd"}):
+            assert client.put(f"/api/images/{rejected[0]}/label", json=body).status_code == 400
+        assert client.put(f"/api/images/{rejected[0]}/label", content=b'{"label": "good"}').status_code == 415
         headers = {"content-type": "application/json"}
-        assert client.put(f"/api/images/{rejected[0]}/mark", content=b"{", headers=headers).status_code == 400
-        assert client.put(f"/api/images/{rejected[0]}/mark", content=b" " * 5000, headers=headers).status_code == 413
+        assert client.put(f"/api/images/{rejected[0]}/label", content=b"{", headers=headers).status_code == 400
+        assert client.put(f"/api/images/{rejected[0]}/label", content=b" " * 5000, headers=headers).status_code == 413
     with client_of(night) as client:
-        items = client.get("/api/rows?mark=any").json()["items"]
-        assert {(item["number"], item["mark"]) for item in items} == {
+        items = client.get("/api/rows?label=any").json()["items"]
+        assert {(item["number"], item["label"]) for item in items} == {
             (rejected[0], "good"), (rejected[1], "defect"), (rejected[3], "good"),
         }  # fmt: skip
         assert client.post("/api/run/check").json()["state"] in ("checking", "intact")
@@ -209,16 +211,16 @@ def test_marks_are_saved_at_once_and_survive_a_restart(night: Path) -> None:
         assert client.get("/api/run").json()["files"] == {"state": "intact", "message": ""}
 
 
-def test_unwritable_marks_are_told_and_not_taken(night: Path) -> None:
-    marks_file(night).mkdir()
+def test_unwritable_labels_are_told_and_not_taken(night: Path) -> None:
+    labels_file(night).mkdir()
     with pytest.raises(DataError, match="cannot be read"):
         client_of(night)
-    marks_file(night).rmdir()
+    labels_file(night).rmdir()
     with client_of(night) as client:
-        night.with_name(f".{marks_file(night).name}.partial").mkdir()
-        answer = client.put("/api/images/1/mark", json={"mark": "good"})
+        night.with_name(f".{labels_file(night).name}.partial").mkdir()
+        answer = client.put("/api/images/1/label", json={"label": "good"})
     assert answer.status_code == 409
-    assert "the marks before stay" in answer.json()["error"]
+    assert "the labels before stay" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_unwritable_marks_are_told_and_not_taken(night: Path) -> None:
         "/api/images/999/picture", "/api/images/-1/picture", "/api/images/../../etc/passwd",
         "/api/images/..%2f..%2fetc/picture",
         "/api/images/0.0/map", "/api/images//etc/passwd/picture", "/api/images/" + "1" * 5000 + "/picture",
-        "/api/images/%D9%A1/picture", "/api/images/0/mark/x", "/static/../app.py", "/static/%2e%2e/app.py", "/static/main.js",
+        "/api/images/%D9%A1/picture", "/api/images/0/label/x", "/static/../app.py", "/static/%2e%2e/app.py", "/static/main.js",
         "/rows.csv", "/metrics", "/score",
     ],
 )  # fmt: skip
@@ -246,32 +248,32 @@ def test_token_and_other_sites(night: Path) -> None:
             assert "default-src 'none'" in answer.headers["content-security-policy"]
         for method, path in (
             ("GET", "/api/run"), ("GET", "/api/rows"), ("GET", "/api/rows.csv"), ("GET", "/api/images/0/thumbnail"),
-            ("PUT", "/api/images/0/mark"), ("POST", "/api/run/check"),
+            ("PUT", "/api/images/0/label"), ("POST", "/api/run/check"),
         ):  # fmt: skip
             assert client.request(method, path).status_code == 401
             assert client.request(method, path, headers={"authorization": "Bearer wrong"}).status_code == 401
         assert client.get("/api/run", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
     with client_of(night) as client:
         foreign = {"origin": "http://evil.example"}
-        assert client.put("/api/images/0/mark", json={"mark": "good"}, headers=foreign).status_code == 403
+        assert client.put("/api/images/0/label", json={"label": "good"}, headers=foreign).status_code == 403
         assert client.get("/api/run", headers={"host": "evil.example"}).status_code == 421
-    assert not marks_file(night).exists()
+    assert not labels_file(night).exists()
 
 
-def test_card_tells_run_promise_drift_and_commands(night: Path) -> None:
+def test_card_tells_run_guarantee_drift_and_commands(night: Path) -> None:
     with client_of(night, by="Ada") as client:
         card = client.get("/api/run").json()
     asked = json.loads((night / LEDGER).read_text(encoding="utf-8").splitlines()[0])["asked"]
-    assert (card["name"], card["source"], card["limit"], card["by"]) == ("night", asked["source"], 1.0, "Ada")
+    assert (card["name"], card["source"], card["threshold"], card["by"]) == ("night", asked["source"], 1.0, "Ada")
     assert card["counts"]["error"]["all"] == 1
     (model,) = card["models"]
-    assert (model["sha256"], model["promise"]) == (asked["models"][""], "expected")
+    assert (model["sha256"], model["guarantee"]) == (asked["models"][""], "expected")
     assert card["drift"][0]["alarmed"] is False
     assert card["files"]["state"] == "unchecked"
     for line, verb in zip(card["commands"], ("calibrate", "score", "diff"), strict=True):
         assert line.startswith(f"anomaly {verb} ")
     assert (
-        f"{night}/models/00_model.onnx --marks {marks_file(night)} --out {night}-recalibrated.onnx"
+        f"{night}/models/00_model.onnx --labels {labels_file(night)} --out {night}-recalibrated.onnx"
         in card["commands"][0]
     )
 
@@ -322,7 +324,7 @@ def test_large_run_is_quick_and_small(tmp_path: Path) -> None:
             found = client.get(f"/api/rows?sort=-score&verdict=all&offset={offset}&text=part_0").json()
             assert len(found["items"]) == 120
         assert time.process_time() - begin < 6
-        assert len(client.get("/api/rows?limit=500").content) < 500_000
+        assert len(client.get("/api/rows?threshold=500").content) < 500_000
 
 
 def test_process_reviews_until_it_is_told_to_end(tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_process_reviews_until_it_is_told_to_end(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", MAIN, "review", str(run), "--port", "0"]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == f"{run}: 8 images; marks in {marks_file(run)}\n"
+        assert process.stderr.readline() == f"{run}: 8 images; labels in {labels_file(run)}\n"
         found = re.fullmatch(r"serving on http://127\.0\.0\.1:(\d+)\n", process.stderr.readline())
         assert found
         connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)

@@ -1,4 +1,4 @@
-"""The review of a run in a real browser: marks by key and button, the file beside the run, filters, undo, 360 pixels."""
+"""The review of a run in a real browser: labels by key and button, the file beside the run, filters, undo, 360 pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from test_service_browser import CHROMIUM, FLAGS
 
 from anomaly.commands.main import run as cli
 from anomaly.commands.review import make_review
-from anomaly.runs.labels import marks_file, read_marks
+from anomaly.runs.labels import labels_file, read_labels
 from anomaly.runs.sinks import read_rows
 from anomaly.service.auth import Guard
 from anomaly.service.review.app import create_review_app
@@ -72,14 +72,14 @@ def page(browser: Browser, night: Path) -> Iterator[Page]:
         assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
 
 
-def marks_of(night: Path) -> dict[str, str]:
-    return {mark.path.rpartition("/")[2]: mark.mark for mark in read_marks(marks_file(night)).values()}
+def labels_of(night: Path) -> dict[str, str]:
+    return {label.path.rpartition("/")[2]: label.label for label in read_labels(labels_file(night)).values()}
 
 
 def saved(night: Path, expected: dict[str, str]) -> None:
     deadline = time.monotonic() + 10
-    while marks_of(night) != expected:
-        assert time.monotonic() < deadline, marks_of(night)
+    while labels_of(night) != expected:
+        assert time.monotonic() < deadline, labels_of(night)
         time.sleep(0.02)
 
 
@@ -87,7 +87,7 @@ def names(page: Page) -> list[str]:
     return [text.rpartition("/")[2] for text in page.locator(".tile-name").all_inner_texts()]
 
 
-def test_rejects_are_marked_by_key_and_the_next_follows(page: Page, night: Path) -> None:
+def test_rejects_are_labelled_by_key_and_the_next_follows(page: Page, night: Path) -> None:
     expect(page.locator('[data-filter="defect"] input')).to_be_checked()
     by_score = [float(text) for text in page.locator(".tile .number").all_inner_texts()]
     assert by_score == sorted(by_score, reverse=True)
@@ -99,9 +99,9 @@ def test_rejects_are_marked_by_key_and_the_next_follows(page: Page, night: Path)
     expect(page.locator("#opacity")).to_be_enabled()  # the map is there
     expect(page.locator("#map-note")).to_be_hidden()
     page.keyboard.press("g")
-    expect(page.locator(".tile-mark")).to_have_text("✓ really good")
+    expect(page.locator(".tile-label")).to_have_text("✓ really good")
     saved(night, {"001.png": "good"})
-    expect(page.locator("#progress")).to_contain_text("1 of 7 rejected reviewed; 1 marked really good")
+    expect(page.locator("#progress")).to_contain_text("1 of 7 rejected reviewed; 1 labelled really good")
     following = order[one + 1] if one + 1 < len(order) else "001.png"
     expect(page.locator(".judged-name")).to_contain_text(following)
     page.keyboard.press("u")
@@ -109,32 +109,32 @@ def test_rejects_are_marked_by_key_and_the_next_follows(page: Page, night: Path)
     expect(page.locator(".judged-name")).to_contain_text("001.png")
     page.keyboard.press("d")
     saved(night, {"001.png": "defect"})
-    assert {(mark.by, mark.verdict) for mark in read_marks(marks_file(night)).values()} == {("Ada", "defect")}
+    assert {(label.by, label.verdict) for label in read_labels(labels_file(night)).values()} == {("Ada", "defect")}
     expect(page.locator("#meaning tr", has_text="Confirmed").first).to_contain_text("1")
 
 
-def test_tiles_are_marked_without_opening_and_filtered_by_mark(page: Page, night: Path) -> None:
+def test_tiles_are_labelled_without_opening_and_filtered_by_label(page: Page, night: Path) -> None:
     order = names(page)
     page.locator(".tile").first.focus()
     page.keyboard.press("d")
     expect(page.locator(":focus .tile-name")).to_contain_text(order[1])
     expect(page.locator("#picture")).to_be_hidden()
     double = order.index("000.png")
-    page.locator(".tile-extra .mark-good").nth(double).click()
-    double_marks = {"000.png", "copy of 000.png"}
-    expect(page.locator(".tile-mark.is-good")).to_have_count(2)  # equal bytes have one mark
-    page.get_by_label("Marks", exact=True).select_option("none")
-    expect(page.locator(".tile")).to_have_count(7 - len({order[0]} | double_marks))
-    page.get_by_label("Marks", exact=True).select_option("good")
-    expect(page.locator(".tile")).to_have_count(1 if order[0] in double_marks else 2)
-    page.get_by_label("Marks", exact=True).select_option("all")
+    page.locator(".tile-extra .label-good").nth(double).click()
+    double_labels = {"000.png", "copy of 000.png"}
+    expect(page.locator(".tile-label.is-good")).to_have_count(2)  # equal bytes have one label
+    page.get_by_label("Labels", exact=True).select_option("none")
+    expect(page.locator(".tile")).to_have_count(7 - len({order[0]} | double_labels))
+    page.get_by_label("Labels", exact=True).select_option("good")
+    expect(page.locator(".tile")).to_have_count(1 if order[0] in double_labels else 2)
+    page.get_by_label("Labels", exact=True).select_option("all")
     page.locator('[data-filter="all"]').click()
     expect(page.locator(".tile")).to_have_count(14)
     page.get_by_label("Text in path").fill("BAD.png")
     expect(page.locator(".tile")).to_have_count(1)
     page.locator(".tile").click()
     expect(page.locator("#judged h2")).to_have_text("!Not scored")
-    expect(page.locator("#marking .mark-good")).to_be_disabled()
+    expect(page.locator("#labelling .label-good")).to_be_disabled()
     page.keyboard.press("g")
     page.keyboard.press("Escape")
     page.get_by_label("Text in path").fill("scratch/")
@@ -145,7 +145,7 @@ def test_tiles_are_marked_without_opening_and_filtered_by_mark(page: Page, night
     text = Path(downloading.value.path()).read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["sha256"] for row in rows] == [row["sha256"] for row in read_rows(night) if "scratch/" in row["path"]]
-    assert {row["mark"] for row in rows} >= {"good"}
+    assert {row["label"] for row in rows} >= {"good"}
 
 
 def test_card_files_and_missing_images_are_told(page: Page, night: Path) -> None:
@@ -171,8 +171,8 @@ def test_nothing_scrolls_sideways_at_360_pixels(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.locator(".tile").first.click()
     expect(page.locator("#opacity")).to_be_enabled()
-    page.locator("#marking .mark-good").click()
-    expect(page.locator(".tile-mark")).to_have_count(1)
+    page.locator("#labelling .label-good").click()
+    expect(page.locator(".tile-label")).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     wide = page.evaluate(
         """() => [...document.querySelectorAll("body *:not(.unseen)")].filter(e => e.getBoundingClientRect().right > 360.5)
@@ -192,6 +192,6 @@ def test_token_is_asked_for(browser: Browser, night: Path) -> None:
         expect(page.locator(".tile img").first).to_be_visible()
         page.locator(".tile").first.focus()
         page.keyboard.press("d")
-        expect(page.locator("#progress")).to_contain_text(" of 7 rejected reviewed; 0 marked really good")
+        expect(page.locator("#progress")).to_contain_text(" of 7 rejected reviewed; 0 labelled really good")
         expect(page.locator("#progress")).not_to_contain_text("0 of 7")
-        assert list(marks_of(night).values()) == ["defect"]
+        assert list(labels_of(night).values()) == ["defect"]

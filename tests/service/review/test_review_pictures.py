@@ -103,11 +103,11 @@ def test_merged_run_is_reviewed_by_its_shards(run_folder: Path, category: Path, 
             told = client.get(f"/api/images/{number}/map").json()
             kept = (tmp_path / f"s{number % 2 + 1}/maps/{number // 2:08d}.png").read_bytes()
             assert base64.b64decode(told["png"]) == kept
-        assert client.put("/api/images/5/mark", json={"mark": "good"}).status_code == 200
+        assert client.put("/api/images/5/label", json={"label": "good"}).status_code == 200
         assert len(client.get("/api/run").json()["models"]) == 1
     (tmp_path / "s2").rename(tmp_path / "away")
     with client_of(merged) as client:
-        assert client.get("/api/rows?mark=good").json()["items"][0]["number"] == 5
+        assert client.get("/api/rows?label=good").json()["items"][0]["number"] == 5
         assert client.get("/api/images/5/picture").status_code == 200
         told = client.get("/api/images/5/map")
         assert told.status_code == 409
