@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from anomaly.evaluation.evaluate import test
+from anomaly.commands.evaluate import evaluate
 from anomaly.export.detector import export
 from anomaly.export.parity import verify
 from anomaly.system.run_card import RunCard
@@ -32,7 +32,7 @@ def measure(data: Path, config: dict[str, Any], *, seed: int, precision: str, fo
     with cell.timed("export"):
         model = export(run)
     certificate = verify(run)
-    figures = test(model, data, out=folder / "test.json")
+    figures = evaluate(model, data, out=folder / "test.json")
     estimates = {
         "image_auroc": figures["image"]["auroc"],
         "image_average_precision": figures["image"]["average_precision"],

@@ -10,49 +10,31 @@ from typing import Any
 
 from anomaly.errors import AnomalyError, UsageError
 
-VERBS: dict[str, tuple[str, str]] = {
-    "demo": (
-        "anomaly.commands.demo:demo",
-        "from a folder (or synthetic parts) to a certified model, scores and a report",
-    ),
-    "inspect": ("anomaly.commands.inspect:inspect", "what a folder of images holds, and what is wrong with it"),
-    "fit": ("anomaly.training.fit:fit", "train a detector on good images and calibrate it"),
-    "export": ("anomaly.export.detector:export", "turn a run folder into one .onnx file"),
-    "verify": ("anomaly.export.parity:verify", "prove that the .onnx file gives what the trained model gives"),
-    "calibrate": (
-        "anomaly.recalibration.recalibrate:calibrate",
-        "a new guarantee for an .onnx file from new good images",
-    ),
-    "test": ("anomaly.evaluation.evaluate:test", "figures of a model on labelled images"),
-    "benchmark": (
-        "anomaly.benchmark.run:benchmark",
-        "detectors × categories × seeds from a YAML file, and their table",
-    ),
-    "sample": (
-        "anomaly.generation.sample:sample",
-        "draw images from a sampler, or repair, morph and inpaint given ones",
-    ),
-    "synthesize": ("anomaly.generation.defects:synthesize", "defects with exact masks drawn onto good images"),
-    "score": ("anomaly.commands.score:score", "verdicts for a folder, a glob, a list or standard input of images"),
-    "serve": (
-        "anomaly.commands.serve:serve",
-        "models over HTTP: the Open Inference Protocol v2, and verdicts for images",
-    ),
-    "review": (
-        "anomaly.commands.review:review",
-        "a finished run in the browser: look at it, and mark what was judged wrongly",
-    ),
-    "bench": ("anomaly.scoring.profile:bench", "how fast a model scores here, and its memory"),
-    "replay": ("anomaly.runs.replay:replay", "check a finished run's files and score its images again"),
-    "diff": ("anomaly.runs.diff:diff", "which verdicts change between two runs over the same images"),
-    "deploy": ("anomaly.deployment.triton:deploy", "a model as an entry of a Triton model repository"),
-    "offline": (
-        "anomaly.deployment.bundle:offline",
-        "a folder that installs, fits and scores on a machine without a network",
-    ),
-    "merge": ("anomaly.runs.merge:merge", "the shards of a run as one"),
+VERBS = {
+    "demo": "from a folder (or synthetic parts) to a certified model, scores and a report",
+    "inspect": "what a folder of images holds, and what is wrong with it",
+    "fit": "train a detector on good images and calibrate it",
+    "export": "turn a fitted model into one .onnx file",
+    "verify": "prove that the .onnx file gives what the trained model gives",
+    "calibrate": "a new threshold for an .onnx file from new good images or from labels",
+    "evaluate": "figures of a model on labelled images",
+    "benchmark": "detectors × categories × seeds from a YAML file, and their table",
+    "sample": "draw images from a sampler, or repair, morph and inpaint given ones",
+    "synthesize": "defects with exact masks drawn onto good images",
+    "score": "verdicts for a folder, a glob, a list or standard input of images",
+    "serve": "models over HTTP: the Open Inference Protocol v2, and verdicts for images",
+    "review": "a finished run in the browser: look at it and label wrong verdicts",
+    "profile": "how fast a model scores here, and its memory",
+    "replay": "check a finished run's files and score its images again",
+    "diff": "which verdicts change between two runs over the same images",
+    "deploy": "a model as an entry of a Triton model repository",
+    "bundle": "a folder that installs, fits and scores on a machine without a network",
+    "merge": "the shards of a run as one",
 }
-"""Verb -> where its function lives, and one line of help; literal, so that help imports nothing"""
+"""Verb -> one line of help. The verb is a function of its name in `anomaly.commands.<verb>`; help imports none of them"""
+
+RENAMED = {"test": "evaluate", "bench": "profile", "offline": "bundle"}
+"""Verb of an earlier version -> its verb today"""
 
 EXTRA_OF = {
     "onnxruntime": "serve-cpu",
@@ -101,26 +83,32 @@ def _run(arguments: list[str]) -> int:
         print(importlib.import_module("anomaly").__version__)
         return 0
     verb = arguments[0]
+    if verb in RENAMED:
+        raise UsageError(
+            f"the verb {verb!r} is now {RENAMED[verb]!r}: run `anomaly {RENAMED[verb]}` with the same options"
+        )
     if verb not in VERBS:
         from anomaly.system.suggestions import nearest
 
         raise UsageError(f"no verb {verb!r}; nearest: {nearest(verb, VERBS)!r}; all: {', '.join(VERBS)}")
-    module, _, name = VERBS[verb][0].partition(":")
     try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(f"anomaly.commands.{verb}")
         from anomaly.commands.parser import parse
 
+        function: Callable[..., Any] = getattr(module, verb)
         result = function(**parse(verb, function, arguments[1:]))
+        if hasattr(module, "show"):
+            result = module.show(result)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = EXTRA_OF.get(missing, "train")
         raise UsageError(
-            f"`anomaly {verb}` needs {missing}, which this install has not: pip install anomaly[{extra}]"
+            f"`anomaly {verb}` needs {missing}, which is not installed: pip install anomaly[{extra}]"
         ) from error
     return result if isinstance(result, int) else 0
 
 
 def _help() -> str:
     lines = ["usage: anomaly VERB [OPTIONS]      (anomaly VERB --help lists the options)", ""]
-    lines += [f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()]
+    lines += [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
     return "\n".join(lines)

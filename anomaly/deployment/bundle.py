@@ -1,4 +1,4 @@
-"""The verb `offline`: a folder with all that a machine without a network needs to install, fit and score.
+"""The verb `bundle`: a folder with all that a machine without a network needs to install, fit and score.
 
     wheels/            our own package and all that the extra needs, for one Python and one platform
     weights/           of a backbone, NAME.TAG.safetensors
@@ -32,7 +32,7 @@ SCRIPTS = ("install.sh", "install.ps1", "check.py")
 MANIFEST = "MANIFEST.json"
 
 
-def offline(
+def bundle(
     folder: Path,
     *,
     extra: Extra,

@@ -1,26 +1,22 @@
-"""The verb `test`: what a model is worth on labelled images; the same code on the trained model and on the exported file."""
+"""What a model is worth on labelled images; the same code on the trained model and on the exported file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.data.folders import Sample, find_category
+from anomaly.data.folders import Sample
 from anomaly.errors import DataError, UsageError
 from anomaly.imaging.image_file import read_image, read_mask
 from anomaly.imaging.overlay import Resize, enlarge_map
 from anomaly.inference.batching import batches_by_size
-from anomaly.inference.scorer import OnnxScorer, Scorer
-from anomaly.inference.session import Device
+from anomaly.inference.scorer import Scorer
 from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_threshold
 from anomaly.system.progress import progress_bar
-from anomaly.system.run_card import RunCard
 
 
 @dataclass(frozen=True)
@@ -173,60 +169,6 @@ def check_mask(sample: Sample, *, height: int, width: int, max_pixels: int) -> N
         raise DataError(
             f"mask {sample.mask_path} marks no pixel of {sample.path}: draw it or move the image to test/good"
         )
-
-
-def test(
-    model: Path,
-    data: Path,
-    *,
-    out: Path,
-    device: Device = "auto",
-    batch_size: int = 8,
-    max_pixels: int = 100_000_000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Test a model on the labelled images of a category and write the figures as JSON.
-
-    Args:
-        model: an exported .onnx file, or a run folder with the trained model.
-        data: a category in MVTec layout.
-        out: the JSON file to write.
-        device: auto, cpu, cuda or tensorrt, for an .onnx file.
-        batch_size: images per inference; a model of windows takes one image at a time.
-        max_pixels: largest width × height that is decoded.
-        seed: of the resampling behind the intervals.
-
-    Returns:
-        The figures.
-
-    Raises:
-        DataError: no labelled images.
-        ModelError: a model that cannot be loaded.
-    """
-    card = RunCard("test", config=dict(locals()))
-    scorer: Scorer
-    if model.is_dir():
-        from anomaly.training.torch_scorer import TorchScorer  # torch only where a run folder is tested
-
-        scorer = torch_scorer = TorchScorer(model)
-        resize, white, category = torch_scorer.resize, torch_scorer.white, torch_scorer.category
-        tiling = torch_scorer.description.tiling
-    else:
-        scorer = onnx_scorer = OnnxScorer(model, device=device, num_threads=0)
-        metadata = onnx_scorer.metadata
-        resize, white, category, tiling = metadata.resize, metadata.white, metadata.category, metadata.tiling
-    cv2.setNumThreads(0)
-    samples = find_category(data).test
-    with card.timed("test"):
-        evaluation = evaluate(
-            samples, scorer=scorer, resize=resize, white=white, threshold=1.0, max_pixels=max_pixels,
-            batch_size=1 if tiling else batch_size, seed=seed,
-        )  # fmt: skip
-    figures = {"model": str(model), "category": category, **evaluation.to_dict()}
-    card.facts["result"] = figures
-    card.write(out)
-    print(summary(evaluation))
-    return figures
 
 
 def summary(evaluation: Evaluation) -> str:

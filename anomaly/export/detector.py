@@ -21,7 +21,6 @@ from anomaly.export.sampler import SAMPLER_FILE, export_sampler
 from anomaly.export.torch_to_onnx import to_onnx
 from anomaly.inference.artifact import (
     CONTRACT,
-    CONTRACT_OF_WINDOWS,
     GOLDEN_TOLERANCE,
     INPUT,
     OUTPUTS,
@@ -183,7 +182,7 @@ def _example(detector: Detector) -> tuple[torch.Tensor, dict[int, Any]]:
 
 def _metadata(detector: Detector, description: Description, golden: Golden, sha256: str) -> Metadata:
     return Metadata(
-        contract=CONTRACT_OF_WINDOWS if description.tiling else CONTRACT,
+        contract=CONTRACT,
         kind="detector",
         detector=description.detector,
         category=description.category,

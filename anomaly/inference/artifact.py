@@ -26,8 +26,8 @@ from anomaly.imaging.overlay import Resize
 from anomaly.inference.tiles import Tiling
 from anomaly.system.files import atomic_write
 
-CONTRACT, CONTRACT_OF_WINDOWS = 1, 2
-"""Version of inputs, outputs and metadata, and that of a graph which takes windows of an image; other files are refused"""
+CONTRACT = 3
+"""Version of inputs, outputs and metadata; files of another version are refused"""
 OPSET = 18
 IR_VERSION = 8
 """The lowest that opset 18 allows; ONNX Runtime reads it from 1.14 on"""
@@ -248,10 +248,9 @@ def stored_values(model: onnx.ModelProto, *, name: str) -> dict[str, Any]:
         values = {key: json.loads(value) for key, value in found.items()}
     except json.JSONDecodeError as error:
         raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
-    if values["contract"] != (CONTRACT_OF_WINDOWS if values.get("tiling") else CONTRACT):
+    if values["contract"] != CONTRACT:
         raise ModelError(
-            f"{name} follows contract {values['contract']}, this version reads {CONTRACT}, of windows {CONTRACT_OF_WINDOWS}:"
-            " score it with the version that made it, or export it again"
+            f"{name} follows contract {values['contract']}; this version reads contract {CONTRACT}: export it again"
         )
     return values
 

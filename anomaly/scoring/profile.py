@@ -1,4 +1,4 @@
-"""The verb `bench`: how fast a model scores here, one image at a time and at the best batch."""
+"""The verb `profile`: how fast a model scores here, one image at a time and at the best batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_LEAST = 5
 """Runs of every batch size at least, after the first one, which warms up"""
 
 
-def bench(
+def profile(
     model: Path,
     *,
     height: int = 900,
@@ -55,7 +55,7 @@ def bench(
         UsageError: a size or number that is none.
         ModelError: a file that cannot be loaded.
     """
-    card = RunCard("bench", config=dict(locals()))
+    card = RunCard("profile", config=dict(locals()))
     if min(height, width, *batch_sizes, 1) < 1 or not batch_sizes or not seconds > 0:
         raise UsageError(f"{width}×{height} pixels in batches of {batch_sizes} for {seconds} s: give numbers above 0")
     with card.timed("load"):
@@ -65,7 +65,7 @@ def bench(
     golden = golden_image(scorer.metadata.golden)
     image = np.asarray(cv2.resize(golden, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
     lines: dict[int, dict[str, float]] = {}
-    with progress_bar("bench") as report:
+    with progress_bar("profile") as report:
         for number, batch in enumerate(batch_sizes):
             try:
                 lines[batch] = _timed(scorer, np.repeat(image[None], batch, axis=0), seconds=seconds)

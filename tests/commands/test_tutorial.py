@@ -50,7 +50,7 @@ def test_commands_lead_from_images_to_verdicts(my_detector: Path, category: Path
     assert run(["export", str(folder / "run")]) == 0
     assert run(["verify", str(folder / "run")]) == 0
     model = str(folder / "run" / "model.onnx")
-    assert run(["test", model, str(category), "--out", str(folder / "figures.json")]) == 0
+    assert run(["evaluate", model, str(category), "--out", str(folder / "figures.json")]) == 0
     figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))["result"]
     assert figures["image"]["auroc"]["value"] == 1.0
     assert run(["score", model, str(category / "test"), "--out", str(folder / "scores.csv")]) == 0

@@ -136,7 +136,7 @@ def test_fixed_model_verifies_and_is_timed_at_its_own_size(
         "all white",
         "checkerboard of one pixel",
     }
-    assert run(["bench", str(fixed), "--batch-sizes", "[1]", "--seconds", "0.01", "--device", "cpu"]) == 0
+    assert run(["profile", str(fixed), "--batch-sizes", "[1]", "--seconds", "0.01", "--device", "cpu"]) == 0
     assert "88×72 pixels" in capsys.readouterr().out
 
 

@@ -381,5 +381,5 @@ def test_export_verb_writes_the_certificate_beside_the_file(
     assert certificate["max_flips"] == 0.5
     assert run(["score", str(out), str(category / "test"), "--out", str(tmp_path / "rows.csv"), "--device", "cpu"]) == 0
     options = ["--height", "40", "--width", "40", "--batch-sizes", "[1]", "--seconds", "0.01", "--device", "cpu"]
-    assert run(["bench", str(out), *options]) == 0
+    assert run(["profile", str(out), *options]) == 0
     assert "(fp16)" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from anomaly.evaluation.evaluate import test as evaluate_file
 from anomaly.export.detector import export
 from anomaly.export.parity import verify
 from anomaly.imaging.image_file import read_image, write_png
-from anomaly.inference.artifact import CONTRACT_OF_WINDOWS, load_graph, read_metadata, stored_values
+from anomaly.inference.artifact import CONTRACT, load_graph, read_metadata, stored_values
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.tiles import Tiling, score_tiled, seam
 from anomaly.recalibration.recalibrate import calibrate
@@ -99,7 +99,7 @@ def test_file_carries_the_walk_and_a_contract_that_older_readers_refuse(seamless
     file = seamless_run / "model.onnx"
     scorer = OnnxScorer(file, device="cpu", num_threads=1)
     assert scorer.metadata.tiling == TorchScorer(seamless_run).description.tiling
-    assert (scorer.metadata.contract, scorer.metadata.resize) == (CONTRACT_OF_WINDOWS, "native")
+    assert (scorer.metadata.contract, scorer.metadata.resize) == (CONTRACT, "native")
     assert scorer.metadata.tiling is not None
     assert seam(scorer.score_windows, images(seamless_run, "train")[0], tiling=scorer.metadata.tiling) < 1e-5
     certificate = verify(seamless_run)

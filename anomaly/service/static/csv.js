@@ -1,7 +1,7 @@
 // Rows as CSV, with the columns of `anomaly score`.
 
 export const COLUMNS = [
-  "path", "sha256", "status", "verdict", "score", "limit", "p_value", "width", "height", "regions", "model", "message",
+  "path", "sha256", "status", "verdict", "score", "threshold", "p_value", "width", "height", "regions", "model", "message",
 ];
 const FORMULA = /^[=+\-@\t\r\n＝＋－＠]/;
 

@@ -7,7 +7,7 @@
 // and gives
 //   add(...items)             newest last
 //   remove(item)              also `clear()`
-//   tryLimit(limit or null)   show what another limit would do to each item
+//   tryThreshold(threshold or null)   show what another threshold would do to each item
 //   items(), shown()          all, and those that pass the filter in the order shown
 //   open(item or null)        mark the tile of the item that is open
 //   focus(item)               put the keyboard on its tile
@@ -127,10 +127,10 @@ export function createGallery(root, { onOpen, actions }) {
       entries.clear();
       later();
     },
-    tryLimit(limit) {
-      tried = limit;
+    tryThreshold(threshold) {
+      tried = threshold;
       if (tried === null && filter() === "change") inputs.all.checked = true;
-      tiles.tryLimit(limit);
+      tiles.tryThreshold(threshold);
       draw();
       tiles.redrawAll();
     },

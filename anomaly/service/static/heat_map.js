@@ -1,8 +1,8 @@
 // A calibrated map in colours over its image: the geometry and the scale of `anomaly/overlay.py`, drawn where a slider can
 // move it.
 //
-// Nothing is drawn below half the limit; yellow fades in up to the limit and turns red at twice the limit and above. A cyan
-// line follows the limit. Lightness falls along the scale, so that its order is seen without its hues.
+// Nothing is drawn below half the threshold; yellow fades in up to the threshold and turns red at twice the threshold and above. A cyan
+// line follows the threshold. Lightness falls along the scale, so that its order is seen without its hues.
 
 import { decodeLevels } from "./png16.js";
 
@@ -62,26 +62,26 @@ function taps(num, into, scale) {
   return found;
 }
 
-/** Colour an enlarged map: two canvases, the heat and the line at the limit. */
-export function drawnMap(values, { width, height, limit }) {
+/** Colour an enlarged map: two canvases, the heat and the line at the threshold. */
+export function drawnMap(values, { width, height, threshold }) {
   const heat = new ImageData(width, height);
   const line = new ImageData(width, height);
   const thickness = Math.max(1, Math.round(Math.min(width, height) / 250));
   for (let at = 0; at < values.length; at++) {
-    const ratio = values[at] / limit;
+    const ratio = values[at] / threshold;
     if (ratio <= 0.5) continue;
     const beyond = Math.min(1, Math.max(0, ratio - 1));
     for (let c = 0; c < 3; c++) heat.data[4 * at + c] = AT_LIMIT[c] + (AT_TWICE_THE_LIMIT[c] - AT_LIMIT[c]) * beyond;
     heat.data[4 * at + 3] = 255 * Math.min(1, 2 * ratio - 1);
-    if (values[at] > limit && isEdge(values, at, { width, height, limit, reach: thickness })) line.data.set(CONTOUR, 4 * at);
+    if (values[at] > threshold && isEdge(values, at, { width, height, threshold, reach: thickness })) line.data.set(CONTOUR, 4 * at);
   }
   return { heat: canvasOf(heat), line: canvasOf(line) };
 }
 
-function isEdge(values, at, { width, height, limit, reach }) {
+function isEdge(values, at, { width, height, threshold, reach }) {
   const x = at % width;
   const y = (at - x) / width;
-  const isBelow = (toX, toY) => toX >= 0 && toY >= 0 && toX < width && toY < height && values[toY * width + toX] <= limit;
+  const isBelow = (toX, toY) => toX >= 0 && toY >= 0 && toX < width && toY < height && values[toY * width + toX] <= threshold;
   return isBelow(x - reach, y) || isBelow(x + reach, y) || isBelow(x, y - reach) || isBelow(x, y + reach);
 }
 

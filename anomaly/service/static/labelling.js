@@ -1,28 +1,28 @@
-// Marking: buttons and keys, one step back for each mark, and saving in the order in which marks were made.
+// Labelling: buttons and keys, one step back for each label, and saving in the order in which labels were made.
 
 import { element } from "./dom.js";
 
-const WORDS = { good: "really good", defect: "really defective", "": "not marked" };
+const WORDS = { good: "really good", defect: "really defective", "": "not labelled" };
 
 /**
  * Fill `root` with the buttons.
  *
- * run: that keeps the marks. item(): the one that the buttons and keys are about, or null. onMarked(item): its mark is
- * another now. onSaved(counts): marks were written. onNext(item): the person is done with it. onBack(item): a mark was
- * taken back. onFault(error): a mark could not be written; it was taken back.
+ * run: that keeps the labels. item(): the one that the buttons and keys are about, or null. onLabelled(item): its label is
+ * another now. onSaved(counts): labels were written. onNext(item): the person is done with it. onBack(item): a label was
+ * taken back. onFault(error): a label could not be written; it was taken back.
  */
-export function createMarks(root, run, { item, onMarked, onSaved, onNext, onBack, onFault }) {
+export function createLabels(root, run, { item, onLabelled, onSaved, onNext, onBack, onFault }) {
   const history = [];
   let saving = Promise.resolve();
   const keys = { g: "good", d: "defect", n: "" };
   const buttons = {
     good: button("good", "✓ Really good", "g"),
     defect: button("defect", "✕ Really defective", "d"),
-    "": button("", "No mark", "n"),
+    "": button("", "No label", "n"),
   };
   const undo = element("button", { type: "button", click: back, disabled: true, "aria-keyshortcuts": "u" }, "Undo", element("kbd", {}, "u"));
   const about = element("p", { class: "note" });
-  root.replaceChildren(element("h2", {}, "Your mark"), element("div", { class: "mark-buttons" }, ...Object.values(buttons), undo), about);
+  root.replaceChildren(element("h2", {}, "Your label"), element("div", { class: "label-buttons" }, ...Object.values(buttons), undo), about);
   draw();
 
   addEventListener("keydown", (event) => {
@@ -33,30 +33,30 @@ export function createMarks(root, run, { item, onMarked, onSaved, onNext, onBack
     event.preventDefault();
   });
 
-  function button(mark, words, key) {
-    return element("button", { type: "button", class: `mark-${mark || "none"}`, "aria-keyshortcuts": key, click: () => item() && set(item(), mark) },
+  function button(label, words, key) {
+    return element("button", { type: "button", class: `label-${label || "none"}`, "aria-keyshortcuts": key, click: () => item() && set(item(), label) },
       words, element("kbd", {}, key));
   }
 
   function draw() {
     const about_it = item();
-    for (const [mark, made] of Object.entries(buttons)) {
+    for (const [label, made] of Object.entries(buttons)) {
       made.disabled = !about_it || about_it.status !== "ok";
-      made.setAttribute("aria-pressed", String(Boolean(about_it) && about_it.status === "ok" && about_it.mark === mark));
+      made.setAttribute("aria-pressed", String(Boolean(about_it) && about_it.status === "ok" && about_it.label === label));
     }
     undo.disabled = history.length === 0;
     about.textContent = !about_it
       ? "Open an image, or put the keyboard on its tile."
       : about_it.status !== "ok"
-        ? "It could not be scored: there is no verdict to mark."
+        ? "It could not be scored: there is no verdict to label."
         : "What the part really is, whatever the verdict. The next image follows.";
   }
 
-  function set(about_it, mark) {
+  function set(about_it, label) {
     if (about_it.status !== "ok") return;
-    if (about_it.mark !== mark) {
-      history.push({ item: about_it, before: about_it.mark });
-      write(about_it, mark);
+    if (about_it.label !== label) {
+      history.push({ item: about_it, before: about_it.label });
+      write(about_it, label);
     }
     onNext(about_it);
     draw();
@@ -70,17 +70,17 @@ export function createMarks(root, run, { item, onMarked, onSaved, onNext, onBack
     draw();
   }
 
-  /** Show a mark at once, and write it after those before it. */
-  function write(about_it, mark) {
-    const before = about_it.mark;
-    about_it.mark = mark;
-    onMarked(about_it);
+  /** Show a label at once, and write it after those before it. */
+  function write(about_it, label) {
+    const before = about_it.label;
+    about_it.label = label;
+    onLabelled(about_it);
     saving = saving.then(async () => {
       try {
-        onSaved((await run.mark(about_it.number, mark)).counts);
+        onSaved((await run.label(about_it.number, label)).counts);
       } catch (error) {
-        about_it.mark = before;
-        onMarked(about_it);
+        about_it.label = before;
+        onLabelled(about_it);
         onFault(error);
         draw();
       }
@@ -90,9 +90,9 @@ export function createMarks(root, run, { item, onMarked, onSaved, onNext, onBack
   return { set, draw };
 }
 
-/** Say a mark in words. */
-export function markWords(mark) {
-  return WORDS[mark];
+/** Say a label in words. */
+export function labelWords(label) {
+  return WORDS[label];
 }
 
 function isTyping(target) {

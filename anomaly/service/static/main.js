@@ -16,7 +16,7 @@ import { createWhatIf } from "./threshold_explorer.js";
 const at = (id) => document.getElementById(id);
 const CARD_SECONDS = 30;
 let models = [];
-let limit = 1;
+let threshold = 1;
 let isFollowing = true; // until a person opens an image, the newest is shown
 
 const service = new Service(new Asker(createTokenDialog()));
@@ -28,7 +28,7 @@ const gallery = createGallery(at("gallery"), {
     { label: "Clear", run: clear },
   ],
 });
-const whatIf = createWhatIf(at("limit"), { onTry: gallery.tryLimit });
+const whatIf = createWhatIf(at("threshold"), { onTry: gallery.tryThreshold });
 const session = new Session(service, { onItem: judged, onLeft: left, onProgress: progress });
 takeImages({ input: at("files"), dropZone: document.body, onFiles: take });
 
@@ -72,8 +72,8 @@ async function showCard() {
     const reason = card.current ? "" : "its file was replaced by one that is refused; the model before it goes on";
     drawCard(at("card"), { name: choice.model, version: choice.version, card, reason });
     at("fault").hidden = true;
-    limit = card.limit;
-    whatIf.update(gallery.items(), limit);
+    threshold = card.threshold;
+    whatIf.update(gallery.items(), threshold);
   } catch (error) {
     fault(error);
   }
@@ -101,7 +101,7 @@ function take(files) {
 
 function judged(item) {
   gallery.add(item);
-  whatIf.update(gallery.items(), limit);
+  whatIf.update(gallery.items(), threshold);
   announce(item);
   if (isFollowing) open(item, { byHand: false });
 }
@@ -116,7 +116,7 @@ function left(item) {
 function announce(item) {
   const { words } = verdictOf(item);
   at("announced").textContent = item.status === "ok"
-    ? `${item.name}: ${words}, score ${figure(item.score)}, limit ${figure(item.limit)}, regions ${item.regions.length}.`
+    ? `${item.name}: ${words}, score ${figure(item.score)}, threshold ${figure(item.threshold)}, regions ${item.regions.length}.`
     : `${item.name}: ${words}. ${item.message}`;
 }
 
@@ -154,6 +154,6 @@ function clear() {
   if (viewer.shown() !== null) close();
   gallery.clear();
   session.clear();
-  whatIf.update([], limit);
+  whatIf.update([], threshold);
   at("files").focus();
 }

@@ -1,4 +1,4 @@
-// The card of a model: what it is, what it promises, and whether the images still come as those it was calibrated with.
+// The card of a model: what it is, what it guarantees, and whether the images still come as those it was calibrated with.
 
 import { element, figure } from "./dom.js";
 
@@ -8,8 +8,8 @@ export function drawCard(root, { name, version, card, reason }) {
     ["Model", `${name}, version ${version}`],
     ["Detector", `${card.detector}${card.precision === "fp32" ? "" : `, ${card.precision}`}`],
     ["Category", card.category || "–"],
-    ["False alarms", promiseOf(card)],
-    ["Calibrated", `${card.calibration_date.slice(0, 10)} on ${card.num_held_out} good images`],
+    ["False alarms", guaranteeOf(card)],
+    ["Calibrated", `${card.calibration_date.slice(0, 10)} on ${card.num_calibration} good images`],
     ["Drift", drift(card)],
     ["File", hashOf(card.sha256)],
     ["Runs on", card.provider.replace("ExecutionProvider", "")],
@@ -19,11 +19,11 @@ export function drawCard(root, { name, version, card, reason }) {
     reason ? element("p", { class: "alert" }, `Attention: ${reason}.`) : "");
 }
 
-/** Say in words what a model promises: its alpha and promise, and the limit where it is judged by another than its own. */
-export function promiseOf({ alpha, promise, limit }) {
+/** Say in words what a model guarantees: its alpha and guarantee, and the threshold where it is judged by another than its own. */
+export function guaranteeOf({ alpha, guarantee, threshold }) {
   const share = `${(100 * alpha).toPrecision(2).replace(/\.?0+$/, "")} %`;
-  const words = promise === "bound" ? `at most ${share} of good parts, with 95 % confidence` : `at most ${share} of good parts, on average`;
-  const moved = limit === 1 ? "" : element("small", {}, `Certified at the model's own limit 1; the limit in force is ${figure(limit)}.`);
+  const words = guarantee === "bound" ? `at most ${share} of good parts, with 95 % confidence` : `at most ${share} of good parts, on average`;
+  const moved = threshold === 1 ? "" : element("small", {}, `Certified at the model's own threshold 1; the threshold in force is ${figure(threshold)}.`);
   return element("span", {}, `certified ${words}`, moved);
 }
 

@@ -7,7 +7,7 @@ export class Run {
     this.asker = asker;
   }
 
-  /** What the run is, promises and counts. */
+  /** What the run is, guarantees and counts. */
   async card() {
     return (await this.asker.ask("/api/run", {})).json();
   }
@@ -23,8 +23,8 @@ export class Run {
   }
 
   /** All rows that pass a filter as a CSV file, a Blob. */
-  async table({ verdict, mark, text }) {
-    return (await this.asker.ask(`/api/rows.csv?${new URLSearchParams({ verdict, mark, text })}`, {})).blob();
+  async table({ verdict, label, text }) {
+    return (await this.asker.ask(`/api/rows.csv?${new URLSearchParams({ verdict, label, text })}`, {})).blob();
   }
 
   /** A small picture of an image, a Blob. */
@@ -43,9 +43,9 @@ export class Run {
     return { map: await readMap(map), note };
   }
 
-  /** Mark an image, or take its mark away; gives {mark, counts}. */
-  async mark(number, mark) {
+  /** Label an image, or take its label away; gives {label, counts}. */
+  async label(number, label) {
     const headers = { "Content-Type": "application/json" };
-    return (await this.asker.ask(`/api/images/${number}/mark`, { method: "PUT", headers, body: JSON.stringify({ mark }) })).json();
+    return (await this.asker.ask(`/api/images/${number}/label`, { method: "PUT", headers, body: JSON.stringify({ label }) })).json();
   }
 }

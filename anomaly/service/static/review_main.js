@@ -2,7 +2,7 @@
 
 import { Asker, Refused } from "./api_client.js";
 import { download, figure } from "./dom.js";
-import { createMarks, markWords } from "./labelling.js";
+import { createLabels, labelWords } from "./labelling.js";
 import { drawMeaning, progressOf } from "./review_statistics.js";
 import { Run } from "./review_api.js";
 import { drawRunCard } from "./run_card.js";
@@ -22,12 +22,12 @@ const run = new Run(new Asker(createTokenDialog()));
 const viewer = createViewer(at("picture"), at("judged"), { onClose: close, onStep: step });
 const list = createRunList(at("gallery"), run, {
   onOpen: (item) => open(item),
-  onMark: (item, mark) => marks.set(item, mark),
+  onLabel: (item, label) => labels.set(item, label),
   onCounts: counted,
   onFault: fault,
   onExport: save,
 });
-const marks = createMarks(at("marking"), run, { item: subject, onMarked: marked, onSaved: saved, onNext: next, onBack: show, onFault: fault });
+const labels = createLabels(at("labelling"), run, { item: subject, onLabelled: labelled, onSaved: saved, onNext: next, onBack: show, onFault: fault });
 
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && viewer.shown() !== null && !document.querySelector("dialog[open]") && event.target.type !== "search") close();
@@ -36,7 +36,7 @@ at("picture").addEventListener("keydown", (event) => {
   const moves = { ArrowLeft: -1, ArrowRight: 1 };
   if (moves[event.key] && event.target.tagName !== "INPUT") step(moves[event.key]);
 });
-at("gallery").addEventListener("focusin", () => marks.draw());
+at("gallery").addEventListener("focusin", () => labels.draw());
 start();
 
 async function start() {
@@ -103,7 +103,7 @@ function open(item) {
   document.body.classList.add("has-image");
   list.open(item);
   draw(item);
-  marks.draw();
+  labels.draw();
   at("picture").focus();
   load(item).then(async () => {
     if (viewer.shown() !== item) return;
@@ -160,32 +160,32 @@ function close() {
   list.open(null);
   document.body.classList.remove("has-image");
   if (item && list.items().includes(item)) list.focus(item);
-  marks.draw();
+  labels.draw();
 }
 
-/** A mark is that of the bytes: tiles of equal images show it too. */
-function marked(item) {
+/** A label is that of the bytes: tiles of equal images show it too. */
+function labelled(item) {
   for (const other of list.items()) {
     if (other.sha256 !== item.sha256) continue;
-    other.mark = item.mark;
+    other.label = item.label;
     list.update(other);
   }
-  at("announced").textContent = `${item.short}: ${markWords(item.mark)}.`;
+  at("announced").textContent = `${item.short}: ${labelWords(item.label)}.`;
 }
 
 async function next(item) {
   const isOpen = viewer.shown() !== null;
   const following = await list.neighbour(item, 1);
   if (!following) {
-    at("announced").textContent = `${item.short}: ${markWords(item.mark)}. That was the last of this list.`;
+    at("announced").textContent = `${item.short}: ${labelWords(item.label)}. That was the last of this list.`;
     return;
   }
-  at("announced").textContent = `${item.short}: ${markWords(item.mark)}. Next: ${following.short}, ${verdictOf(following).words}, score ${figure(following.score)}.`;
+  at("announced").textContent = `${item.short}: ${labelWords(item.label)}. Next: ${following.short}, ${verdictOf(following).words}, score ${figure(following.score)}.`;
   show(following, isOpen);
 }
 
 function show(item, isOpen = viewer.shown() !== null) {
   if (isOpen) open(item);
   else if (list.items().includes(item)) list.focus(item);
-  marks.draw();
+  labels.draw();
 }

@@ -1,7 +1,7 @@
-// The card of a run: what it is, what its models promise, and whether its files are still those of its manifest.
+// The card of a run: what it is, what its models guarantee, and whether its files are still those of its manifest.
 
 import { element, figure } from "./dom.js";
-import { hashOf, promiseOf } from "./model_card.js";
+import { hashOf, guaranteeOf } from "./model_card.js";
 
 const FILES = {
   unchecked: "not compared with the manifest yet",
@@ -17,17 +17,17 @@ export function drawRunCard(root, card, { onCheck }) {
   const share = all > 0 ? ` (${figure((100 * counts.defect.all) / all)} %)` : "";
   const review = counts.review.all > 0 ? `, ${num(counts.review.all)} to review` : "";
   const errors = counts.error.all > 0 ? `, ${num(counts.error.all)} errors` : "";
-  const limit = card.review_limit === null ? figure(card.limit) : `${figure(card.limit)}, to review above ${figure(card.review_limit)}`;
+  const threshold = card.review_threshold === null ? figure(card.threshold) : `${figure(card.threshold)}, to review above ${figure(card.review_threshold)}`;
   const rows = [
     ["Run", card.name],
     ["Begun", card.date.slice(0, 16).replace("T", " ") + " UTC"],
     ["Images", `${num(all)} of ${card.source}`],
     ["Verdicts", `${num(counts.good.all)} accepted, ${num(counts.defect.all)} rejected${share}${review}${errors}`],
-    ["Limit", limit],
+    ["Threshold", threshold],
     ...card.models.flatMap((model) => [
       ["Model", `${model.detector}${model.precision === "fp32" ? "" : `, ${model.precision}`}${model.category ? ` for ${model.category}` : ""}`],
-      ["False alarms", promiseOf(model)],
-      ["Calibrated", `${model.calibration_date.slice(0, 10)} on ${model.num_held_out} good images`],
+      ["False alarms", guaranteeOf(model)],
+      ["Calibrated", `${model.calibration_date.slice(0, 10)} on ${model.num_calibration} good images`],
       ["File", hashOf(model.sha256)],
     ]),
     ...(card.models.length === 0 ? [["Model", "its copy is not there: a merged run needs its shards where they were"]] : []),

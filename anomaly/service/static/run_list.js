@@ -1,8 +1,8 @@
 // The rows of a run as tiles: filtered and sorted where they lie, for there may be a million, and fetched some at a time.
 //
-// createRunList(root, run, {onOpen, onMark, onCounts, onFault, onExport}) fills the element `root`:
+// createRunList(root, run, {onOpen, onLabel, onCounts, onFault, onExport}) fills the element `root`:
 //   onOpen(item)          a tile was opened
-//   onMark(item, mark)    a button under a tile was pressed
+//   onLabel(item, label)    a button under a tile was pressed
 //   onCounts(counts)      the run was counted anew
 //   onFault(error)        rows could not be had
 //   onExport(query)       the rows of a filter are wanted as a file
@@ -24,12 +24,12 @@ const PAGE = 120;
 const SHORT_PARTS = 2;
 const VERDICTS = { defect: "Rejected", review: "To review", good: "Accepted", error: "Errors", all: "All" };
 const MARKS = {
-  all: "With or without mark", none: "Not marked", any: "Marked", good: "Marked really good", defect: "Marked really defective",
+  all: "With or without label", none: "Not labelled", any: "Labelled", good: "Labelled really good", defect: "Labelled really defective",
 };
 const ORDERS = { "-score": "Highest score first", score: "Lowest score first", order: "Order of the run" };
-const MATCHES = { all: () => true, none: (mark) => mark === "", any: (mark) => mark !== "" };
+const MATCHES = { all: () => true, none: (label) => label === "", any: (label) => label !== "" };
 
-export function createRunList(root, run, { onOpen, onMark, onCounts, onFault, onExport }) {
+export function createRunList(root, run, { onOpen, onLabel, onCounts, onFault, onExport }) {
   let items = [];
   let total = 0;
   let asked = 0;
@@ -43,7 +43,7 @@ export function createRunList(root, run, { onOpen, onMark, onCounts, onFault, on
     counts[key] = element("b", {});
     segments.append(element("label", { class: "segment", "data-filter": key }, inputs[key], element("span", {}, words, " ", counts[key])));
   }
-  const marks = choice("Marks", MARKS);
+  const labels = choice("Labels", MARKS);
   const order = choice("Order", ORDERS);
   const text = element("input", { type: "search", placeholder: "Text in path", "aria-label": "Text in path", input: soon });
   const save = element("button", { type: "button", click: () => onExport(query()) }, "Export CSV");
@@ -51,7 +51,7 @@ export function createRunList(root, run, { onOpen, onMark, onCounts, onFault, on
   const tiles = createTiles({ onOpen, onWalk: focus, items: () => items, drawExtra });
   const told = element("p", { class: "note list-told", role: "status" });
   const more = element("button", { type: "button", hidden: true, click: grow });
-  root.replaceChildren(element("div", { class: "gallery-tools" }, segments, marks, text, order, save), told, tiles.list, more);
+  root.replaceChildren(element("div", { class: "gallery-tools" }, segments, labels, text, order, save), told, tiles.list, more);
   let timer = 0;
 
   function choice(label, options) {
@@ -61,7 +61,7 @@ export function createRunList(root, run, { onOpen, onMark, onCounts, onFault, on
 
   function query() {
     const verdict = Object.keys(inputs).find((key) => inputs[key].checked);
-    return { verdict, mark: marks.value, text: text.value.trim(), sort: order.value };
+    return { verdict, label: labels.value, text: text.value.trim(), sort: order.value };
   }
 
   function soon() {
@@ -83,13 +83,13 @@ export function createRunList(root, run, { onOpen, onMark, onCounts, onFault, on
     if (first) focus(first);
   }
 
-  /** Fetch the next rows; gives the first of them. What was marked meanwhile may pass the filter no more, and counts not. */
+  /** Fetch the next rows; gives the first of them. What was labelled meanwhile may pass the filter no more, and counts not. */
   async function loadMore() {
     if (isLoading || items.length === 0) return undefined;
     isLoading = true;
     const wanted = asked;
-    const matches = MATCHES[marks.value] ?? ((mark) => mark === marks.value);
-    const answer = await fetched(items.filter((item) => matches(item.mark)).length);
+    const matches = MATCHES[labels.value] ?? ((label) => label === labels.value);
+    const answer = await fetched(items.filter((item) => matches(item.label)).length);
     isLoading = false;
     if (answer === null || wanted !== asked) return undefined;
     const known = new Set(items.map((item) => item.number));
@@ -135,9 +135,9 @@ export function createRunList(root, run, { onOpen, onMark, onCounts, onFault, on
     thumbnails.look(item, place);
     if (item.problem) place.append(element("p", { class: "tile-problem" }, item.problem));
     if (item.status !== "ok") return;
-    const button = (mark, symbol, words) => element("button", {
-      type: "button", class: `small mark-${mark}`, tabindex: -1, "aria-pressed": String(item.mark === mark),
-      "aria-label": `${words}: ${item.short}`, title: words, click: () => onMark(item, item.mark === mark ? "" : mark),
+    const button = (label, symbol, words) => element("button", {
+      type: "button", class: `small label-${label}`, tabindex: -1, "aria-pressed": String(item.label === label),
+      "aria-label": `${words}: ${item.short}`, title: words, click: () => onLabel(item, item.label === label ? "" : label),
     }, element("span", { "aria-hidden": "true" }, symbol));
     place.append(button("good", "✓ good", "Really good"), button("defect", "✕ defect", "Really defective"));
   }

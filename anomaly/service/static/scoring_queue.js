@@ -98,7 +98,7 @@ export class Session {
         signal: this.#stop.signal,
         onWait: (seconds) => this.#tell(`the service is busy, asking again in ${seconds} s`),
       });
-      const item = { ...row, name: file.name, mark: "", thumbnail: "", picture: null, map: null, isDrawn: false };
+      const item = { ...row, name: file.name, label: "", thumbnail: "", picture: null, map: null, isDrawn: false };
       if (item.status === "ok") {
         item.map = map ? await readMap(map) : null;
         item.isDrawn = bitmap === null;
@@ -121,8 +121,8 @@ function forget(item) {
 
 function failed(name, status, message) {
   return {
-    name, sha256: "", status, verdict: "", score: null, limit: null, p_value: null, width: null, height: null, regions: [],
-    model: "", message, mark: "", thumbnail: "", picture: null, map: null, isDrawn: false,
+    name, sha256: "", status, verdict: "", score: null, threshold: null, p_value: null, width: null, height: null, regions: [],
+    model: "", message, label: "", thumbnail: "", picture: null, map: null, isDrawn: false,
   };
 }
 
@@ -132,7 +132,7 @@ function has16Bits(bytes) {
   return head.length === 25 && head[0] === 0x89 && head[1] === 0x50 && head[24] === 16;
 }
 
-async function thumbnailOf(bitmap, { map, limit }) {
+async function thumbnailOf(bitmap, { map, threshold }) {
   if (!bitmap) return "";
   const scale = Math.min(1, THUMBNAIL / Math.max(bitmap.width, bitmap.height));
   const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
@@ -142,7 +142,7 @@ async function thumbnailOf(bitmap, { map, limit }) {
   drawing.drawImage(bitmap, 0, 0, width, height);
   if (map) {
     drawing.globalAlpha = OPACITY;
-    drawing.drawImage(drawnMap(enlarged(map, { width, height }), { width, height, limit }).heat, 0, 0);
+    drawing.drawImage(drawnMap(enlarged(map, { width, height }), { width, height, threshold }).heat, 0, 0);
   }
   return URL.createObjectURL(await canvas.convertToBlob({ type: "image/webp", quality: 0.8 }));
 }

@@ -1,4 +1,4 @@
-// A limit that is only tried: what it would do to the images of this session, told from their scores alone.
+// A threshold that is only tried: what it would do to the images of this session, told from their scores alone.
 
 import { element, figure } from "./dom.js";
 import { wouldChange } from "./verdict.js";
@@ -8,12 +8,12 @@ const FINEST = 200;
 /**
  * Fill an element with the slider.
  *
- * onTry(limit or null): another limit is tried, or none. Gives {update(items, limit)}, to be called with the images of the
- * session and the limit in force whenever they change.
+ * onTry(threshold or null): another threshold is tried, or none. Gives {update(items, threshold)}, to be called with the images of the
+ * session and the threshold in force whenever they change.
  */
 export function createWhatIf(root, { onTry }) {
   let items = [];
-  let limit = 1;
+  let threshold = 1;
   let tried = null;
   let most = 3;
 
@@ -21,34 +21,34 @@ export function createWhatIf(root, { onTry }) {
   const number = element("output", { for: "what-if", class: "number" });
   const marks = element("div", { class: "strip", "aria-hidden": "true" });
   const told = element("p", { class: "what-if-told", role: "status" });
-  const reset = element("button", { type: "button", click: back, disabled: true }, "Reset to the limit in force");
+  const reset = element("button", { type: "button", click: back, disabled: true }, "Reset to the threshold in force");
   root.replaceChildren(
-    element("div", { class: "what-if-head" }, element("label", { for: "what-if" }, "What if the limit were "), number, reset),
+    element("div", { class: "what-if-head" }, element("label", { for: "what-if" }, "What if the threshold were "), number, reset),
     element("div", { class: "what-if-track" }, marks, slider),
     told,
-    element("p", { class: "note" }, "Only tried on the images of this page. The service goes on with its own limit, to which its promise belongs."));
+    element("p", { class: "note" }, "Only tried on the images of this page. The service goes on with its own threshold, to which its guarantee belongs."));
 
   function moved() {
     const value = Number(slider.value);
-    tried = Math.abs(value - limit) < most / FINEST / 2 ? null : value;
+    tried = Math.abs(value - threshold) < most / FINEST / 2 ? null : value;
     onTry(tried);
     tell();
   }
 
   function back() {
-    slider.value = String(limit);
+    slider.value = String(threshold);
     moved();
     slider.focus();
   }
 
   function tell() {
-    const at = tried ?? limit;
+    const at = tried ?? threshold;
     number.textContent = figure(at);
-    slider.setAttribute("aria-valuetext", tried === null ? `${figure(at)}, the limit in force` : figure(at));
+    slider.setAttribute("aria-valuetext", tried === null ? `${figure(at)}, the threshold in force` : figure(at));
     reset.disabled = tried === null;
     const scored = items.filter((item) => item.status === "ok");
     const rejected = scored.filter((item) => item.verdict === "defect").length;
-    const now = `In force at ${figure(limit)}: ${scored.length - rejected} accepted, ${rejected} rejected.`;
+    const now = `In force at ${figure(threshold)}: ${scored.length - rejected} accepted, ${rejected} rejected.`;
     if (tried === null) {
       told.textContent = now;
       return;
@@ -58,15 +58,15 @@ export function createWhatIf(root, { onTry }) {
     told.textContent = `${now} At ${figure(tried)} it would be ${scored.length - would} accepted, ${would} rejected: ${changes} would change.`;
   }
 
-  function update(newItems, newLimit) {
+  function update(newItems, newThreshold) {
     items = newItems;
-    limit = newLimit;
-    most = 3 * Math.max(1, limit);
+    threshold = newThreshold;
+    most = 3 * Math.max(1, threshold);
     slider.max = String(most);
     slider.step = String(most / FINEST);
-    if (tried === null) slider.value = String(limit);
+    if (tried === null) slider.value = String(threshold);
     const scored = items.filter((item) => item.status === "ok");
-    marks.replaceChildren(limitMark(limit / most), ...scored.map((item) => mark(item, most)));
+    marks.replaceChildren(thresholdMark(threshold / most), ...scored.map((item) => mark(item, most)));
     tell();
   }
 
@@ -80,8 +80,8 @@ function mark(item, most) {
   return made;
 }
 
-function limitMark(share) {
-  const made = element("i", { class: "strip-limit" });
+function thresholdMark(share) {
+  const made = element("i", { class: "strip-threshold" });
   made.style.setProperty("--at", String(share));
   return made;
 }

@@ -6,13 +6,13 @@
 //   status      "ok", or the code of an error
 //   verdict     "good", "defect" or "review"; "" where status is not "ok"
 //   score       calibrated; null where status is not "ok"
-//   limit       that the verdict was made by
+//   threshold       that the verdict was made by
 //   message     what an error is, and the way out; "" else
 //   width, height   pixels of the image, or null
 //   regions     [{x, y, width, height, area, peak, weak}]
 //   p_value     or null
 //   thumbnail   address of a small picture, "" for none
-//   mark        "", "good" or "defect": what a person says it really is
+//   label        "", "good" or "defect": what a person says it really is
 //
 // createTiles({onOpen, onWalk, drawExtra, items}) gives tiles in its element `list`:
 //   onOpen(item)              a tile was clicked, or Enter pressed on it
@@ -21,9 +21,9 @@
 //   items()                   all that can be walked to, in their order
 // and has
 //   show(visible)             the tiles that are drawn, in their order
-//   redraw(item), redrawAll() the item, or the limit that is tried, has changed
-//   tryLimit(limit or null)   show what another limit would do to each item, from the next redrawAll on
-//   open(item or null)        mark the tile of the item that is open
+//   redraw(item), redrawAll() the item, or the threshold that is tried, has changed
+//   tryThreshold(threshold or null)   show what another threshold would do to each item, from the next redrawAll on
+//   open(item or null)        label the tile of the item that is open
 //   focus(item)               put the keyboard on a tile that is shown
 //   current()                 the item that Tab reaches
 
@@ -82,7 +82,7 @@ export function createTiles({ onOpen, onWalk, drawExtra, items }) {
         element("span", { class: "number" }, item.status === "ok" ? figure(item.score) : "")),
       item.status === "ok" ? gauge(item, tried) : element("span", { class: "tile-message" }, item.message),
       changes ? element("span", { class: "tile-would" }, `⇄ ${would}`) : "",
-      item.mark ? element("span", { class: `tile-mark is-${item.mark}` }, MARKS[item.mark]) : "",
+      item.label ? element("span", { class: `tile-label is-${item.label}` }, MARKS[item.label]) : "",
       element("span", { class: "tile-name" }, item.short ?? item.name));
     if (!drawExtra) return [button];
     const extra = element("div", { class: "tile-extra" });
@@ -125,8 +125,8 @@ export function createTiles({ onOpen, onWalk, drawExtra, items }) {
       show(visible);
       if (focused && visible.includes(focused)) tileOf(focused).firstChild.focus();
     },
-    tryLimit(limit) {
-      tried = limit;
+    tryThreshold(threshold) {
+      tried = threshold;
     },
     open(item) {
       opened = item;

@@ -1,4 +1,4 @@
-// What the verdict of an item is called, and what another limit would make of it.
+// What the verdict of an item is called, and what another threshold would make of it.
 
 const VERDICTS = { good: "Accepted", defect: "Rejected", review: "To review" };
 const SYMBOLS = { good: "✓", defect: "✕", review: "?", error: "!" };
@@ -14,7 +14,7 @@ export function verdictOf(item) {
   return { kind, words: VERDICTS[kind] ?? "Not scored", symbol: SYMBOLS[kind] };
 }
 
-/** Whether another limit would turn an item from accepted to rejected or back. */
-export function wouldChange(item, limit) {
-  return limit !== null && item.status === "ok" && item.score > limit !== (item.verdict === "defect");
+/** Whether another threshold would turn an item from accepted to rejected or back. */
+export function wouldChange(item, threshold) {
+  return threshold !== null && item.status === "ok" && item.score > threshold !== (item.verdict === "defect");
 }

@@ -22,9 +22,9 @@ export function createViewer(place, facts, { onClose, onStep }) {
   const position = element("span", { class: "viewer-position note" });
   const controls = element("div", { class: "viewer-controls" },
     element("label", { for: "opacity" }, "Heat map"), opacity, number,
-    element("label", { for: "outlines", class: "check" }, outlines, "Limit line and regions"),
-    element("span", { class: "legend", role: "img", "aria-label": "Colours: none below half the limit, yellow at the limit, red at twice the limit" },
-      element("i", {}), element("small", {}, "½"), element("small", {}, "limit"), element("small", {}, "2×")),
+    element("label", { for: "outlines", class: "check" }, outlines, "Threshold line and regions"),
+    element("span", { class: "legend", role: "img", "aria-label": "Colours: none below half the threshold, yellow at the threshold, red at twice the threshold" },
+      element("i", {}), element("small", {}, "½"), element("small", {}, "threshold"), element("small", {}, "2×")),
     position,
     element("span", { class: "steps" },
       element("button", { type: "button", class: "small", "aria-label": "Image before", click: () => onStep(-1) }, "‹"),
@@ -101,9 +101,9 @@ export function createViewer(place, facts, { onClose, onStep }) {
     facts.replaceChildren(head,
       element("div", { class: "judged-score" },
         element("span", { class: "number big" }, figure(item.score)),
-        element("span", {}, item.score > item.limit ? `above the limit ${figure(item.limit)}` : `within the limit ${figure(item.limit)}`)),
+        element("span", {}, item.score > item.threshold ? `above the threshold ${figure(item.threshold)}` : `within the threshold ${figure(item.threshold)}`)),
       gauge(item),
-      element("div", { class: "gauge-scale note", "aria-hidden": "true" }, element("span", {}, "typical"), element("span", {}, "limit"), element("span", {}, "2× and more")),
+      element("div", { class: "gauge-scale note", "aria-hidden": "true" }, element("span", {}, "typical"), element("span", {}, "threshold"), element("span", {}, "2× and more")),
       factList([
         ["p-value", item.p_value === null ? null : element("span", { title: "Share of the calibration images, this one among them, that score as high or higher" }, figure(item.p_value))],
         ["Size", `${item.width} × ${item.height} px`],
@@ -129,7 +129,7 @@ function factList(rows) {
 }
 
 function regions(item) {
-  if (item.regions.length === 0) return element("p", { class: "note" }, "No region of the map is above the limit.");
+  if (item.regions.length === 0) return element("p", { class: "note" }, "No region of the map is above the threshold.");
   const rows = item.regions.map((region, at) => element("tr", {},
     element("th", { scope: "row" }, String(at + 1)),
     element("td", {}, `${region.x}, ${region.y}`),
@@ -137,9 +137,9 @@ function regions(item) {
     element("td", {}, region.area.toLocaleString("en")),
     element("td", {}, `${figure(region.peak)}${region.weak ? " (weak)" : ""}`)));
   const heads = ["#", "x, y", "w × h", "area px", "peak"].map((words) => element("th", { scope: "col" }, words));
-  return element("div", { class: "regions", tabindex: 0, role: "region", "aria-label": "Regions above the limit" },
+  return element("div", { class: "regions", tabindex: 0, role: "region", "aria-label": "Regions above the threshold" },
     element("table", {},
-      element("caption", {}, item.regions[0].weak ? "No pixel is above the limit; the map is highest here" : "Regions above the limit"),
+      element("caption", {}, item.regions[0].weak ? "No pixel is above the threshold; the map is highest here" : "Regions above the threshold"),
       element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)));
 }
 
@@ -154,6 +154,6 @@ async function layersOf(item) {
   drawing.imageSmoothingQuality = "high";
   drawing.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
-  const drawn = item.map ? drawnMap(enlarged(item.map, { width, height }), { width, height, limit: item.limit }) : {};
+  const drawn = item.map ? drawnMap(enlarged(item.map, { width, height }), { width, height, threshold: item.threshold }) : {};
   return { base, scale: width / item.width, ...drawn };
 }

@@ -13,7 +13,7 @@ from anomaly.commands.main import run
 def test_bench_prints_and_writes_its_figures(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     options = ["--height", "60", "--width", "80", "--batch-sizes", "[1,3]", "--seconds", "0.05", "--device", "cpu"]
-    assert run(["bench", str(model), *options, "--out", str(out)]) == 0
+    assert run(["profile", str(model), *options, "--out", str(out)]) == 0
     result = json.loads(out.read_text())["result"]
     assert list(result["batches"]) == ["1", "3"]
     for batch, line in result["batches"].items():
@@ -26,5 +26,5 @@ def test_bench_prints_and_writes_its_figures(model: Path, tmp_path: Path, capsys
 
 
 def test_bench_refuses_what_is_no_size(model: Path) -> None:
-    assert run(["bench", str(model), "--height", "0", "--device", "cpu"]) == 2
-    assert run(["bench", str(model), "--batch-sizes", "[]", "--device", "cpu"]) == 2
+    assert run(["profile", str(model), "--height", "0", "--device", "cpu"]) == 2
+    assert run(["profile", str(model), "--batch-sizes", "[]", "--device", "cpu"]) == 2

@@ -21,7 +21,7 @@ import pytest
 import anomaly
 from anomaly.commands.main import run
 from anomaly.deployment import bundle as verb
-from anomaly.deployment.bundle import SCRIPTS, offline, write_bundle
+from anomaly.deployment.bundle import SCRIPTS, bundle, write_bundle
 from anomaly.deployment.wheels import Target, closure, download, pins, repack, this_python
 from anomaly.errors import OutputError, UsageError
 from anomaly.nn import backbones
@@ -282,7 +282,7 @@ def test_verb_brings_model_and_weights_and_appears_whole(
     monkeypatch.setenv(backbones.WEIGHTS_FOLDER_VARIABLE, str(place))
     monkeypatch.setattr(verb, "download", lambda folder, *, own, **_: shutil.copy(own, folder))
     folder = tmp_path / "out" / "bundle"
-    asked = ["offline", str(folder), "--extra", "train", "--backbone", "resnet10t", "--model", str(model)]
+    asked = ["bundle", str(folder), "--extra", "train", "--backbone", "resnet10t", "--model", str(model)]
     assert run(asked) == 0
     assert "sh install.sh VENV" in capsys.readouterr().out
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
@@ -308,16 +308,16 @@ def test_what_cannot_be_bundled_is_told_and_leaves_nothing(
     with pytest.raises(
         OutputError, match=r"no wheel of \S+ for Python 3\.10 on manylinux_2_35_aarch64: give --constraints"
     ):
-        offline(folder, extra="serve-cpu", platform=JETSON.platform, python_version="3.10", model=str(model))
+        bundle(folder, extra="serve-cpu", platform=JETSON.platform, python_version="3.10", model=str(model))
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(OutputError, match="no network: the package registry that pip is set to does not answer"):
-        offline(folder, extra="serve-cpu", constraints=os.devnull)
+        bundle(folder, extra="serve-cpu", constraints=os.devnull)
     with pytest.raises(UsageError, match="give --extra train"):
-        offline(folder, extra="serve-cpu", backbone="resnet18")
+        bundle(folder, extra="serve-cpu", backbone="resnet18")
     model.write_bytes(model.read_bytes()[:1000])
-    assert run(["offline", str(folder), "--extra", "serve-cpu", "--model", str(model)]) == 1
+    assert run(["bundle", str(folder), "--extra", "serve-cpu", "--model", str(model)]) == 1
     assert not list(folder.parent.iterdir())

@@ -1,0 +1,5 @@
+"""The verb `bundle`."""
+
+from anomaly.deployment.bundle import bundle
+
+__all__ = ["bundle"]

@@ -1,0 +1,5 @@
+"""The verb `calibrate`."""
+
+from anomaly.recalibration.recalibrate import calibrate
+
+__all__ = ["calibrate"]

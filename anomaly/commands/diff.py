@@ -1,0 +1,5 @@
+"""The verb `diff`."""
+
+from anomaly.runs.diff import diff
+
+__all__ = ["diff"]

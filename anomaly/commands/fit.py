@@ -1,0 +1,5 @@
+"""The verb `fit`."""
+
+from anomaly.training.fit import fit
+
+__all__ = ["fit"]

@@ -1,0 +1,5 @@
+"""The verb `profile`."""
+
+from anomaly.scoring.profile import profile
+
+__all__ = ["profile"]

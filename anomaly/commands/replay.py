@@ -1,0 +1,5 @@
+"""The verb `replay`."""
+
+from anomaly.runs.replay import replay
+
+__all__ = ["replay"]

@@ -1,0 +1,5 @@
+"""The verb `sample`."""
+
+from anomaly.generation.sample import sample
+
+__all__ = ["sample"]

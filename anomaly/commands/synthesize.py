@@ -1,0 +1,5 @@
+"""The verb `synthesize`."""
+
+from anomaly.generation.defects import synthesize
+
+__all__ = ["synthesize"]
