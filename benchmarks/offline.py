@@ -81,7 +81,7 @@ def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict
     run = fit(data, out=place / "run", detector="autoencoder", model=TINY)
     model, image = export(run), next((data / "test").rglob("*.png"))
     bundle, begin = place / "bundle", time.perf_counter()
-    bundle(bundle, extra="serve-cpu", model=str(model), constraints=str(constraints))
+    make_bundle(bundle, extra="serve-cpu", model=str(model), constraints=str(constraints))
     seconds_of_bundle = round(time.perf_counter() - begin, 1)
     venv, other, rows = place / "venv", place / "other", place / "rows.csv"
     found: dict[str, Any] = {
@@ -111,7 +111,7 @@ def measure_training(place: Path, constraints: Path, env: dict[str, str]) -> dic
     """The bundle of the training island with a backbone: installed, fitted, exported and scored without a network."""
     data = make_parts(place)
     bundle, venv, begin = place / "bundle", place / "venv", time.perf_counter()
-    bundle(bundle, extra="train", backbone="resnet18", constraints=str(constraints))
+    make_bundle(bundle, extra="train", backbone="resnet18", constraints=str(constraints))
     found: dict[str, Any] = {
         "bundle_mib": mib(bundle),
         "seconds_to_bundle": round(time.perf_counter() - begin, 1),
