@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.data.synthetic import make_dataset
+from anomaly.deployment.bundle import bundle as make_bundle
 from anomaly.export.detector import export
 from anomaly.system.files import write_json
 from anomaly.system.run_card import RunCard

@@ -276,8 +276,8 @@ def _groups(roles: Roles) -> list[Leak]:
         members = {path for path in roles.images(other) if groups.get(path) in used}
         if members:
             shared |= members
-            num_groups = len({groups[path] for path in members})
-            told.append(f"{num_groups} groups of {role} have {len(members)} images in {other}")
+            num_part_groups = len({groups[path] for path in members})
+            told.append(f"{num_part_groups} groups of {role} have {len(members)} images in {other}")
     return _found(roles, GROUPS, "; ".join(told), shared)
 
 

@@ -136,7 +136,7 @@ def demo(
                     reason=reason,
                     num_train=len(description.train),
                     num_stopping=len(description.stopping),
-                    num_groups=inspection.split.num_groups,
+                    num_part_groups=inspection.split.num_part_groups,
                     excluded=tuple(description.calibration.excluded),
                     findings=tuple(f.text for f in findings(inspection)),
                     config=description.config,

@@ -47,7 +47,7 @@ class DuplicatePair:
 class SplitPlan:
     """The split that would be used, in images and in groups; beside an `error` the numbers of its parts are 0."""
 
-    num_groups: int
+    num_part_groups: int
     largest_group: int
     num_train: int = 0
     num_calibration: int = 0
@@ -247,15 +247,15 @@ def _plan(
     try:
         groups = find_groups([*samples, *calibration_images], root=category.root, group=group, duplicates=duplicates)
     except DataError as error:
-        return SplitPlan(num_groups=0, largest_group=0, error=str(error))
+        return SplitPlan(num_part_groups=0, largest_group=0, error=str(error))
     sizes = Counter(groups.values())
-    num_groups, largest_group = len(sizes), max(sizes.values(), default=0)
+    num_part_groups, largest_group = len(sizes), max(sizes.values(), default=0)
     try:
         parts = split(samples, groups, seed=seed, stopping=False, given=calibration_images)
     except DataError as error:
-        return SplitPlan(num_groups=num_groups, largest_group=largest_group, error=str(error))
+        return SplitPlan(num_part_groups=num_part_groups, largest_group=largest_group, error=str(error))
     return SplitPlan(
-        num_groups=num_groups,
+        num_part_groups=num_part_groups,
         largest_group=largest_group,
         num_train=len(parts.train),
         num_calibration=len(parts.calibration_images),
@@ -282,7 +282,7 @@ def format_inspection(inspection: Inspection) -> str:
     widths = [12, *(max(len(row[i]) for row in rows) for i in range(1, len(parts) + 1))]
     lines = [f"{inspection.name}  ({inspection.root})"]
     lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.append(f"{'groups':<12}  {plan.num_groups}, the largest of {plan.largest_group}")
+    lines.append(f"{'groups':<12}  {plan.num_part_groups}, the largest of {plan.largest_group}")
     if not plan.error:
         calibration_images = f"{plan.num_calibration} held out to calibrate, in {plan.num_calibration_groups} groups"
         lines.append(f"{'split':<12}  {plan.num_train} to train, {calibration_images}")

@@ -88,7 +88,7 @@ def write_converted(
             labelled=NOTHING_MARKED,
             out=candidate,
             source=description.calibration.source,
-            num_groups=description.calibration.num_groups,
+            num_part_groups=description.calibration.num_part_groups,
             excluded=description.calibration.excluded,
             alpha=description.alpha,
             guarantee=description.guarantee,

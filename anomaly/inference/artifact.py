@@ -49,7 +49,7 @@ class CalibrationRecord:
     """What the calibration images said."""
 
     num_images: int
-    num_groups: int
+    num_part_groups: int
     scores: list[float]
     """calibrated, ascending"""
     date: str

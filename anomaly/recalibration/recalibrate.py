@@ -108,7 +108,7 @@ def calibrate(
         labelled=labelled,
         out=path,
         source=Path(good).name or good,  # the file travels: no path of this machine in it
-        num_groups=len(paths),
+        num_part_groups=len(paths),
         excluded=[],
         alpha=alpha,
         guarantee=guarantee,
@@ -134,7 +134,7 @@ def recalibrate(
     labelled: Labelled,
     out: Path,
     source: str,
-    num_groups: int,
+    num_part_groups: int,
     excluded: list[str],
     alpha: float,
     guarantee: GuaranteeKind,
@@ -149,7 +149,7 @@ def recalibrate(
         labelled: images that a person labelled, or `NOTHING_MARKED`.
         out: the file to write; until it is certified what was there stays.
         source: name of the images' origin, for the metadata; without images this and the next two stay.
-        num_groups: parts or lots among them.
+        num_part_groups: parts or lots among them.
         excluded: names of images that were left out.
         alpha: share of good parts that may be rejected; that of the file where there are no images.
         guarantee: what alpha bounds; likewise.
@@ -203,7 +203,7 @@ def recalibrate(
         guarantee=guarantee,
         calibration=CalibrationRecord(
             num_images=num_images,
-            num_groups=num_groups if paths else before.num_groups,
+            num_part_groups=num_part_groups if paths else before.num_part_groups,
             scores=(calibration_images.values["score"] / threshold["score"]).tolist(),
             date=now(),
             source=(source if paths else before.source.partition(" + ")[0]) + told,

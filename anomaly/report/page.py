@@ -41,14 +41,14 @@ class Training:
     """What was trained and on which images.
 
     `reason` says why this detector; `findings` are whole sentences; `excluded` are the names of images left out by
-    hand; `num_groups` counts the groups of all good images, calibration images included; `seconds` is keyed by step.
+    hand; `num_part_groups` counts the groups of all good images, calibration images included; `seconds` is keyed by step.
     """
 
     detector: str
     reason: str
     num_train: int
     num_stopping: int
-    num_groups: int
+    num_part_groups: int
     excluded: tuple[str, ...]
     findings: tuple[str, ...]
     config: Mapping[str, object]

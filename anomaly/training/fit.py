@@ -172,7 +172,7 @@ def fit(
         max_pixels=max_pixels,
         calibration=CalibrationRecord(
             num_images=len(scores),
-            num_groups=len({groups[s.path] for s in parts.calibration_images}),
+            num_part_groups=len({groups[s.path] for s in parts.calibration_images}),
             scores=[float(s) for s in np.sort(scores)],
             date=now(),
             source="calibration",

@@ -55,7 +55,7 @@ def test_good_set_has_counts_and_no_finding(tmp_path: Path) -> None:
     assert found.sizes == {"train": {"64×48": 30}, "test": {"64×48": 6}}
     assert found.pixels == {"train": {"8-bit colour": 30}, "test": {"8-bit colour": 6}}
     assert found.formats == {"train": {"png": 30}, "test": {"png": 6}}
-    assert (found.split.num_groups, found.split.num_train, found.split.num_calibration) == (30, 20, 10)
+    assert (found.split.num_part_groups, found.split.num_train, found.split.num_calibration) == (30, 20, 10)
     assert found.white == 255
     assert findings(found) == []
     assert "nothing stands against training" in format_inspection(found)
@@ -150,7 +150,7 @@ def test_duplicates_are_grouped_as_fit_will_do(tmp_path: Path) -> None:
     assert "add nothing; delete them: train/good/004.png = train/good/100.png" in exact
     assert "nearly equal; a split keeps them together, delete mere copies: train/good/009.png" in near
     assert found.equal_files == ()
-    assert (found.split.num_groups, found.split.largest_group) == (30, 2)
+    assert (found.split.num_part_groups, found.split.largest_group) == (30, 2)
     category = find_category(root)
     pairs = [(root / p.first, root / p.second) for p in found.duplicates]
     groups = find_groups(category.train, root=root, group="", duplicates=pairs)
@@ -195,7 +195,7 @@ def test_too_few_images_are_an_error_of_the_split(tmp_path: Path, num: int) -> N
     for i in range(num):
         put(tmp_path / f"{i}.png", image(i))
     found = inspected(tmp_path)
-    assert (found.split.num_groups, found.split.num_train, found.split.num_calibration) == (num, 0, 0)
+    assert (found.split.num_part_groups, found.split.num_train, found.split.num_calibration) == (num, 0, 0)
     assert f"{num} good images" in found.split.error
     assert found.split.error in texts(found, "error")
     assert any("no test images" in text for text in texts(found, "note"))

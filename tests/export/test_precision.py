@@ -219,7 +219,7 @@ def test_converted_file_is_calibrated_through_itself(
     assert calibration_tensors(load_graph(path)) != calibration_tensors(load_graph(reference))
     old = read_metadata(load_graph(reference), name="reference")
     assert scorer.metadata.image_stats == old.image_stats
-    for name in ("source", "num_groups", "num_images"):
+    for name in ("source", "num_part_groups", "num_images"):
         assert getattr(scorer.metadata.calibration, name) == getattr(old.calibration, name)
     assert certificate["num_good"] == len(images)
     assert certificate["num_drawn_defects"] >= 40

@@ -69,7 +69,7 @@ def test_metadata_says_what_the_model_is(model: Path) -> None:
     assert (metadata.category, metadata.size, metadata.resize, metadata.white) == ("plate", [64, 64], "stretch", 255)
     assert metadata.config["epochs"] == 25
     record = metadata.calibration
-    assert (record.num_images, record.num_groups, len(record.scores)) == (10, 10, 10)
+    assert (record.num_images, record.num_part_groups, len(record.scores)) == (10, 10, 10)
     assert record.scores == sorted(record.scores)
     assert metadata.alpha == pytest.approx(1 / 11)
     assert set(metadata.image_stats) == {"brightness", "contrast", "sharpness", "colour"}

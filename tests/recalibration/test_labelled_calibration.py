@@ -104,7 +104,7 @@ def test_threshold_moves_as_the_arithmetic_says(model: Path, night: Path, capsys
         assert getattr(new.metadata, name) == getattr(old.metadata, name)
     assert new.metadata.golden.png == old.metadata.golden.png
     record = new.metadata.calibration
-    assert (record.num_images, record.num_groups) == (10, old.metadata.calibration.num_groups)
+    assert (record.num_images, record.num_part_groups) == (10, old.metadata.calibration.num_part_groups)
     np.testing.assert_allclose(np.array(record.scores) * threshold, old.metadata.calibration.scores, rtol=1e-5, atol=1e-6)
     assert record.source == "calibration + 4 labelled good (night.labels.csv)"
     assert new.metadata.labelled is not None
@@ -271,4 +271,4 @@ def test_file_of_before_labels_is_read(model: Path) -> None:
     assert read_metadata(graph, name="model") == metadata
     # a reader of before takes the fields that it knows from the top level; below it, it takes no others
     calibration = json.loads(next(p.value for p in kept if p.key == "anomaly.calibration"))
-    assert set(calibration) == {"num_images", "num_groups", "scores", "date", "source", "excluded"}
+    assert set(calibration) == {"num_images", "num_part_groups", "scores", "date", "source", "excluded"}

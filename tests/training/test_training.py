@@ -108,7 +108,7 @@ def test_groups_stay_on_one_side(tmp_path: Path) -> None:
     lots = [{Path(path).name[:4] for path in paths} for paths in (description.train, description.calibration_images)]
     assert not lots[0] & lots[1]
     assert len(lots[0] | lots[1]) == 6
-    assert description.calibration.num_groups == len(lots[1]) == len(description.calibration_images) / 5
+    assert description.calibration.num_part_groups == len(lots[1]) == len(description.calibration_images) / 5
 
 
 def test_region_of_interest_by_numbers_and_by_mask(plain: Path, tmp_path: Path) -> None:
