@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly.data.folders import find_category
-from anomaly.data.splits import find_groups, split
+from anomaly.data.splits import find_part_groups, split
 from anomaly.data.synthetic import DEFECTS, draw_defect, estimate_foreground
 from anomaly.errors import UsageError
 from anomaly.imaging.image_file import read_image
@@ -58,7 +58,7 @@ def draw_all(images: list[NDArray[np.uint8]], *, seed: int) -> list[tuple[NDArra
 def judge(data: Path, detector: str, options: dict[str, Any], *, seed: int, precision: str) -> dict[str, float]:
     """Train one candidate on one category and judge it by drawn defects."""
     samples = find_category(data).train
-    groups = find_groups(samples, root=data, group="", duplicates=())
+    groups = find_part_groups(samples, root=data, part_group=None, duplicates=())
     parts = split(samples, groups, seed=seed, stopping=True)
 
     def read(some: Any) -> GoodImages:

@@ -59,7 +59,7 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
         detector=cell.detector,
         model=cell.model,
         seed=cell.seed,
-        group=cell.group,
+        part_group=cell.group or None,
         precision=cell.precision,
         **cell.fit,
     )

@@ -25,7 +25,7 @@ import numpy as np
 
 from anomaly.data.duplicates import Fingerprint, find_duplicates, fingerprint
 from anomaly.data.folders import Sample
-from anomaly.data.splits import find_groups
+from anomaly.data.splits import find_part_groups
 from anomaly.errors import DataError, UsageError
 from anomaly.imaging.header import Header, check_header, image_header
 from anomaly.imaging.image_file import decode_stored, read_file
@@ -72,7 +72,7 @@ class Roles:
     masks: tuple[tuple[Path, Path], ...]
     """image and mask"""
     group: str
-    """as of `anomaly.data.splits.find_groups`, "" for none"""
+    """as of `anomaly.data.splits.find_part_groups`, "" for none"""
     labels_from: Literal["folder", "mask"]
     """what says that a test image shows a defect: its folder, or a mask that marks a pixel"""
     mask_size: Literal["own", "network"]
@@ -286,7 +286,7 @@ def _named(roles: Roles, paths: Iterable[Path]) -> dict[Path, str]:
     outside = [sample.path for sample in samples if not sample.path.is_relative_to(roles.root)]
     if outside:
         raise UsageError(f"{outside[0]} is not in {roles.root}, where groups are named by path: give paths below it")
-    return find_groups(samples, root=roles.root, group=roles.group, duplicates=())
+    return find_part_groups(samples, root=roles.root, part_group=roles.group or None, duplicates=())
 
 
 def _masks(roles: Roles, files: Mapping[Path, _File], *, max_pixels: int) -> list[Leak]:

@@ -6,7 +6,7 @@ threads: 1                          # of each process
 data:
   - categories: [mvtec_ad/bottle]   # folders below --data; a pattern such as visa/* is spelled out
     seeds: [0, 1, 2]
-    group: ''                       # images of one part, as of `anomaly fit --group`
+    group: ''                       # images of one part, as of `anomaly fit --part-group`
 detectors:
   fastflow:                         # the row's name
     role: ours                      # or baseline

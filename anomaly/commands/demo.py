@@ -53,8 +53,8 @@ def demo(
     alpha: float | Literal["default"] = "default",
     guarantee: GuaranteeKind = "expected",
     seed: int = 0,
-    group: str = "",
-    exclude: str = "",
+    part_group: str | None = None,
+    exclude: str | None = None,
     roi: str = "",
     precision: Precision = "fastest",
     batch_size: int = 8,
@@ -71,7 +71,7 @@ def demo(
         alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the images support.
         guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
         seed: of everything random.
-        group: regular expression on the paths, or CSV of path and group: images that belong to one part.
+        part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         exclude: text file with the names of images to leave out, one a line.
         roi: region of interest, x,y,w,h in pixels or the path of a mask.
         precision: of training.
@@ -84,14 +84,14 @@ def demo(
     card = RunCard("demo", config=dict(locals()))
     root = Path(data) if data else _synthetic(out / "data", part=part, seed=seed)
     with card.timed("inspect"):
-        inspection = inspect(root, group=group, seed=seed, max_pixels=max_pixels)
+        inspection = inspect(root, part_group=part_group, seed=seed, max_pixels=max_pixels)
     detector, reason = choose_detector(detector)
     print(f"detector: {detector} ({reason})")
     run = out / "run"
     with card.timed("fit and calibrate"):
         fit(
-            root, out=run, detector=detector, model=model, alpha=alpha, guarantee=guarantee, seed=seed, group=group,
-            exclude=exclude, roi=roi, precision=precision, max_pixels=max_pixels,
+            root, out=run, detector=detector, model=model, alpha=alpha, guarantee=guarantee, seed=seed,
+            part_group=part_group, exclude=exclude, roi=roi, precision=precision, max_pixels=max_pixels,
         )  # fmt: skip
     with card.timed("export"):
         file = export(run, out=str(out / MODEL_FILE))

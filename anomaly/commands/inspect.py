@@ -10,12 +10,12 @@ from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import RunCard
 
 
-def inspect(data: Path, *, group: str = "", seed: int = 0, max_pixels: int = 100_000_000, out: str = "") -> Inspection:
+def inspect(data: Path, *, part_group: str | None = None, seed: int = 0, max_pixels: int = 100_000_000, out: str = "") -> Inspection:
     """Count and check the images of a category, and show the groups and the split that would be used.
 
     Args:
         data: a category in MVTec layout, or a plain folder of good images.
-        group: regular expression on the paths, or CSV of path and group: images that belong to one part.
+        part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         seed: of the split.
         max_pixels: largest width × height that is decoded.
         out: JSON file to write the findings to; none by default.
@@ -25,7 +25,7 @@ def inspect(data: Path, *, group: str = "", seed: int = 0, max_pixels: int = 100
     """
     card = RunCard("inspect", config=dict(locals()))
     with progress_bar("look at the files") as report:
-        found = inspect_folder(data, group=group, seed=seed, max_pixels=max_pixels, progress=report)
+        found = inspect_folder(data, part_group=part_group, seed=seed, max_pixels=max_pixels, progress=report)
     print(format_inspection(found))
     if out:
         card.facts["result"] = found.to_dict()

@@ -102,8 +102,8 @@ def _remarks(inspection: Inspection) -> list[Finding]:
         text = "there are no test images; to measure accuracy add test/good and test/<kind of defect>"
         found.append(Finding("note", text))
     plan = inspection.split
-    if not inspection.group and not plan.error:
-        text = "every image is taken to show a part of its own; if some show the same part or lot, give --group"
+    if not inspection.part_group and not plan.error:
+        text = "every image is taken to show a part of its own; if some show the same part or lot, give --part-group"
         found.append(Finding("note", text))
     if any(max(_sides(size)) > 1.5 * min(_sides(size)) for size in inspection.sizes["train"]):
         text = "images are more than 1.5 times as long as wide; consider letterbox, which keeps their shape"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anomaly.data.duplicates import Fingerprint, find_duplicates, fingerprint
 from anomaly.data.findings import findings, listed
 from anomaly.data.folders import Category, Sample, find_category, image_files
-from anomaly.data.splits import find_groups, split
+from anomaly.data.splits import find_part_groups, split
 from anomaly.errors import DataError, ErrorCode, ImageError
 from anomaly.imaging.header import Header, check_header, image_header
 from anomaly.imaging.image_file import decode_stored, read_file, read_mask, white_level
@@ -65,7 +65,7 @@ class Inspection:
 
     root: str
     name: str
-    group: str
+    part_group: str | None
     seed: int
     kinds: Counts
     """images by kind, "good" or a defect"""
@@ -138,15 +138,17 @@ class _Survey:
             self.empty_masks.append(path)
 
 
-def inspect(data: Path, *, group: str, seed: int, max_pixels: int, progress: Callable[[int, int], None]) -> Inspection:
-    """Look at every file of a category and at the split that `group` and `seed` make of it; nothing is written.
+def inspect(
+    data: Path, *, part_group: str | None, seed: int, max_pixels: int, progress: Callable[[int, int], None]
+) -> Inspection:
+    """Look at every file of a category and at the split that `part_group` and `seed` make of it; nothing is written.
 
     Training images and masks are decoded; of test images only the bytes and the header are read. A bad file
     is noted and the inspection goes on. `progress` is called with the number of files read and their total.
 
     Raises:
         DataError: the folder is missing, empty, or no single product.
-        UsageError: `group` is no regular expression.
+        UsageError: `part_group` is no regular expression.
     """
     category = find_category(data)
     images = category.train + category.calibration_images + category.test
@@ -176,7 +178,7 @@ def inspect(data: Path, *, group: str, seed: int, max_pixels: int, progress: Cal
     return Inspection(
         root=str(data),
         name=category.name,
-        group=group,
+        part_group=part_group,
         seed=seed,
         kinds=_counts(category, {s.path: s.kind for s in images}),
         sizes=_counts(category, {path: f"{h.width}×{h.height}" for path, h in survey.headers.items()}),
@@ -194,7 +196,7 @@ def inspect(data: Path, *, group: str, seed: int, max_pixels: int, progress: Cal
             DuplicatePair(_name(one, data), _name(other, data), pair.similarity, pair.exact)
             for (one, other), pair in zip(pairs, duplicates, strict=True)
         ),
-        split=_plan(category, unusable, group=group, seed=seed, duplicates=pairs),
+        split=_plan(category, unusable, part_group=part_group, seed=seed, duplicates=pairs),
         white=white_level(survey.maximum),
     )
 
@@ -238,14 +240,21 @@ def _equal_files(category: Category, digests: Mapping[Path, str]) -> dict[tuple[
 
 
 def _plan(
-    category: Category, unusable: set[Path], *, group: str, seed: int, duplicates: Sequence[tuple[Path, Path]]
+    category: Category,
+    unusable: set[Path],
+    *,
+    part_group: str | None,
+    seed: int,
+    duplicates: Sequence[tuple[Path, Path]],
 ) -> SplitPlan:
     samples, calibration_images = (
         [sample for sample in part if sample.path not in unusable]
         for part in (category.train, category.calibration_images)
     )
     try:
-        groups = find_groups([*samples, *calibration_images], root=category.root, group=group, duplicates=duplicates)
+        groups = find_part_groups(
+            [*samples, *calibration_images], root=category.root, part_group=part_group, duplicates=duplicates
+        )
     except DataError as error:
         return SplitPlan(num_part_groups=0, largest_group=0, error=str(error))
     sizes = Counter(groups.values())

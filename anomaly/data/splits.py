@@ -30,8 +30,8 @@ class Split:
     stopping: tuple[Sample, ...]
 
 
-def find_groups(
-    samples: Sequence[Sample], *, root: Path, group: str, duplicates: Iterable[tuple[Path, Path]]
+def find_part_groups(
+    samples: Sequence[Sample], *, root: Path, part_group: str | None, duplicates: Iterable[tuple[Path, Path]]
 ) -> dict[Path, str]:
     """Name the group of every image; a split keeps a group on one side.
 
@@ -47,23 +47,23 @@ def find_groups(
         DataError: a CSV file that cannot be read, or images that the expression or the file leaves out.
     """
     names = {sample.path: sample.path.relative_to(root).as_posix() for sample in samples}
-    if not group:
+    if not part_group:
         groups = dict(names)
-    elif group.lower().endswith(".csv"):
-        table = _read_table(Path(group))
+    elif part_group.lower().endswith(".csv"):
+        table = _read_table(Path(part_group))
         groups = {path: table.get(name, "") for path, name in names.items()}
     else:
         try:
-            pattern = re.compile(group)
+            pattern = re.compile(part_group)
         except re.error as error:
             raise UsageError(
-                f"--group {group!r} is no regular expression ({error}), nor a path that ends in .csv"
+                f"--part-group {part_group!r} is no regular expression ({error}), nor a path that ends in .csv"
             ) from error
         groups = {path: _matched(pattern, name) for path, name in names.items()}
     left_out = [names[path] for path, found in groups.items() if not found]
     if left_out:
         raise DataError(
-            f"--group {group} gives no group to {len(left_out)} of {len(names)} images, first "
+            f"--part-group {part_group} gives no group to {len(left_out)} of {len(names)} images, first "
             f"{', '.join(sorted(left_out)[:5])}; make it name a group for every path relative to {root}"
         )
     return _joined(groups, duplicates)

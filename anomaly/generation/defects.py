@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from anomaly.data.folders import find_category
 from anomaly.data.image_files import Sample
-from anomaly.data.splits import find_groups, split
+from anomaly.data.splits import find_part_groups, split
 from anomaly.data.synthetic import DEFECTS, PASTED, draw_any_defect, estimate_foreground
 from anomaly.errors import OutputError, Unsupported, UsageError
 from anomaly.generation.base import Options
@@ -74,7 +74,7 @@ def synthesize(
     min_contrast: float = 0.15,
     max_contrast: float = 0.8,
     seed: int = 0,
-    group: str = "",
+    part_group: str | None = None,
     white: int = 255,
     steps: int = 20,
     device: Device = "auto",
@@ -96,7 +96,7 @@ def synthesize(
         min_contrast: change in hundreds of grey levels, 0.02 to 1.
         max_contrast: its largest.
         seed: of the split and of everything drawn.
-        group: as in `fit`.
+        part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         white: stored value of 16-bit images that becomes 255.
         steps: denoising steps of the model.
         device: that the model runs on.
@@ -129,7 +129,10 @@ def synthesize(
     category = find_category(data)
     samples = category.train
     parts = split(
-        samples, find_groups(samples, root=category.root, group=group, duplicates=()), seed=seed, stopping=False
+        samples,
+        find_part_groups(samples, root=category.root, part_group=part_group, duplicates=()),
+        seed=seed,
+        stopping=False,
     )
 
     def read(sample: Sample) -> Image:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anomaly.conformal.calibration import GuaranteeKind, guarantee_for, resolve_alpha
 from anomaly.data.duplicates import duplicate_files
 from anomaly.data.folders import Sample, find_category
-from anomaly.data.splits import drop_excluded, find_groups, split
+from anomaly.data.splits import drop_excluded, find_part_groups, split
 from anomaly.errors import DataError, OutputError, UsageError
 from anomaly.imaging.header import image_header
 from anomaly.imaging.image_file import read_file, read_image, read_mask, stored_maximum, white_level
@@ -40,8 +40,8 @@ def fit(
     alpha: float | Literal["default"] = "default",
     guarantee: GuaranteeKind = "expected",
     seed: int = 0,
-    group: str = "",
-    exclude: str = "",
+    part_group: str | None = None,
+    exclude: str | None = None,
     roi: str = "",
     white: int | Literal["from-images"] = "from-images",
     max_pixels: int = 100_000_000,
@@ -63,7 +63,7 @@ def fit(
         alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the images support.
         guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
         seed: of the split, the initial weights and the order of training.
-        group: regular expression on the paths, or CSV of path and group: images that belong to one part.
+        part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         exclude: text file with the names of images to leave out, one a line.
         roi: region of interest, x,y,w,h in pixels or the path of a mask.
         white: stored value of 16-bit images that becomes 255.
@@ -107,7 +107,7 @@ def fit(
         options["cache_gib"] = 0.0  # no crop comes twice
     built = build_detector(detector, options)
     card.facts["config"]["model"] = dict(built.hparams)
-    groups = find_groups(kept, root=category.root, group=group, duplicates=duplicates)
+    groups = find_part_groups(kept, root=category.root, part_group=part_group, duplicates=duplicates)
     parts = split(
         [s for s in kept if s not in given],
         groups,
@@ -154,7 +154,7 @@ def fit(
         with card.timed("calibrate"):
             if tiling:
                 raw = raw_scores(built, map(image, parts.calibration_images), tiling=tiling)
-                scores = built.calibration.settle(*raw, alpha=alpha, guarantee=guarantee)
+                scores = built.calibration.fit(*raw, alpha=alpha, guarantee=guarantee)
                 difference = check_seam(built, image(parts.calibration_images[0]), tiling=tiling)
             else:
                 scores = built.calibrate(loaders.calibration_dataloader(), alpha=alpha, guarantee=guarantee)
@@ -202,7 +202,7 @@ def fit(
     return out
 
 
-def read_names(file: str) -> list[str]:
+def read_names(file: str | None) -> list[str]:
     """Read a list of file names, one a line; no file, no names.
 
     Raises:

@@ -13,7 +13,7 @@ from PIL import Image
 from anomaly.data.findings import findings
 from anomaly.data.folders import find_category
 from anomaly.data.inspection import Inspection, format_inspection, inspect
-from anomaly.data.splits import find_groups, split
+from anomaly.data.splits import find_part_groups, split
 from anomaly.errors import DataError, UsageError
 from anomaly.imaging.image_file import write_png
 
@@ -40,8 +40,8 @@ def put(path: Path, array: np.ndarray) -> None:
     write_png(path, array)
 
 
-def inspected(root: Path, *, group: str = "", max_pixels: int = 100_000_000) -> Inspection:
-    return inspect(root, group=group, seed=0, max_pixels=max_pixels, progress=lambda done, total: None)
+def inspected(root: Path, *, part_group: str | None = None, max_pixels: int = 100_000_000) -> Inspection:
+    return inspect(root, part_group=part_group, seed=0, max_pixels=max_pixels, progress=lambda done, total: None)
 
 
 def texts(inspection: Inspection, severity: str) -> list[str]:
@@ -49,7 +49,7 @@ def texts(inspection: Inspection, severity: str) -> list[str]:
 
 
 def test_good_set_has_counts_and_no_finding(tmp_path: Path) -> None:
-    found = inspected(make_set(tmp_path / "part"), group=r"\d+")
+    found = inspected(make_set(tmp_path / "part"), part_group=r"\d+")
     assert found.name == "part"
     assert found.kinds == {"train": {"good": 30}, "test": {"crack": 3, "good": 3}}
     assert found.sizes == {"train": {"64×48": 30}, "test": {"64×48": 6}}
@@ -64,7 +64,7 @@ def test_good_set_has_counts_and_no_finding(tmp_path: Path) -> None:
 def test_progress_counts_every_file(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     root = make_set(tmp_path)
-    inspect(root, group="", seed=0, max_pixels=10_000, progress=lambda done, total: calls.append((done, total)))
+    inspect(root, part_group=None, seed=0, max_pixels=10_000, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i + 1, 39) for i in range(39)]
 
 
@@ -153,7 +153,7 @@ def test_duplicates_are_grouped_as_fit_will_do(tmp_path: Path) -> None:
     assert (found.split.num_part_groups, found.split.largest_group) == (30, 2)
     category = find_category(root)
     pairs = [(root / p.first, root / p.second) for p in found.duplicates]
-    groups = find_groups(category.train, root=root, group="", duplicates=pairs)
+    groups = find_part_groups(category.train, root=root, part_group=None, duplicates=pairs)
     parts = split(category.train, groups, seed=0, stopping=False)
     assert (found.split.num_train, found.split.num_calibration) == (len(parts.train), len(parts.calibration_images))
     assert found.split.num_calibration_groups == len({groups[s.path] for s in parts.calibration_images})
@@ -210,9 +210,9 @@ def test_no_image_of_use_at_all(tmp_path: Path) -> None:
 
 def test_group_that_does_not_fit(tmp_path: Path) -> None:
     root = make_set(tmp_path)
-    assert "gives no group to 30 of 30 images" in inspected(root, group="lot").split.error
+    assert "gives no group to 30 of 30 images" in inspected(root, part_group="lot").split.error
     with pytest.raises(UsageError, match="no regular expression"):
-        inspected(root, group="(")
+        inspected(root, part_group="(")
 
 
 def test_images_elsewhere_are_named(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ Make = Callable[[Path], Path]
 
 
 def inspected(root: Path) -> Inspection:
-    return inspect(root, group="", seed=0, max_pixels=10_000, progress=lambda done, total: None)
+    return inspect(root, part_group=None, seed=0, max_pixels=10_000, progress=lambda done, total: None)
 
 
 def names(root: Path, samples: tuple[Sample, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anomaly.data.folders import Sample
-from anomaly.data.splits import Split, drop_excluded, find_groups, split
+from anomaly.data.splits import Split, drop_excluded, find_part_groups, split
 from anomaly.errors import DataError, UsageError
 
 ROOT = Path("/data/bottle")
@@ -18,7 +18,7 @@ def good(*names: str, root: Path = ROOT) -> list[Sample]:
 
 
 def alone(samples: list[Sample], *, root: Path = ROOT) -> dict[Path, str]:
-    return find_groups(samples, root=root, group="", duplicates=[])
+    return find_part_groups(samples, root=root, part_group=None, duplicates=[])
 
 
 def names(samples: tuple[Sample, ...]) -> list[str]:
@@ -100,7 +100,7 @@ def sides(parts: Split, groups: dict[Path, str]) -> list[set[str]]:
 @pytest.mark.parametrize("size", [2, 3, 7, 9, 20])
 def test_groups_are_kept_whole(seed: int, size: int) -> None:
     samples = good(*(f"lot{i // size:02}_{i:03}.png" for i in range(180)))
-    groups = find_groups(samples, root=ROOT, group=r"lot\d+", duplicates=[])
+    groups = find_part_groups(samples, root=ROOT, part_group=r"lot\d+", duplicates=[])
     parts = split(samples, groups, seed=seed, stopping=True)
     train, calibration_images, stopping = sides(parts, groups)
     assert not train & calibration_images
@@ -113,7 +113,7 @@ def test_groups_are_kept_whole(seed: int, size: int) -> None:
 
 def test_large_group_does_not_swallow_the_calibration_images_part() -> None:
     samples = good(*(f"big_{i:02}.png" for i in range(60)), *(f"small{i:02}_0.png" for i in range(40)))
-    groups = find_groups(samples, root=ROOT, group="^[^_]+", duplicates=[])
+    groups = find_part_groups(samples, root=ROOT, part_group="^[^_]+", duplicates=[])
     for seed in range(10):
         parts = split(samples, groups, seed=seed, stopping=False)
         assert len(parts.calibration_images) == 20
@@ -133,29 +133,29 @@ def test_defects_are_never_split() -> None:
 
 def test_regular_expression_names_groups_by_its_first_group_or_all() -> None:
     samples = good("lot 1/part7_a.png", "lot 1/part7_b.png", "lot 2/part7_a.png")
-    by_lot = find_groups(samples, root=ROOT, group=r"^(lot \d)/part(\d)", duplicates=[])
+    by_lot = find_part_groups(samples, root=ROOT, part_group=r"^(lot \d)/part(\d)", duplicates=[])
     assert list(by_lot.values()) == ["lot 1", "lot 1", "lot 2"]
-    by_part = find_groups(samples, root=ROOT, group=r"part\d", duplicates=[])
+    by_part = find_part_groups(samples, root=ROOT, part_group=r"part\d", duplicates=[])
     assert list(by_part.values()) == ["part7"] * 3
 
 
 def test_images_without_a_group_are_named() -> None:
     samples = good("lot1.png", "other 2.png", "other 1.png")
     with pytest.raises(DataError, match=r"no group to 2 of 3 images, first other 1\.png, other 2\.png"):
-        find_groups(samples, root=ROOT, group=r"lot\d", duplicates=[])
+        find_part_groups(samples, root=ROOT, part_group=r"lot\d", duplicates=[])
     with pytest.raises(DataError, match="no group to 3 of 3"):
-        find_groups(samples, root=ROOT, group=r"x?(y)?", duplicates=[])
+        find_part_groups(samples, root=ROOT, part_group=r"x?(y)?", duplicates=[])
     with pytest.raises(UsageError, match=r"'\(' is no regular expression"):
-        find_groups(samples, root=ROOT, group="(", duplicates=[])
+        find_part_groups(samples, root=ROOT, part_group="(", duplicates=[])
 
 
 def test_csv_names_groups(tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     table.write_text("path,station,group\nlot 1/ä.png,3,A\n./b.png,3,A\nc.png,3,B\n", encoding="utf-8-sig")
     samples = good("lot 1/ä.png", "b.png", "c.png")
-    assert list(find_groups(samples, root=ROOT, group=str(table), duplicates=[]).values()) == ["A", "A", "B"]
+    assert list(find_part_groups(samples, root=ROOT, part_group=str(table), duplicates=[]).values()) == ["A", "A", "B"]
     with pytest.raises(DataError, match=r"no group to 1 of 4 images, first d\.png"):
-        find_groups([*samples, *good("d.png")], root=ROOT, group=str(table), duplicates=[])
+        find_part_groups([*samples, *good("d.png")], root=ROOT, part_group=str(table), duplicates=[])
 
 
 @pytest.mark.parametrize(
@@ -170,25 +170,25 @@ def test_csv_names_groups(tmp_path: Path) -> None:
 def test_bad_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "groups.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        find_groups(good("a.png"), root=ROOT, group=str(tmp_path / "groups.csv"), duplicates=[])
+        find_part_groups(good("a.png"), root=ROOT, part_group=str(tmp_path / "groups.csv"), duplicates=[])
     with pytest.raises(DataError, match="cannot be read as CSV"):
-        find_groups(good("a.png"), root=ROOT, group=str(tmp_path / "gone.csv"), duplicates=[])
+        find_part_groups(good("a.png"), root=ROOT, part_group=str(tmp_path / "gone.csv"), duplicates=[])
 
 
 def test_duplicates_join_groups_across_any_chain() -> None:
     samples = good("a1.png", "a2.png", "b1.png", "c1.png", "d1.png", "e1.png")
     path = {s.path.stem: s.path for s in samples}
     duplicates = [(path["c1"], path["b1"]), (path["d1"], path["c1"]), (path["b1"], path["d1"])]
-    groups = find_groups(samples, root=ROOT, group="^[a-z]", duplicates=duplicates)
+    groups = find_part_groups(samples, root=ROOT, part_group="^[a-z]", duplicates=duplicates)
     assert list(groups.values()) == ["a", "a", "b", "b", "b", "e"]
-    reverse = find_groups(samples, root=ROOT, group="^[a-z]", duplicates=duplicates[::-1])
+    reverse = find_part_groups(samples, root=ROOT, part_group="^[a-z]", duplicates=duplicates[::-1])
     assert reverse == groups
-    assert find_groups(samples, root=ROOT, group="", duplicates=duplicates)[path["d1"]] == "b1.png"
+    assert find_part_groups(samples, root=ROOT, part_group=None, duplicates=duplicates)[path["d1"]] == "b1.png"
 
 
 def test_duplicates_stand_on_one_side() -> None:
     pairs = [(PHOTOGRAPHS[i].path, PHOTOGRAPHS[199 - i].path) for i in range(60)]
-    groups = find_groups(PHOTOGRAPHS, root=ROOT, group="", duplicates=pairs)
+    groups = find_part_groups(PHOTOGRAPHS, root=ROOT, part_group=None, duplicates=pairs)
     parts = split(PHOTOGRAPHS, groups, seed=0, stopping=True)
     for part in (parts.train, parts.calibration_images, parts.stopping):
         paths = {s.path for s in part}

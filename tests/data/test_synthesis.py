@@ -12,7 +12,7 @@ import torch
 
 from anomaly.commands.main import run
 from anomaly.data.folders import find_category
-from anomaly.data.splits import find_groups, split
+from anomaly.data.splits import find_part_groups, split
 from anomaly.data.synthetic import DEFECTS, PASTED, draw_any_defect, estimate_foreground
 from anomaly.data.synthetic.pasted_defects import perlin_noise
 from anomaly.detectors._drawn_defects import draw_defects
@@ -68,7 +68,7 @@ def test_category_of_drawn_defects_holds_what_it_says(category: Path, tmp_path: 
     found = find_category(out)
     assert {sample.kind for sample in found.test} == {"good", *DEFECTS, *PASTED}
     samples = find_category(category).train
-    groups = find_groups(samples, root=category, group="", duplicates=())
+    groups = find_part_groups(samples, root=category, part_group=None, duplicates=())
     parts = split(samples, groups, seed=3, stopping=False)
     assert [s.path.name for s in found.train] == [s.path.name for s in parts.train]
     sources = {s.path.name: read(s.path) for s in parts.calibration_images}

@@ -104,7 +104,7 @@ def test_groups_stay_on_one_side(tmp_path: Path) -> None:
     folder.mkdir()
     for n in range(30):
         write_png(folder / f"lot{n // 5}_{n % 5}.png", draw_part(n))
-    _, description = quick(folder, tmp_path / "run", group=r"lot(\d+)_")
+    _, description = quick(folder, tmp_path / "run", part_group=r"lot(\d+)_")
     lots = [{Path(path).name[:4] for path in paths} for paths in (description.train, description.calibration_images)]
     assert not lots[0] & lots[1]
     assert len(lots[0] | lots[1]) == 6
