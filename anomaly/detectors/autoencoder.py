@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from anomaly.detectors._drawn_defects import draw_defects
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import Seamless, TilingSupport, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.convolutional import StridedAutoencoder, UNet
@@ -95,7 +96,7 @@ class Autoencoder(Detector):
             self.network = UNet(widths=(width, 2 * width, 4 * width, 6 * width, 8 * width), skips=skips)
         self.corruption = corruption
         self.loss, self.score, self.smooth, self.standardise = loss, score, smooth, standardise
-        self.stride, self.tile_obstacle = 32, _tile_obstacle(network, score=score, standardise=standardise)
+        self.tiling = _tiling_support(network, score=score, standardise=standardise)
         self.scale = PixelScale((size, size))
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
@@ -168,11 +169,13 @@ class Autoencoder(Detector):
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
 
 
-def _tile_obstacle(network: str, *, score: Measure, standardise: bool) -> str:
+def _tiling_support(network: str, *, score: Measure, standardise: bool) -> TilingSupport:
     if network == "strided":
-        return "its code is one vector of the whole input (take network unet)"
+        return WindowsOnly("its code is one vector of the whole input (use network unet)")
     if standardise:
-        return "each pixel of its map has a scale of its own, by its place in the input (take standardise false)"
+        return WindowsOnly(
+            "each pixel of its map has its own scale, by its position in the input (use standardise false)"
+        )
     if "ssim" in score:
-        return "its SSIM takes the mean of the whole input (take score l2 or msgms)"
-    return ""
+        return WindowsOnly("its SSIM uses the mean of the whole input (use score l2 or msgms)")
+    return Seamless(stride=32)

@@ -1,38 +1,36 @@
-"""The contract of a detector: what it writes, what it inherits, and how a raw score becomes a calibrated one."""
+"""`Detector`: the contract of a detector, and `Calibration`, the scale of its scores."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomaly.conformal.calibration import GuaranteeKind, fit_scale
-from anomaly.errors import TrainingError
+from anomaly.detectors.tiling_support import TilingSupport, WindowsOnly
 from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess
+from anomaly.nn.trainable import Trainable
 
 
 class Anomaly(NamedTuple):
-    """What a detector says of images."""
+    """Scores and anomaly maps of a batch, in the same unit."""
 
     score: Tensor
     """(N,) float32, higher is more anomalous"""
     anomaly_map: Tensor
-    """(N, h, w) float32, in the same unit, at the network's resolution"""
+    """(N, h, w) float32, at the network's resolution"""
 
 
 class Calibration(nn.Module):
-    """The affine scale on which 0 is a typical good part and 1 is the threshold; it never clamps, so ranks stay.
+    """Affine scale with 0 at a typical good part and 1 at the threshold. Values are not clamped, so ranks stay equal.
 
-    The four buffers are initialisers of the exported graph, named `calibration.offset_score` and so on, which lets a serving
-    install move them without torch.
+    The four buffers are initialisers of the exported graph (`calibration.offset_score` …). A serving installation can
+    change them without torch.
     """
 
     offset_score: Tensor
@@ -47,21 +45,27 @@ class Calibration(nn.Module):
             self.register_buffer(f"scale_{part}", torch.ones(()))
 
     def forward(self, raw: Anomaly) -> Anomaly:
-        """Scale raw scores and maps: `(raw - zero) / unit`."""
+        """Scale raw scores and maps: `(raw - offset) / scale`."""
         return Anomaly(
             (raw.score - self.offset_score) / self.scale_score, (raw.anomaly_map - self.offset_map) / self.scale_map
         )
 
-    def settle(
+    def fit(
         self, score: NDArray[np.float64], peak: NDArray[np.float64], *, alpha: float, guarantee: GuaranteeKind
     ) -> NDArray[np.float64]:
-        """Fit offset and scale of score and map on the raw scores of good images and their maps' maxima, (n,) each.
+        """Fit offset and scale on the raw scores of calibration images.
+
+        Args:
+            score: raw scores (n,).
+            peak: maxima of the raw anomaly maps (n,).
+            alpha: largest share of good parts above the threshold.
+            guarantee: `expected` limits the expected share to alpha, `bound` its 95 % upper confidence bound.
 
         Returns:
             The calibrated scores (n,).
 
         Raises:
-            CalibrationError: too few images for alpha, or scores without spread.
+            CalibrationError: too few images for alpha, or equal scores.
         """
         for part, values in (("score", score), ("map", peak)):
             scale = fit_scale(values, alpha=alpha, guarantee=guarantee)
@@ -70,40 +74,26 @@ class Calibration(nn.Module):
         return (score - float(self.offset_score)) / float(self.scale_score)
 
 
-class Detector(pl.LightningModule):
+class Detector(Trainable):
     """Base of all detectors.
 
-    A subclass writes `training_step`, `configure_optimizers` and `anomaly`; it inherits `forward`, which is what is
-    tested, exported and served, and `calibrate`. Its constructor's arguments are its whole configuration.
+    A subclass writes `training_step`, `configure_optimizers` and `anomaly`. It inherits `calibrate` and `forward`, the
+    function that is evaluated, exported and served. The constructor's arguments are the whole configuration.
 
     Args:
-        preprocess: from uint8 images to the network's input.
+        preprocess: conversion of uint8 images into the network's input.
         epochs: passes over the training images.
         batch_size: images per optimisation step.
     """
 
-    provenance: dict[str, str]
-    """where pretrained weights came from, with their hash; empty where there are none"""
-    needs_stopping_images = False
-    """Whether a third part of the good images, cut out of `train`, is wanted as a stopping signal"""
-
-    export_obstacle = ""
-    """Why the graph cannot be exported, in words, where that is known"""
-
-    stride = 0
-    """By how many pixels, or a multiple, x can move so that the map moves alike; 0 where the map is no such function"""
-    tile_obstacle = "its class names no stride, and a map that does not move with the image cannot be stitched"
-    """Why large images cannot be scored in seamless tiles, in words; empty where they can"""
-    window_obstacle = ""
-    """Why it cannot learn from parts of images, in words; empty where it can"""
+    export_reason: str | None = None
+    """Reason why the graph cannot be exported, where one is known"""
+    tiling: TilingSupport = WindowsOnly("its class declares no stride, and only an equivariant map can be stitched")
+    """Support for images larger than the network's input"""
 
     def __init__(self, *, preprocess: Preprocess, epochs: int, batch_size: int) -> None:
-        super().__init__()
-        self.preprocess = preprocess
+        super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
         self.calibration = Calibration()
-        self.provenance = {}
-        self.epochs = epochs
-        self.batch_size = batch_size
 
     @property
     def scores(self) -> bool:
@@ -111,15 +101,15 @@ class Detector(pl.LightningModule):
         return True
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score the network's input, raw.
+        """Compute raw scores and raw anomaly maps.
 
         Args:
-            x: (N, 3, h, w) float32, as `preprocess` gives it.
+            x: the network's input (N, 3, h, w) float32, from `preprocess`.
         """
         raise NotImplementedError(f"{type(self).__name__} must write anomaly(x)")
 
     def dependence(self, x: Tensor) -> Tensor:
-        """Give any map (N, h, w) whose pixels depend on the same pixels of x as the anomaly map's; nothing need be learned."""
+        """Map x to (N, h, w) with the receptive field of the anomaly map; works before training."""
         return self.anomaly(x).anomaly_map
 
     def forward(self, image: Tensor | list[Tensor]) -> Anomaly:
@@ -130,46 +120,8 @@ class Detector(pl.LightningModule):
         """
         return self.calibration(self.anomaly(self.preprocess(image)))  # type: ignore[no-any-return]
 
-    def preprocessed(self, batch: Batch) -> Tensor:
-        """Move a batch's images to this device and turn them into the network's input (N, 3, h, w) in full precision."""
-        image = batch.image
-        with torch.autocast(self.device.type, enabled=False):  # what calibration and export see
-            x: Tensor = self.preprocess(
-                [single.to(self.device) for single in image] if isinstance(image, list) else image.to(self.device)
-            )
-        return x
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep where every random generator of the detector stands."""
-        checkpoint["random"] = {name: drawn.get_state() for name, drawn in self._generators().items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Draw on from where the checkpoint stood."""
-        for name, drawn in self._generators().items():
-            drawn.set_state(checkpoint["random"][name])
-
-    def _generators(self) -> dict[str, torch.Generator]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Generator)}
-
-    def training_inputs(self) -> Iterator[Tensor]:
-        """Give the network's input (N, 3, h, w) of the training images once more, for what is measured after training."""
-        loader: Any = self.trainer.train_dataloader
-        for batch in itertools.islice(loader, int(self.trainer.num_training_batches)):
-            yield self.preprocessed(batch)
-
-    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
-        """Log a term of the loss; every term is logged before the step that it leads to.
-
-        Raises:
-            TrainingError: a value that is no finite number, before any weight is moved by it.
-        """
-        number = float(value.detach() if isinstance(value, Tensor) else value)
-        if not math.isfinite(number):
-            raise TrainingError(f"the loss term {name!r} became {number} in epoch {self.current_epoch + 1}")
-        super().log(name, value, *args, **options)
-
     def inside_roi(self, anomaly_map: Tensor) -> Tensor:
-        """Give pixels outside the region of interest the map's own minimum, so that they neither score nor show.
+        """Set pixels outside the region of interest to the map's minimum, so that they never raise a score.
 
         Args:
             anomaly_map: (N, h, w) float, at the network's resolution.
@@ -180,18 +132,18 @@ class Detector(pl.LightningModule):
 
     @torch.no_grad()
     def calibrate(self, good: Iterable[Batch], *, alpha: float, guarantee: GuaranteeKind) -> NDArray[np.float64]:
-        """Fit offset and scale of score and map on calibration images (FORMATS: split conformal).
+        """Fit offset and scale of scores and maps on calibration images (FORMATS: split conformal).
 
         Args:
-            good: batches of good images that were not trained on.
-            alpha: share of good parts that may be rejected.
-            guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
+            good: batches of good images that are not training images.
+            alpha: largest share of good parts above the threshold.
+            guarantee: `expected` limits the expected share to alpha, `bound` its 95 % upper confidence bound.
 
         Returns:
-            The calibrated scores of the calibration images in the order given, (n,) float64.
+            The calibrated scores of the calibration images, (n,) float64 in the given order.
 
         Raises:
-            CalibrationError: too few images for alpha, or scores without spread.
+            CalibrationError: too few images for alpha, or equal scores.
         """
         self.eval()
         score, peak = [], []
@@ -199,4 +151,4 @@ class Detector(pl.LightningModule):
             raw = self.anomaly(self.preprocessed(batch))
             score.append(raw.score.double().cpu().numpy())
             peak.append(raw.anomaly_map.amax(dim=(1, 2)).double().cpu().numpy())
-        return self.calibration.settle(np.concatenate(score), np.concatenate(peak), alpha=alpha, guarantee=guarantee)
+        return self.calibration.fit(np.concatenate(score), np.concatenate(peak), alpha=alpha, guarantee=guarantee)

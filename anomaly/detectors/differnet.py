@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.backbones import Backbone
 from anomaly.nn.batch import Batch
@@ -72,7 +73,7 @@ class DifferNet(Detector):
         seed: of the random rotations.
     """
 
-    tile_obstacle = "its features are means over the whole input"
+    tiling = WindowsOnly("its features are means over the whole input")
     kernel: Tensor
     typical: Tensor
 

@@ -26,6 +26,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
@@ -81,7 +82,7 @@ class FAnoGan(Detector):
         cache_gib: memory in GiB for preprocessed images kept between epochs.
     """
 
-    tile_obstacle = "its encoder gives one code of the whole input"
+    tiling = WindowsOnly("its encoder outputs one code for the whole input")
     num_steps: Tensor
     """() int64, steps done; it decides the phase, so that an interrupted fit goes on in its own"""
 

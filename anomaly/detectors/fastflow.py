@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.nn.backbones import Backbone
 from anomaly.nn.batch import Batch
 from anomaly.nn.coupling_2d import ConvCoupling
@@ -120,10 +121,10 @@ class FastFlow(Detector):
             batch_size=batch_size,
         )
         self.save_hyperparameters()
-        self.tile_obstacle = (
+        self.tiling = WindowsOnly(
             "each patch of its backbone attends to all others"
             if network.is_transformer
-            else "its norm takes mean and variance of the whole map and has a weight for each place of it"
+            else "its layer norm uses mean and variance of the whole map and has a weight for each position"
         )
         self.backbone = network
         self.provenance = network.provenance

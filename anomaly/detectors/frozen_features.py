@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import Seamless, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.backbones import Backbone
 from anomaly.nn.batch import Batch
@@ -237,10 +238,11 @@ class FrozenFeatures(Detector):
         self.backbone, self.provenance = network, network.provenance
         self.grid = max((h, w) for _, h, w in network.shapes)
         self.finest = [shape[1:] for shape in network.shapes].index(self.grid)
-        if network.is_transformer:
-            self.tile_obstacle = "each patch of its backbone attends to all others (take a convolutional one)"
-        else:
-            self.stride, self.tile_obstacle = size // min(h for _, h, _ in network.shapes), ""
+        self.tiling = (
+            WindowsOnly("each patch of its backbone attends to all others (use a convolutional backbone)")
+            if network.is_transformer
+            else Seamless(stride=size // min(h for _, h, _ in network.shapes))
+        )
         width = sum(channels for channels, _, _ in network.shapes)
         if not 0 <= dimensions <= width:
             raise UsageError(f"dimensions {dimensions}: the features have {width}; take 0 for all of them, or fewer")

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.dcgan import DcganDecoder, DcganEncoder, init_dcgan
@@ -88,7 +89,7 @@ class Ganomaly(Detector):
         UsageError: a size, window or batch that it cannot have.
     """
 
-    tile_obstacle = "its encoder gives one code of the whole input"
+    tiling = WindowsOnly("its encoder outputs one code for the whole input")
 
     def __init__(
         self,

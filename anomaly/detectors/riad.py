@@ -29,6 +29,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import Seamless, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
@@ -162,9 +163,10 @@ class Riad(Detector):
         self.patience = patience
         self.needs_stopping_images = patience > 0
         self.scale = PixelScale((size, size)) if score == "standardised" else nn.Identity()
-        self.stride = size  # the sets repeat with that period; the U-Net's own stride divides it
-        self.tile_obstacle = (
-            "its score has a scale for each place in the input (take score map)" if score != "map" else ""
+        self.tiling = (
+            Seamless(stride=size)  # the sets repeat with this period; the U-Net's stride divides it
+            if score == "map"
+            else WindowsOnly("its score has a scale for each position in the input (use score map)")
         )
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
         fixed = torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ import onnx
 import torch
 
 from anomaly.detectors.base import Detector
+from anomaly.detectors.tiling_support import Seamless
 from anomaly.errors import ModelError, UsageError
 from anomaly.export.acceptance import Bounds, summary
 from anomaly.export.passes.fold import fold
@@ -153,7 +154,7 @@ def trace_graph(detector: Detector) -> onnx.ModelProto:
         shapes=(shapes,),
         inputs=[INPUT],
         outputs=list(OUTPUTS),
-        obstacle=detector.export_obstacle,
+        reason=detector.export_reason,
     )
     found = ([i.name for i in model.graph.input], tuple(o.name for o in model.graph.output))
     if found != ([INPUT], OUTPUTS):
@@ -173,9 +174,9 @@ def _example(detector: Detector) -> tuple[torch.Tensor, dict[int, Any]]:
     if detector.preprocess.resize != "native":
         # sizes of 0 and 1 would be taken for constants, equal ones for the same symbol
         return torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8), {0: free, 1: free, 2: free}
-    stride = 0 if detector.tile_obstacle else detector.stride
-    if not stride:
+    if not isinstance(detector.tiling, Seamless):
         return torch.zeros(2, height, width, 3, dtype=torch.uint8), {0: free}
+    stride = detector.tiling.stride
     rows, columns = (stride * torch.export.Dim(name) for name in ("rows", "columns"))
     return torch.zeros(2, 5 * stride, 7 * stride, 3, dtype=torch.uint8), {0: free, 1: rows, 2: columns}
 

@@ -22,7 +22,7 @@ def to_onnx(
     shapes: Any,
     inputs: list[str],
     outputs: list[str],
-    obstacle: str = "",
+    reason: str | None = None,
 ) -> onnx.ModelProto:
     """Export a module as a bare graph of the contract's opset.
 
@@ -32,7 +32,7 @@ def to_onnx(
         shapes: which axes of each input are free, as `torch.export` takes it.
         inputs: names of the inputs.
         outputs: names of the outputs.
-        obstacle: why it cannot be exported, where that is known.
+        reason: known reason why the module cannot be exported.
 
     Raises:
         ModelError: the graph cannot be exported, with the reason.
@@ -57,7 +57,7 @@ def to_onnx(
         except torch.onnx.OnnxExporterError as error:
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ModelError(
-                f"{name} cannot be exported: {obstacle or first}; it can be tested and compared as a run folder"
+                f"{name} cannot be exported: {reason or first}; it can be tested and compared as a run folder"
             ) from error
         finally:
             logging.disable(logging.NOTSET)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import WholeImages
 from anomaly.errors import Unsupported, UsageError
 from anomaly.generation import process_class
 from anomaly.generation.base import Facts, Process
@@ -44,7 +45,7 @@ class Sampler(Detector):
         batch_size: images per step.
     """
 
-    window_obstacle = "a sampler draws and rebuilds whole images"
+    tiling = WholeImages("a sampler draws and reconstructs whole images")
     density: ClassVar[Density] = "none"
     """What `log_prob` gives"""
     process: ClassVar[str] = "decoder"

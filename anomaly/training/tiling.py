@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly.detectors.base import Detector
+from anomaly.detectors.tiling_support import Seamless, WholeImages
 from anomaly.errors import TrainingError, UsageError
 from anomaly.inference.artifact import Brightness
 from anomaly.inference.tiles import ScoreWindows, Tiling, score_tiled, seam
@@ -52,8 +53,8 @@ def choose_tiling(
             "--brightness levelled with a walk over large images: each window would be levelled by what it sees alone;"
             " leave one of the two out"
         )
-    if detector.window_obstacle:
-        raise UsageError(f"{name} cannot learn from parts of images: {detector.window_obstacle}")
+    if isinstance(detector.tiling, WholeImages):
+        raise UsageError(f"{name} cannot learn from parts of images: {detector.tiling.reason}")
     if size[0] > smallest[0] or size[1] > smallest[1]:
         raise UsageError(
             f"it learns from crops of {size[1]}×{size[0]} pixels, and the images are as small as"
@@ -73,17 +74,18 @@ def _windows(step: int, *, size: tuple[int, int]) -> Tiling:
 
 
 def _seamless(detector: Detector, tile: str, *, smallest: tuple[int, int]) -> Tiling:
-    name, stride = type(detector).__name__, detector.stride
+    name, support = type(detector).__name__, detector.tiling
     numbers = tile.split(",")
     if len(numbers) != 2 or not all(number.strip().isdigit() for number in numbers):
         raise UsageError(f"--tile {tile!r}: give height and width in pixels, e.g. --tile 512,512")
     step = [int(number) for number in numbers]
-    if detector.tile_obstacle:
+    if not isinstance(support, Seamless):
         raise UsageError(
-            f"{name} has no seamless tiles: {detector.tile_obstacle}. Overlapping windows of its own size do without:"
+            f"{name} has no seamless tiles: {support.reason}. Overlapping windows of its own size do without:"
             f" --windows {min(detector.preprocess.size) * 3 // 4} (each pixel takes the largest value of the windows that"
             " see it; there is no map of the whole image that this would equal)"
         )
+    stride = support.stride
     if not all(step) or any(length % stride for length in step):
         fitting = ",".join(str(max(stride, length // stride * stride)) for length in step)
         raise UsageError(
@@ -149,6 +151,6 @@ def check_seam(detector: Detector, image: NDArray[np.uint8], *, tiling: Tiling) 
     if not found <= REFUSE:
         raise TrainingError(
             f"the stitched map differs by {found:.3g} from the one without tiles, above {REFUSE:g}: {type(detector).__name__}"
-            f" names the stride {detector.stride}, which its network does not keep; correct it, or fit with --windows"
+            f" names the stride {tiling.stride}, which its network does not keep; correct it, or fit with --windows"
         )
     return found

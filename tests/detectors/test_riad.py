@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly.detectors.riad import InpaintingUNet, Riad, draw_sets
+from anomaly.detectors.tiling_support import Seamless, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.export.detector import export_graph
 from anomaly.inference.scorer import relative_difference, score_bytes
@@ -218,8 +219,8 @@ def test_standardised_score_is_in_units_of_the_spread_in_training() -> None:
     assert torch.allclose(standard.score, ((r - r.mean(dim=0)) / spread).amax(dim=(1, 2)), atol=1e-3)
     assert torch.allclose(standard.anomaly_map, r, atol=1e-6)
     assert torch.equal(plain.score, r.amax(dim=(1, 2)))
-    assert "place in the input" in detectors[0].tile_obstacle
-    assert detectors[1].tile_obstacle == ""
+    assert detectors[0].tiling == WindowsOnly("its score has a scale for each position in the input (use score map)")
+    assert detectors[1].tiling == Seamless(stride=64)
 
 
 @pytest.mark.parametrize("score", ["map", "standardised"])

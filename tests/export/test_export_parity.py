@@ -235,6 +235,6 @@ def test_graph_that_cannot_be_exported_is_told_in_words() -> None:
     detector = Undecided(size=64, width=8)
     with pytest.raises(ModelError, match=r"Undecided cannot be exported: .+; it can be tested"):
         export_graph(detector)
-    detector.export_obstacle = "it asks its input what to do next"
+    detector.export_reason = "it asks its input what to do next"
     with pytest.raises(ModelError, match="Undecided cannot be exported: it asks its input what to do next;"):
         export_graph(detector)

@@ -18,6 +18,7 @@ from test_detectors import OPTIONS
 
 from anomaly.commands.score import score
 from anomaly.detectors.base import Detector
+from anomaly.detectors.tiling_support import Seamless
 from anomaly.errors import ModelError, TrainingError, UsageError
 from anomaly.evaluation.evaluate import test as evaluate_file
 from anomaly.export.detector import export
@@ -260,13 +261,13 @@ def test_a_detector_with_seamless_tiles_keeps_its_word(name: str) -> None:
 
 def test_samplers_are_of_whole_images() -> None:
     for name in ("vae", "gmm"):
-        with pytest.raises(UsageError, match="a sampler draws and rebuilds whole images"):
+        with pytest.raises(UsageError, match="a sampler draws and reconstructs whole images"):
             ask(build_detector(name, {"size": 32}), windows=16)
 
 
 def test_a_class_that_claims_too_much_is_found_out() -> None:
     detector = build("ganomaly")
-    detector.stride, detector.tile_obstacle = 16, ""
+    detector.tiling = Seamless(stride=16)
     with pytest.raises(UsageError, match="whatever its class says"):
         ask(detector, tile="64,64")
     moved = build("autoencoder", standardise=False).eval()

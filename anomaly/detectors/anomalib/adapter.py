@@ -32,6 +32,7 @@ from anomaly.detectors.anomalib.build import (
 )
 from anomaly.detectors.anomalib.inference import INFERENCE, NOT_EXPORTED, own_forward
 from anomaly.detectors.base import Anomaly, Detector
+from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import TrainingError, UsageError, WeightsError
 from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess, Resize
@@ -69,7 +70,7 @@ class AnomalibModel(Detector):
         WeightsError: weights that are nowhere to be had or do not fit.
     """
 
-    tile_obstacle = "what anomalib's networks do beyond their own size is not known here"
+    tiling = WindowsOnly("the equivariance of anomalib's networks is not known")
     is_fitted: Tensor
 
     def __init__(
@@ -93,7 +94,7 @@ class AnomalibModel(Detector):
         module, self.provenance = build_module(found, options, size=size, weights=weights)
         self.network: nn.Module = module.model
         self.model, self.inner_epochs = model, inner_epochs
-        self.export_obstacle = NOT_EXPORTED.get(model, "")
+        self.export_reason = NOT_EXPORTED.get(model)
         trainable = [p for p in self.network.parameters() if p.requires_grad]
         self._inner: tuple[_Inner, ...] = (
             _Inner(module, trainable, [part for part in self.network.modules() if part.training]),
@@ -249,7 +250,7 @@ def _train(module: Any, x: Tensor, *, epochs: int, batch_size: int, accelerator:
     wanted: dict[str, Any] = {"max_epochs": epochs, "devices": 1, "num_sanity_val_steps": 0} | module.trainer_arguments
     trainer = lightning.pytorch.Trainer(
         **wanted, accelerator=accelerator, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, threshold_val_batches=0,
+        enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     try:
         trainer.fit(module, datamodule=images)

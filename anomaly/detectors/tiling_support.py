@@ -1,0 +1,41 @@
+"""`TilingSupport`: the ways in which a detector can score images larger than its network's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Seamless:
+    """Tiles without seams: the anomaly map moves with the image. Overlapping windows are possible too.
+
+    Attributes:
+        stride: stride of translation equivariance in pixels.
+    """
+
+    stride: int
+
+
+@dataclass(frozen=True)
+class WindowsOnly:
+    """Overlapping windows of the network's size; the stitched map differs from a map of the whole image.
+
+    Attributes:
+        reason: the cause of seams between tiles, as a clause for an error message.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class WholeImages:
+    """Neither tiles nor windows: the detector cannot learn from crops.
+
+    Attributes:
+        reason: the cause, as a clause for an error message.
+    """
+
+    reason: str
+
+
+TilingSupport = Seamless | WindowsOnly | WholeImages
