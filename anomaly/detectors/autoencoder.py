@@ -28,6 +28,7 @@ from anomaly.nn.convolutional import StridedAutoencoder, UNet
 from anomaly.nn.corruption import add_noise, corrupt
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import PixelScale, smoothed
+from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
@@ -57,6 +58,8 @@ class Autoencoder(Detector):
         seed: of the corruption.
         cache_gib: memory in GiB for preprocessed images kept between epochs.
     """
+
+    max_gradient_norm = 1.0  # one batch of heavy corruption must not undo the training
 
     def __init__(
         self,
@@ -139,18 +142,12 @@ class Autoencoder(Detector):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with one cosine to zero over the whole training."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Bound the gradient's norm at 1: a batch of heavy corruption must not throw the network back."""
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()
+        return cosine_adam(
+            self.network.parameters(),
+            num_steps=self.trainer.estimated_stepping_batches,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
 
     @torch.no_grad()
     def on_train_end(self) -> None:

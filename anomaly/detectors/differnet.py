@@ -37,6 +37,7 @@ from anomaly.nn.batch import Batch
 from anomaly.nn.coupling_1d import VectorFlow
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.input_gradient import InputGradient
+from anomaly.nn.optim import one_cycle_adam
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.rotation import equally_spaced, rotate
 
@@ -184,15 +185,15 @@ class DifferNet(Detector):
 
     def on_train_start(self) -> None:
         """Look once at all training features, which are then kept, to whiten them."""
-        if not self.flow.is_settled:
+        if not self.flow.is_initialized:
             loader: Any = self.trainer.train_dataloader
-            self.flow.settle(torch.cat([self._training_features(batch) for batch in loader]))
+            self.flow.initialize(torch.cat([self._training_features(batch) for batch in loader]))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Negative log-likelihood of the features, per feature."""
         y = self._training_features(batch)
-        if not self.flow.is_settled:  # without a trainer the first batch stands for all
-            self.flow.settle(y)
+        if not self.flow.is_initialized:  # without a trainer the first batch stands for all
+            self.flow.initialize(y)
         z, log_det = self.flow(y)
         loss: Tensor = (0.5 * (z * z).sum(dim=1) - log_det).mean() / self.dim
         self.log("nll", loss, prog_bar=True)
@@ -200,18 +201,14 @@ class DifferNet(Detector):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam as in the paper; the rate rises over the first 15 % of the steps, then follows one cosine to zero."""
-        optimizer = torch.optim.Adam(
+        return one_cycle_adam(
             self.flow.parameters(),
-            lr=self.learning_rate,
+            num_steps=self.trainer.estimated_stepping_batches,
+            learning_rate=self.learning_rate,
             betas=(0.8, 0.8),
             eps=1e-4,
             weight_decay=self.weight_decay,
         )
-        total = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=total, pct_start=0.15, cycle_momentum=False
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @torch.no_grad()
     def on_train_end(self) -> None:
@@ -227,10 +224,6 @@ class DifferNet(Detector):
                 break
         mean = total / num
         self.typical.copy_(mean + FLOOR * mean[self.preprocess.roi].mean())
-
-    def on_fit_end(self) -> None:
-        """Drop the cached features."""
-        self._cache.clear()
 
     def _sensitivity(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score (N,), and how much the loss moves with each pixel, (N, h, w)."""

@@ -215,10 +215,6 @@ class FAnoGan(Detector):
         distance = (self.critic.trunk(x) - self.critic.trunk(x_hat)) ** 2
         return residual, distance.mean(dim=(2, 3)).mean(dim=1)
 
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()
-
     @torch.no_grad()
     def on_train_end(self) -> None:
         """Measure the residual at each pixel over the training images, with the final weights."""

@@ -27,6 +27,7 @@ from anomaly.nn.backbones import Backbone
 from anomaly.nn.batch import Batch
 from anomaly.nn.coupling_2d import ConvCoupling
 from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.optim import one_cycle_adam
 from anomaly.nn.preprocess import Preprocess, Resize
 
 
@@ -164,16 +165,12 @@ class FastFlow(Detector):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam; the rate rises over the first 15 % of the steps, then follows one cosine to zero."""
-        optimizer = torch.optim.Adam(self.flows.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        total = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=total, pct_start=0.15, cycle_momentum=False
+        return one_cycle_adam(
+            self.flows.parameters(),
+            num_steps=self.trainer.estimated_stepping_batches,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_fit_end(self) -> None:
-        """Drop the cached features."""
-        self._cache.clear()
 
     def anomaly(self, x: Tensor) -> Anomaly:
         """Score by latent energy: the map is -log mean_i exp(-e_i) over the levels i, the score its maximum."""

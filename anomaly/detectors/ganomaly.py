@@ -21,8 +21,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly
@@ -31,6 +29,7 @@ from anomaly.nn.batch import Batch
 from anomaly.nn.dcgan import DcganDecoder, DcganEncoder, init_dcgan
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import PixelScale, smoothed
+from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.similarity import GradientSimilarity
 
@@ -167,16 +166,16 @@ class Ganomaly(Detector):
         for schedule in schedules:
             schedule.step()
 
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
+    def configure_optimizers(self) -> Any:
         """One Adam for the generator's three networks, one for the discriminator."""
-        optimizers: list[Optimizer] = [
-            torch.optim.Adam(network.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
-            for network in (self.generator, self.discriminator)
-        ]
+        networks, betas = (self.generator, self.discriminator), (0.5, 0.999)
         if self.schedule == "constant":
-            return optimizers, []
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        return optimizers, [CosineAnnealingLR(optimizer, T_max=total) for optimizer in optimizers]
+            return [torch.optim.Adam(network.parameters(), lr=self.learning_rate, betas=betas) for network in networks]
+        num_steps = self.trainer.estimated_stepping_batches
+        return [
+            cosine_adam(network.parameters(), num_steps=num_steps, learning_rate=self.learning_rate, betas=betas)
+            for network in networks
+        ]
 
     @torch.no_grad()
     def on_train_end(self) -> None:
@@ -186,10 +185,6 @@ class Ganomaly(Detector):
             roi = self.preprocess.roi
             residuals = (self._residual(x, self.generator(x, roi=roi)[0]) for x in self.training_inputs())
             self.scale.measure(residuals, roi=roi)
-
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()
 
     def _residual(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Smoothed residual map (N, size, size), 0 where x_hat equals x."""

@@ -234,10 +234,6 @@ class Riad(Detector):
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [milestone], gamma=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()
-
     @torch.no_grad()
     def on_train_end(self) -> None:
         """Measure the map at each pixel over the training images, with the final weights."""

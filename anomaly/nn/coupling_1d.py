@@ -138,7 +138,7 @@ class VectorFlow(nn.Module):
     mean: Tensor
     whitening: Tensor
     whitening_log_det: Tensor
-    is_settled: Tensor
+    is_initialized: Tensor
     """Whether the linear step has seen data"""
 
     def __init__(self, dim: int, *, num_steps: int, hidden: int, clamp: float) -> None:
@@ -146,13 +146,13 @@ class VectorFlow(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("whitening", torch.eye(dim))
         self.register_buffer("whitening_log_det", torch.zeros(()))
-        self.register_buffer("is_settled", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("is_initialized", torch.zeros((), dtype=torch.bool))
         self.steps = nn.ModuleList(
             VectorCoupling(dim, hidden=hidden, clamp=clamp, seed=step) for step in range(num_steps)
         )
 
     @torch.no_grad()
-    def settle(self, y: Tensor) -> None:
+    def initialize(self, y: Tensor) -> None:
         """Set the linear step by data: zero mean and unit covariance, symmetric; as Glow does its first layer (§3.1).
 
         A hundredth of the mean variance is added to each, so that directions that the data hardly know are not blown up.
@@ -169,7 +169,7 @@ class VectorFlow(nn.Module):
         self.mean.copy_(exact.mean(dim=0))
         self.whitening.copy_((directions / variances.sqrt()) @ directions.T)
         self.whitening_log_det.copy_(-0.5 * variances.log().sum())
-        self.is_settled.fill_(True)
+        self.is_initialized.fill_(True)
 
     def _couplings(self) -> list[VectorCoupling]:
         return [step for step in self.steps if isinstance(step, VectorCoupling)]

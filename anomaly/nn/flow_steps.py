@@ -69,7 +69,7 @@ class Actnorm(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(1, *shape))
 
     @torch.no_grad()
-    def settle(self, y: Tensor) -> None:
+    def initialize(self, y: Tensor) -> None:
         """Set offset and scale by data (N, C, H, W)."""
         dims = [dim for dim in range(y.dim()) if self.offset.shape[dim] == 1]
         mean = y.mean(dim=dims, keepdim=True)
@@ -231,7 +231,7 @@ class MultiScale(nn.Module):
         mixes: whether the steps mix the channels, so that an element's share belongs to its block and not to its position.
     """
 
-    is_settled: Tensor
+    is_initialized: Tensor
     """() bool, whether a batch has set what data set"""
 
     def __init__(self, scales: Sequence[Sequence[Step]], *, shape: tuple[int, int, int], mixes: bool) -> None:
@@ -239,7 +239,7 @@ class MultiScale(nn.Module):
         self.enter = Actnorm(shape, shrinkage=0.01)
         self.scales = nn.ModuleList(nn.ModuleList(steps) for steps in scales)
         self.mixes = mixes
-        self.register_buffer("is_settled", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("is_initialized", torch.zeros((), dtype=torch.bool))
         squeezed = scale_shapes(shape, num_scales=len(scales))
         self.latent_shapes = [(c // 2, h, w) for c, h, w in squeezed[:-1]] + squeezed[-1:]
 
@@ -251,17 +251,17 @@ class MultiScale(nn.Module):
         ]
 
     @torch.no_grad()
-    def settle(self, y: Tensor) -> None:
+    def initialize(self, y: Tensor) -> None:
         """Set every actnorm in turn by data (N, C, H, W)."""
-        self.enter.settle(y)
+        self.enter.initialize(y)
         y, _ = self.enter(y)
         for number, steps in enumerate(self._steps()):
             y = squeeze(y if not number else y.chunk(2, dim=1)[1])
             for step in steps:
                 if isinstance(step, Actnorm):
-                    step.settle(y)
+                    step.initialize(y)
                 y, _ = step(y)
-        self.is_settled.fill_(True)
+        self.is_initialized.fill_(True)
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to the latent.

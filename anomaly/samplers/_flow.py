@@ -45,9 +45,10 @@ class Flow(Sampler):
         size, resize, score, smooth, standardise, epochs, batch_size: as in `Sampler`; the first batch sets the actnorms.
     """
 
+    max_gradient_norm = 1.0  # one unusual image must not undo the training
     density: ClassVar[Density] = "exact"
-    process: ClassVar[str] = "decoder"
-    lacks: ClassVar[dict[str, str]] = {
+    loop: ClassVar[str] = "decoder"
+    unsupported: ClassVar[dict[str, str]] = {
         "inpaint": "a flow gives every image back as it is, so rounds of encoding and decoding leave the unknown pixels as"
         " they were; take an autoencoding sampler, e.g. vae, or a diffusion model"
     }
@@ -102,32 +103,32 @@ class Flow(Sampler):
         """Map z (N, D) to images (N, 3, h, w) in [0, 1]: the inverse of `encode`."""
         return self.logit.inverse(self.flow.inverse(z))
 
-    def _surprise(self, x: Tensor, u: Tensor | float) -> Tensor:
+    def _pixel_nll(self, x: Tensor, u: Tensor | float) -> Tensor:
         """Each pixel's share of -log p(x'), its channels summed, (N, h, w)."""
         v, log_det = self.logit(x, u)
         _, shares = self.flow(v)
         return (shares - log_det).sum(dim=1)  # type: ignore[no-any-return]
 
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """Each pixel's share of -log p in nats, (N, h, w); the sum over the map is `-log_prob(x)`.
 
         Latent and log-determinant of each scale go back to the pixels they came from; those of steps that mix channels are
         spread evenly over the block of pixels that they cover.
         """
-        return self._surprise(x, 0.5)
+        return self._pixel_nll(x, 0.5)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of images (N, 3, h, w) at the bins' centres, nats per image, (N,)."""
-        return -self.surprise(x).sum(dim=2).sum(dim=1)
+        return -self.anomaly_map(x).sum(dim=2).sum(dim=1)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Bits per dimension at a drawn place within the bins."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
         u = torch.rand(x.shape, generator=self._random).to(x.device)
-        if not self.flow.is_settled:
-            self.flow.settle(self.logit(x, u)[0])
+        if not self.flow.is_initialized:
+            self.flow.initialize(self.logit(x, u)[0])
         num_values = math.prod(self.latent_shape)
-        loss = self._surprise(x, u).sum(dim=(1, 2)).mean() / (num_values * math.log(2)) + self.level_bits
+        loss = self._pixel_nll(x, u).sum(dim=(1, 2)).mean() / (num_values * math.log(2)) + self.level_bits
         self.log("bits_per_dim", loss, prog_bar=True)
         return loss
 
@@ -142,11 +143,3 @@ class Flow(Sampler):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Bound the gradient's norm at 1: an image unlike the others must not throw the flow back."""
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()

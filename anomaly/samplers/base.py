@@ -15,8 +15,8 @@ from torch import Tensor
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WholeImages
 from anomaly.errors import Unsupported, UsageError
-from anomaly.generation import process_class
-from anomaly.generation.base import Facts, Process
+from anomaly.generation import sampling_loop_class
+from anomaly.generation.base import SamplerInfo, SamplingLoop
 from anomaly.nn.map_scaling import PixelScale, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
 
@@ -28,11 +28,11 @@ class Sampler(Detector):
     """Base of all samplers: images x are float (N, 3, h, w) in [0, 1].
 
     A subclass writes `training_step`, `configure_optimizers` and those of `prior` (by its process), `decode`, `encode`,
-    `log_prob` and `surprise` that its paper has; what it lacks is named in `lacks` with the reason. `sample`,
+    `log_prob` and `anomaly_map` that its paper has; what it lacks is named in `lacks` with the reason. `sample`,
     `reconstruct`, `interpolate` and `inpaint` are the work of its process, a loop over its functions that runs on numpy
     arrays: the very same loop draws from the exported file, without torch.
 
-    Where `surprise` is written the sampler is a detector as well: the map is the surprise of each pixel, and everything
+    Where `anomaly_map` is written the sampler is a detector as well: the map is the anomaly_map of each pixel, and everything
     that a detector inherits (calibration, export, test) holds.
 
     Args:
@@ -48,12 +48,12 @@ class Sampler(Detector):
     tiling = WholeImages("a sampler draws and reconstructs whole images")
     density: ClassVar[Density] = "none"
     """What `log_prob` gives"""
-    process: ClassVar[str] = "decoder"
-    """The loop that draws, a key of `anomaly.generation.PROCESSES`"""
+    loop: ClassVar[str] = "decoder"
+    """The loop that draws, a key of `anomaly.generation.SAMPLING_LOOPS`"""
     level_bits: float = 8.0
     """What turns a density on [0, 1] into one per grey level, for bits per dimension; 0 where `log_prob` is of grey levels"""
-    lacks: ClassVar[dict[str, str]] = {}
-    """Ability -> why the family has it not: `encode`, `log_prob`, `surprise`, `interpolate`, `inpaint` …"""
+    unsupported: ClassVar[dict[str, str]] = {}
+    """Ability -> why the family has it not: `encode`, `log_prob`, `anomaly_map`, `interpolate`, `inpaint` …"""
 
     def __init__(
         self,
@@ -96,15 +96,15 @@ class Sampler(Detector):
         """
         raise self._unsupported("log_prob")
 
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """Give each pixel its share of -log p, or its reconstruction error, (N, h, w); higher is more anomalous.
 
         Raises:
             Unsupported: the family has neither.
         """
-        raise self._unsupported("surprise")
+        raise self._unsupported("anomaly_map")
 
-    def facts(self) -> dict[str, Any]:
+    def loop_settings(self) -> dict[str, Any]:
         """What the process needs to know beside the functions: JSON values, such as a noise schedule."""
         return {}
 
@@ -115,9 +115,9 @@ class Sampler(Detector):
         have the images along their first axis.
         """
         found: dict[str, tuple[Tensor, ...]] = {}
-        if "decode" not in self.lacks:
+        if "decode" not in self.unsupported:
             found["decode"] = (torch.zeros(2, *self.latent_shape),)
-        if "encode" not in self.lacks:
+        if "encode" not in self.unsupported:
             found["encode"] = (torch.zeros(2, 3, *self.preprocess.size),)
         return found
 
@@ -132,30 +132,30 @@ class Sampler(Detector):
         return -self.log_prob(x) / (x[0].numel() * math.log(2)) + self.level_bits
 
     @classmethod
-    def can(cls, ability: str) -> bool:
-        """Whether the family has an ability, e.g. `surprise`."""
-        return ability not in cls.lacks
+    def supports(cls, ability: str) -> bool:
+        """Whether the family has an ability, e.g. `anomaly_map`."""
+        return ability not in cls.unsupported
 
     def _unsupported(self, ability: str) -> Unsupported:
         name = type(self).__name__
-        return Unsupported(f"{name} has no {ability}: {self.lacks.get(ability, 'the family does not define it')}")
+        return Unsupported(f"{name} has no {ability}: {self.unsupported.get(ability, 'the family does not define it')}")
 
-    def drawing(self) -> Process:
+    def sampling_loop(self) -> SamplingLoop:
         """Give the process over this network: `sample`, `reconstruct`, `interpolate`, `inpaint` on numpy arrays."""
-        return process_class(self.process)(self.call, self.process_facts())
+        return sampling_loop_class(self.process)(self.run_function, self.info())
 
-    def process_facts(self) -> Facts:
-        """All that a process knows of its sampler; it travels in the exported file."""
-        return Facts(
+    def info(self) -> SamplerInfo:
+        """All that a process known_options of its sampler; it travels in the exported file."""
+        return SamplerInfo(
             sampler=type(self).__name__,
             size=list(self.preprocess.size),
-            latent_shape=list(self.latent_shape) if "decode" not in self.lacks else [],
-            lacks=dict(self.lacks),
-            own=self.facts(),
+            latent_shape=list(self.latent_shape) if "decode" not in self.unsupported else [],
+            lacks=dict(self.unsupported),
+            own=self.info(),
         )
 
     @torch.no_grad()
-    def call(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
+    def run_function(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
         """Run a function on arrays whose first axis counts images."""
         self.eval()
         method: Callable[..., Tensor] = getattr(self, function)
@@ -171,13 +171,13 @@ class Sampler(Detector):
     @property
     def scores(self) -> bool:
         """Whether it has a form as a detector."""
-        return self.can("surprise")
+        return self.supports("anomaly_map")
 
     def _map(self, x: Tensor) -> Tensor:
-        return smoothed(self.surprise(x), window=self.smooth)
+        return smoothed(self.anomaly_map(x), window=self.smooth)
 
     def measure_scale(self) -> None:
-        """Measure the surprise at each pixel over the training images; to be called at the end of training."""
+        """Measure the anomaly_map at each pixel over the training images; to be called at the end of training."""
         if self.standardise and self.scores:
             self.eval()
             with torch.no_grad():
@@ -188,7 +188,7 @@ class Sampler(Detector):
         self.measure_scale()
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by the surprise, smoothed, in its scale: score is the map's mean or its maximum."""
+        """Score by the anomaly_map, smoothed, in its scale: score is the map's mean or its maximum."""
         raw = self.scale(self._map(x))
         anomaly_map = self.inside_roi(raw)
         if self.score == "peak":

@@ -1,7 +1,7 @@
 """Denoising diffusion: an image is what is left when a network has taken the noise away, step by step.
 
 J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv 2006.11239 (training, eq. 14; bound, eq. 5); J. Song et
-al., "Denoising Diffusion Implicit Models", 2020, arXiv 2010.02502 (the deterministic steps of `surprise` and `encode`);
+al., "Denoising Diffusion Implicit Models", 2020, arXiv 2010.02502 (the deterministic steps of `anomaly_map` and `encode`);
 A. Nichol and P. Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv 2102.09672 (the cosine schedule).
 Partial diffusion as a detector: J. Wyatt et al., "AnoDDPM", CVPR workshops 2022.
 
@@ -30,6 +30,7 @@ from anomaly.nn.batch import Batch
 from anomaly.nn.denoiser import Denoiser
 from anomaly.nn.ema import Ema
 from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Resize
 from anomaly.samplers._noise_schedule import Schedule, noise_schedule
 from anomaly.samplers.base import Density, Sampler, Score
@@ -53,7 +54,7 @@ class Ddpm(Sampler):
         ema_decay: of the average of the weights; the paper's is 0.9999, for a hundred times as many steps.
         latent_steps: steps of `encode` and `decode`.
         bound_steps: evaluations of the network in `log_prob`.
-        detect_strengths: how far along the schedule images are noised for `surprise`, each in (0, 1]; averaged.
+        detect_strengths: how far along the schedule images are noised for `anomaly_map`, each in (0, 1]; averaged.
         detect_steps: steps that take the noise away again.
         score: `peak` or `mean` of the map.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
@@ -61,13 +62,14 @@ class Ddpm(Sampler):
         learning_rate: of Adam, at the start of the cosine.
         epochs: passes over the training images.
         batch_size: images per step.
-        seed: of the noise, that of training and that of the bound and the surprise.
+        seed: of the noise, that of training and that of the bound and the anomaly_map.
         cache_gib: memory in GiB for preprocessed images kept between epochs.
     """
 
+    max_gradient_norm = 1.0
     density: ClassVar[Density] = "bound"
-    process: ClassVar[str] = "diffusion"
-    lacks: ClassVar[dict[str, str]] = {
+    loop: ClassVar[str] = "diffusion"
+    unsupported: ClassVar[dict[str, str]] = {
         "attribute": "its latents are nearly white noise, whose mean over images says nothing of what they share",
     }
 
@@ -147,27 +149,17 @@ class Ddpm(Sampler):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with one cosine to zero over the whole training."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Bound the gradient's norm at 1, as the paper does."""
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        num_steps = self.trainer.estimated_stepping_batches
+        return cosine_adam(self.network.parameters(), num_steps=num_steps, learning_rate=self.learning_rate)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """Take a step, and let the average follow."""
         super().optimizer_step(*args, **options)
         self.ema.update(self.network)
 
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()
-
     # what follows from the network
 
-    def facts(self) -> dict[str, Any]:
+    def loop_settings(self) -> dict[str, Any]:
         """ᾱ_t of all steps."""
         return {"alphas_cumprod": self.alphas_cumprod}
 
@@ -217,7 +209,7 @@ class Ddpm(Sampler):
             bound = bound - weight * ((noise - said) ** 2).flatten(1).sum(dim=1)
         return bound
 
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """Give how far images (N, 3, h, w) are, pixel by pixel, from what partial diffusion makes of them, (N, h, w)."""
         x_0, num = 2 * x - 1, len(self.detect_steps)
         states = [

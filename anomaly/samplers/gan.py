@@ -90,14 +90,14 @@ class Gan(Sampler):
         cache_gib: memory in GiB for preprocessed images kept between epochs.
     """
 
-    lacks: ClassVar[dict[str, str]] = {
+    unsupported: ClassVar[dict[str, str]] = {
         "encode": NO_ENCODER,
         "reconstruct": NO_ENCODER,
         "interpolate": NO_ENCODER,
         "inpaint": NO_ENCODER,
         "attribute": NO_ENCODER,
         "log_prob": "a generator says how to draw an image and not how likely one is",
-        "surprise": "it has neither a likelihood nor a reconstruction; f-AnoGAN is the detector among the GANs: fanogan",
+        "anomaly_map": "it has neither a likelihood nor a reconstruction; f-AnoGAN is the detector among the GANs: fanogan",
     }
 
     num_steps: Tensor
@@ -228,10 +228,6 @@ class Gan(Sampler):
             self.decode(torch.randn((self.batch_size, self.latent), generator=self._random).to(self.device))
         self.ema.eval()
         super().on_train_end()
-
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()
 
 
 def _norm_each_image(critic: DcganEncoder) -> None:

@@ -2,7 +2,7 @@
 
 C. Bishop, "Pattern Recognition and Machine Learning", 2006, chapter 9.2; of patches: D. Zoran and Y. Weiss, "From Learning
 Models of Natural Image Patches to Whole Image Restoration", 2011. Drawing and inpainting are the work of the process,
-`anomaly.generation.mixture.MixtureProcess`.
+`anomaly.generation.mixture.MixtureLoop`.
 
 Notation: x -> image; y -> a patch of it as a vector of D values, cell c of a grid without overlap; U -> d orthonormal
 directions (d, D); a = U (y - mu); r -> what is left of y - mu; s2 -> its variance for each value; k -> Gaussian.
@@ -43,7 +43,7 @@ NO_LATENT = (
 class Gmm(OnePassSampler):
     """Mixture of Gaussians over patches, fitted in one pass by scikit-learn.
 
-    `surprise` leaves r where it lies and spreads the rest of -log p over its patch; its sum is -log p. The default score is
+    `anomaly_map` leaves r where it lies and spreads the rest of -log p over its patch; its sum is -log p. The default score is
     the peak of the standardised map, for small defects; `mean` with `standardise` off is the likelihood itself.
 
     Args:
@@ -61,8 +61,8 @@ class Gmm(OnePassSampler):
     """
 
     density: ClassVar[Density] = "exact"
-    process: ClassVar[str] = "mixture"
-    lacks: ClassVar[dict[str, str]] = {
+    loop: ClassVar[str] = "mixture"
+    unsupported: ClassVar[dict[str, str]] = {
         "encode": NO_LATENT,
         "decode": NO_LATENT,
         "interpolate": NO_LATENT,
@@ -200,7 +200,7 @@ class Gmm(OnePassSampler):
             logs.append(-0.5 * ((a - m) @ root.T).square().sum(dim=2))
         return torch.stack(logs, dim=2) + self.log_weight + constant, r
 
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """Give each pixel its share of -log p in nats, (N, h, w); 0 outside the region of interest."""
         joint, r = self._joint(self._patches(x))
         D, d = self.directions.shape[1], self.directions.shape[0]
@@ -214,7 +214,7 @@ class Gmm(OnePassSampler):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of images (N, 3, h, w) in [0, 1], in all cells that reach into the region of interest, in nats: (N,)."""
-        return -self.surprise(x).sum(dim=2).sum(dim=1)
+        return -self.anomaly_map(x).sum(dim=2).sum(dim=1)
 
     def draw(self, indicator: Tensor, noise: Tensor) -> Tensor:
         """Draw images (N, 3, h, w): y = mu + Uᵀ(m_k + F_k U e) + sqrt(s2) (e - Uᵀ U e); not clipped.
@@ -230,7 +230,7 @@ class Gmm(OnePassSampler):
         outer = noise - inner @ self.directions
         return self._images(self.mean + a @ self.directions + torch.sqrt(self.noise_variance) * outer)
 
-    def facts(self) -> dict[str, Any]:
+    def loop_settings(self) -> dict[str, Any]:
         """The side of a patch, and the weights (cells, K), all 0 in cells outside the region of interest."""
         weights = (self.log_weight.double().exp() * self._inside()[:, None]).tolist()
         return {"patch": self.patch, "weights": [[float(f"{value:.6g}") for value in row] for row in weights]}

@@ -78,7 +78,7 @@ class LatentDiffusion(Sampler):
         examples: category whose images of defects, with masks, take the place of half of the patterns; empty for none.
         ema_decay: of the average of the denoiser's weights.
         autoencoder_share: share of the steps that train the autoencoder; the rest trains the denoiser.
-        detect_strength: how far along the schedule latents are noised for `surprise`, in (0, 1].
+        detect_strength: how far along the schedule latents are noised for `anomaly_map`, in (0, 1].
         detect_steps: steps that take the noise away again.
         score: `peak` or `mean` of the map.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
@@ -86,12 +86,12 @@ class LatentDiffusion(Sampler):
         learning_rate: of Adam, at the start of the cosine of each phase.
         epochs: passes over the training images, of both phases together.
         batch_size: images per step.
-        seed: of noise and defects in training, and of the noise of the surprise.
+        seed: of noise and defects in training, and of the noise of the anomaly_map.
         cache_gib: memory in GiB for preprocessed images kept between epochs.
     """
 
-    process: ClassVar[str] = "latent_diffusion"
-    lacks: ClassVar[dict[str, str]] = {
+    loop: ClassVar[str] = "latent_diffusion"
+    unsupported: ClassVar[dict[str, str]] = {
         "log_prob": "its decoder is no density of images, and what it loses has no likelihood",
         "attribute": "its latents hold places, whose mean over images is a blurred part",
     }
@@ -292,12 +292,12 @@ class LatentDiffusion(Sampler):
 
     def on_fit_end(self) -> None:
         """Drop the cached images."""
-        self._cache.clear()
+        super().on_fit_end()
         self._examples = None
 
     # what follows from the networks
 
-    def facts(self) -> dict[str, Any]:
+    def loop_settings(self) -> dict[str, Any]:
         """ᾱ_t of all steps, the number of classes, and the largest value of a clean latent."""
         return {
             "alphas_cumprod": self.alphas_cumprod,
@@ -339,7 +339,7 @@ class LatentDiffusion(Sampler):
         noise: Tensor = self.ema(torch.cat((z_t, condition), dim=1), t)
         return noise
 
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """Give how far images (N, 3, h, w) are, pixel by pixel, from what partial diffusion makes of them, (N, h, w)."""
         z = self.chain.noised(self.encode(x), self.detect_noise, t=self.detect_steps[0])
         condition = torch.zeros_like(z[:, :1]).expand(-1, NUM_FLAGS + self.latent_channels + self.num_classes, -1, -1)

@@ -2,7 +2,7 @@
 
 M. Tipping and C. Bishop, "Probabilistic Principal Component Analysis", 1999, Journal of the Royal Statistical Society B 61
 (eq. 3 to 8). Projection with missing pixels and the robust one are the work of the process,
-`anomaly.generation.decoder.LinearProcess`.
+`anomaly.generation.decoder.LinearLoop`.
 
 Notation: x -> image as a vector of D values; z -> latent, N(0, I_k); mu -> mean; U -> k orthonormal directions (k, D);
 lambda_j -> variance of x along the j-th; s2 -> noise variance, the mean of the D - k variances left out.
@@ -39,14 +39,14 @@ MAX_EXACT = 1000
 class Pca(OnePassSampler):
     """Probabilistic principal components of whole images, fitted in one pass.
 
-    `surprise` leaves the residual where it lies and spreads what the latent costs evenly; its sum is -log p. The default
+    `anomaly_map` leaves the residual where it lies and spreads what the latent costs evenly; its sum is -log p. The default
     score is the peak of the standardised map, for small defects; `mean` with `standardise` off is the likelihood itself.
 
     Args:
         size: side of the network's square input in pixels.
         resize: `stretch` or `letterbox`.
         num_components: k, fewer than the training images.
-        robust: whether `reconstruct` finds hidden or painted-over parts and leaves them out (`LinearProcess.robust`).
+        robust: whether `reconstruct` finds hidden or painted-over parts and leaves them out (`LinearLoop.robust`).
         score: `mean` of the map or its `peak`.
         smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
         standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
@@ -55,7 +55,7 @@ class Pca(OnePassSampler):
     """
 
     density: ClassVar[Density] = "exact"
-    process: ClassVar[str] = "linear"
+    loop: ClassVar[str] = "linear"
 
     mean: Tensor
     directions: Tensor
@@ -142,7 +142,7 @@ class Pca(OnePassSampler):
     def _along(self, centred: Tensor) -> Tensor:
         return centred.flatten(1) @ self.directions.flatten(1).T
 
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """Give each pixel its share of -log p in nats, (N, h, w); 0 outside the region of interest."""
         centred = x - self.mean
         a = self._along(centred)
@@ -158,9 +158,9 @@ class Pca(OnePassSampler):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of images (N, 3, h, w) in [0, 1], inside the region of interest, in nats: (N,)."""
-        return -self.surprise(x).sum(dim=2).sum(dim=1)
+        return -self.anomaly_map(x).sum(dim=2).sum(dim=1)
 
-    def facts(self) -> dict[str, Any]:
+    def loop_settings(self) -> dict[str, Any]:
         """The noise variance, and whether reconstruction is the robust one."""
         return {"noise_variance": float(self.noise_variance), "robust": self.robust}
 

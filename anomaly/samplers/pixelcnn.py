@@ -9,7 +9,7 @@ What differs, and why: in training some of the values that a conditional sees ar
 ever seen images carries a single improbable draw on through the image; this one has learned to return, and a defect
 surprises where it is, not in all that follows. A class of the image is not a condition, for images of one part have
 none; its place is, see `GatedMaskedNetwork`. The map of the detector takes t as it is: -log p is interpolated between the
-two nearest levels, and the network sees x itself. On images of whole levels that is the surprise exactly; elsewhere a
+two nearest levels, and the network sees x itself. On images of whole levels that is the anomaly_map exactly; elsewhere a
 rounding of the resized image by 1e-7 cannot move a value to another level, and a verdict with it.
 """
 
@@ -28,6 +28,7 @@ from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import smoothed
 from anomaly.nn.masked_convolution import GatedMaskedNetwork
+from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Resize
 from anomaly.samplers.base import Sampler, Score
 
@@ -60,9 +61,10 @@ class PixelCnn(Sampler):
         cache_gib: memory in GiB for preprocessed images kept between epochs.
     """
 
+    max_gradient_norm = 1.0
     density = "exact"
-    process = "autoregressive"
-    lacks = {  # noqa: RUF012 - a constant of the class, as the base declares it
+    loop = "autoregressive"
+    unsupported = {  # noqa: RUF012 - a constant of the class, as the base declares it
         "encode": _NO_LATENT,
         "decode": _NO_LATENT,
         "reconstruct": f"{_NO_LATENT}, so there is nothing to rebuild it from; inpaint what you doubt",
@@ -147,7 +149,7 @@ class PixelCnn(Sampler):
         row = torch.zeros(2, 3, 1, num_columns), torch.zeros(2, num_links, 1, num_columns)
         return {"logits": (torch.zeros(2, 3, height, width),), "links": (rows, first), "logits_row": row}
 
-    def facts(self) -> dict[str, Any]:
+    def loop_settings(self) -> dict[str, Any]:
         """Levels, reach of the network, and the region of interest as rows of 0 and 1."""
         region = ["".join("1" if inside else "0" for inside in row) for row in self.preprocess.roi.tolist()]
         return {"levels": self.levels, "reach": self.network.reach, "region": region}
@@ -170,13 +172,13 @@ class PixelCnn(Sampler):
         nats = -(share * log_p).sum(dim=2).sum(dim=1)
         return nats * self.preprocess.roi if self.preprocess.has_roi else nats
 
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """-log p of each pixel of the quantised image, its three colours together, in nats (N, h, w)."""
         return self._nats(self.quantised(x))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log of the probability mass of the quantised image in nats, (N,); of the pixels in the region of interest."""
-        return -self.surprise(x).sum(dim=2).sum(dim=1)
+        return -self.anomaly_map(x).sum(dim=2).sum(dim=1)
 
     def _map(self, x: Tensor) -> Tensor:
         return smoothed(self._nats(x), window=self.smooth)
@@ -204,18 +206,8 @@ class PixelCnn(Sampler):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with one cosine to zero over the whole training."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Bound the gradient's norm at 1."""
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()
+        num_steps = self.trainer.estimated_stepping_batches
+        return cosine_adam(self.network.parameters(), num_steps=num_steps, learning_rate=self.learning_rate)
 
 
 def _centred(x: Tensor) -> Tensor:

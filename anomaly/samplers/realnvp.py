@@ -6,7 +6,7 @@ What is the paper's: three couplings under alternating checkerboard masks, then 
 scale, half of the values handed over after it; the last scale has four checkerboard couplings.
 What differs, and why: a checkerboard coupling runs on the squeezed map, where its colours are the halves of the channels, so
 that its net costs a quarter; in place of batch norm an actnorm stands before each coupling, which treats each image by itself;
-a net is one residual convolution, without weight norm, and knows its position, because parts lie in register.
+a net is one residual convolution, without weight norm, and known_options its position, because parts lie in register.
 """
 
 from __future__ import annotations

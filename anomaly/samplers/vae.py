@@ -30,6 +30,7 @@ from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.dcgan import DcganDecoder, DcganEncoder
 from anomaly.nn.feature_cache import FeatureCache
+from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Resize
 from anomaly.samplers.base import Density, Sampler, Score
 
@@ -75,7 +76,7 @@ def kl_divergence(mu: Tensor, log_variance: Tensor, *, m: Tensor, root: Tensor) 
 class Vae(Sampler):
     """Variational autoencoder with a Gaussian likelihood of learned variance.
 
-    `surprise` leaves the expected log-likelihood of each pixel where it is and spreads the KL divergence evenly: its sum is
+    `anomaly_map` leaves the expected log-likelihood of each pixel where it is and spreads the KL divergence evenly: its sum is
     minus the bound. The default score is the peak of the standardised map, for small defects; `mean` with `standardise`
     off is minus the bound itself, for each pixel.
 
@@ -96,6 +97,7 @@ class Vae(Sampler):
         cache_gib: memory in GiB for preprocessed images kept between epochs.
     """
 
+    max_gradient_norm = 1.0  # with a small s2, one unusual batch must not undo the training
     density: ClassVar[Density] = "bound"
 
     noise: Tensor
@@ -197,14 +199,8 @@ class Vae(Sampler):
             {"params": [*self.encoder.parameters(), *self.decoder.parameters()]},
             {"params": [self.log_s2], "lr": 10 * self.learning_rate},
         ]
-        optimizer = torch.optim.Adam(groups, lr=self.learning_rate)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Bound the gradient's norm at 1: with s2 small, one odd batch must not throw the networks back."""
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        num_steps = self.trainer.estimated_stepping_batches
+        return cosine_adam(groups, num_steps=num_steps, learning_rate=self.learning_rate)
 
     @torch.no_grad()
     def on_train_end(self) -> None:
@@ -219,11 +215,7 @@ class Vae(Sampler):
         self.prior_root.copy_(torch.linalg.inv(factor))
         super().on_train_end()
 
-    def on_fit_end(self) -> None:
-        """Drop the cached images."""
-        self._cache.clear()
-
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """Give each pixel its share of minus the bound in nats, (N, h, w); 0 outside the region of interest."""
         likelihood, kl = self._terms(x, self.noise)
         roi = self.preprocess.roi.to(x.dtype)
@@ -232,4 +224,4 @@ class Vae(Sampler):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Lower bound of the log-density of images (N, 3, h, w) inside the region of interest, in nats: (N,)."""
-        return -self.surprise(x).sum(dim=2).sum(dim=1)
+        return -self.anomaly_map(x).sum(dim=2).sum(dim=1)

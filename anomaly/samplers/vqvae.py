@@ -7,7 +7,7 @@ Notation: x -> image in [0, 1]; u -> what the encoder says of a cell, (N, D, gh,
 d -> squared distances of u to e, (N, K, gh, gw); code -> number of the nearest; q -> its vector; x_hat -> decode(q).
 What differs, and why: vectors that hardly any cell is nearest to start anew at what the encoder says of a cell drawn at
 random, also before the first step, so that the whole book is in use. In the first steps the decoder is given u itself: a
-book made from an encoder that knows nothing yet spends its vectors on the background. The squared error is divided by the
+book made from an encoder that known_options nothing yet spends its vectors on the background. The squared error is divided by the
 variance of the batch, so that `commitment` weighs the same whatever the contrast of the part. One strided convolution leads
 to the grid and one from it: two after another learned faint detail several times slower. Both phases share one fit: the
 last `prior_epochs` of its epochs train the prior, with encoder, book and decoder at rest.
@@ -136,9 +136,10 @@ class VqVae(Sampler):
         cache_gib: memory in GiB for preprocessed images and codes kept between epochs.
     """
 
+    max_gradient_norm = 1.0
     density = "none"
-    process = "codes"
-    lacks = {  # noqa: RUF012 - a constant of the class, as the base declares it
+    loop = "codes"
+    unsupported = {  # noqa: RUF012 - a constant of the class, as the base declares it
         "log_prob": "its prior tells the probability of the codes, and its decoder has no model of the noise",
         "interpolate": "its codes are numbers of a list, with nothing between them",
         "attribute": "its codes are numbers of a list, which cannot be added",
@@ -256,7 +257,7 @@ class VqVae(Sampler):
 
     # as a detector
 
-    def surprise(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor) -> Tensor:
         """Residual of the reconstruction, and `prior_weight` times the -log p of the code of its cell, (N, h, w)."""
         shares = self.codebook.shares(self._said(x))
         x_hat = self._rebuilt(functional.conv2d(shares, self.codebook.vectors.T[:, :, None, None]))
@@ -320,10 +321,6 @@ class VqVae(Sampler):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Bound the gradient's norm at 1."""
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-
     @torch.no_grad()
     def on_train_end(self) -> None:
         """Measure the perplexity of the codes and the map's scale over the training images."""
@@ -334,11 +331,6 @@ class VqVae(Sampler):
         share = count / count.sum()
         self.perplexity.copy_(torch.exp(torch.special.entr(share).sum()))
         self.measure_scale()
-
-    def on_fit_end(self) -> None:
-        """Drop the cached images and codes."""
-        self._cache.clear()
-        self._codes.clear()
 
 
 def _encoder(step: int, width: int, dimensions: int) -> nn.Sequential:

@@ -47,7 +47,7 @@ def lively(detector: DifferNet) -> DifferNet:
     """A flow that is far from the identity."""
     for parameter in detector.flow.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    detector.flow.settle(torch.rand(20, detector.dim))
+    detector.flow.initialize(torch.rand(20, detector.dim))
     return detector
 
 

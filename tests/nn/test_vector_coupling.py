@@ -14,7 +14,7 @@ def lively(flow: torch.nn.Module) -> torch.nn.Module:
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     if isinstance(flow, VectorFlow):
-        flow.settle(torch.randn(30, len(flow.mean)) * 2 + 1)
+        flow.initialize(torch.randn(30, len(flow.mean)) * 2 + 1)
     return flow
 
 
@@ -84,7 +84,7 @@ def test_autocast_keeps_the_sums_in_full_precision() -> None:
     torch.manual_seed(5)
     flow = VectorFlow(8, num_steps=2, hidden=16, clamp=3.0)
     y = torch.randn(40, 8)
-    flow.settle(y)
+    flow.initialize(y)
     exact = flow(y)
     with torch.autocast("cpu", torch.bfloat16):
         low = flow(y)
@@ -98,10 +98,10 @@ def test_autocast_keeps_the_sums_in_full_precision() -> None:
 def test_linear_step_whitens() -> None:
     torch.manual_seed(6)
     flow = VectorFlow(4, num_steps=0, hidden=8, clamp=3.0)
-    assert not flow.is_settled
+    assert not flow.is_initialized
     y = torch.randn(500, 4) @ torch.randn(4, 4) + 5
-    flow.settle(y)
-    assert flow.is_settled
+    flow.initialize(y)
+    assert flow.is_initialized
     z, log_det = flow(y)
     assert torch.allclose(z.mean(dim=0), torch.zeros(4), atol=1e-4)
     covariance = torch.cov(y.T, correction=0)
@@ -111,5 +111,5 @@ def test_linear_step_whitens() -> None:
     shrunk = variances / (variances + 0.01 * variances.mean())
     assert torch.allclose(torch.linalg.eigvalsh(expected), shrunk, atol=1e-3)
     assert log_det.item() == pytest.approx(torch.linalg.slogdet(flow.whitening).logabsdet.item(), abs=1e-4)
-    flow.settle(torch.cat((y[:3], y[:3])))  # fewer than the dimensions, and twice the same
+    flow.initialize(torch.cat((y[:3], y[:3])))  # fewer than the dimensions, and twice the same
     assert torch.isfinite(flow(y)[0]).all()

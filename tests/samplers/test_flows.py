@@ -160,7 +160,7 @@ def test_actnorm_gives_zero_mean_and_unit_variance() -> None:
     torch.manual_seed(0)
     y = 3 + 5 * torch.randn(6, 4, 8, 8) * torch.tensor([0.1, 1.0, 2.0, 9.0]).view(1, 4, 1, 1)
     step = Actnorm((4, 1, 1), shrinkage=0.0)
-    step.settle(y)
+    step.initialize(y)
     after, _ = step(y)
     torch.testing.assert_close(after.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(after.var(dim=(0, 2, 3), correction=0), torch.ones(4), atol=1e-4, rtol=0)
@@ -175,8 +175,8 @@ def test_first_batch_sets_every_actnorm_in_turn(name: str) -> None:
         step.register_forward_hook(lambda *told: seen.append(told[2][0]))
     x = sampler.preprocess(parts(8))
     v, _ = sampler.logit(x, torch.rand(x.shape))
-    sampler.flow.settle(v)
-    assert sampler.flow.is_settled
+    sampler.flow.initialize(v)
+    assert sampler.flow.is_initialized
     seen.clear()
     sampler.flow(v)
     assert len(seen) == len(inner)
@@ -202,7 +202,7 @@ def test_logit_counts_its_jacobian_and_dequantises_into_the_unit_interval() -> N
 def test_whole_flow_has_its_inverse(name: str) -> None:
     sampler = build(name, num_scales=3)
     x = sampler.preprocess(parts(4))
-    sampler.flow.settle(sampler.logit(x, torch.rand(x.shape))[0])
+    sampler.flow.initialize(sampler.logit(x, torch.rand(x.shape))[0])
     shaken(sampler.flow, by=0.03)
     with torch.no_grad():
         z = sampler.encode(x)
@@ -232,9 +232,9 @@ def test_surprise_of_the_pixels_sums_to_minus_log_prob(name: str) -> None:
     sampler = shaken(build(name), by=0.05)
     x = sampler.preprocess(parts(3))
     with torch.no_grad():
-        surprise, exact = sampler.surprise(x), sampler.double().log_prob(x.double())
-        assert surprise.shape == (3, 16, 16)
-        torch.testing.assert_close(surprise.double().sum(dim=(1, 2)), -exact, rtol=1e-5, atol=1e-3)
+        anomaly_map, exact = sampler.anomaly_map(x), sampler.double().log_prob(x.double())
+        assert anomaly_map.shape == (3, 16, 16)
+        torch.testing.assert_close(anomaly_map.double().sum(dim=(1, 2)), -exact, rtol=1e-5, atol=1e-3)
 
 
 @torch.no_grad()
@@ -243,7 +243,7 @@ def test_shares_go_back_to_the_pixels_that_they_came_from() -> None:
     x = torch.rand(2, 3, 16, 16)
     v, log_det = sampler.logit(x, 0.5)
     own = 0.5 * v * v + 0.5 * math.log(2 * math.pi) - log_det
-    torch.testing.assert_close(sampler.surprise(x), own.sum(dim=1))
+    torch.testing.assert_close(sampler.anomaly_map(x), own.sum(dim=1))
 
 
 @torch.no_grad()
@@ -253,7 +253,7 @@ def test_shares_of_mixed_channels_are_spread_over_their_block() -> None:
     v, log_det = sampler.logit(x, 0.5)
     blocks = (0.5 * v * v + 0.5 * math.log(2 * math.pi)).sum(dim=1).unfold(1, 2, 2).unfold(2, 2, 2).mean(dim=(3, 4))
     expected = blocks.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2) - log_det.sum(dim=1)
-    torch.testing.assert_close(sampler.surprise(x), expected)
+    torch.testing.assert_close(sampler.anomaly_map(x), expected)
 
 
 @pytest.mark.parametrize("kind", ["couplings", "couplings and mixing"])
@@ -287,7 +287,7 @@ def test_training_lowers_the_bits_and_survives_its_state(name: str) -> None:
     image = parts(12)
     untrained = build(name)
     x = untrained.preprocess(image)
-    untrained.flow.settle(untrained.logit(x[:4], torch.rand(4, 3, 16, 16))[0])
+    untrained.flow.initialize(untrained.logit(x[:4], torch.rand(4, 3, 16, 16))[0])
     sampler = fit(build(name, epochs=8), image)
     with torch.no_grad():
         assert sampler.bits_per_dim(x).mean() < untrained.bits_per_dim(x).mean() - 0.05
@@ -297,10 +297,10 @@ def test_training_lowers_the_bits_and_survives_its_state(name: str) -> None:
         z = torch.randn(2, 768)
         assert torch.equal(again.decode(z), sampler.decode(z))
         assert torch.equal(again.anomaly(x).score, sampler.anomaly(x).score)
-    drawn = sampler.drawing().sample(3, rng=np.random.default_rng(0), options=Options(temperature=0.7))
+    drawn = sampler.sampling_loop().sample(3, rng=np.random.default_rng(0), options=Options(temperature=0.7))
     assert drawn.shape == (3, 3, 16, 16)
     assert np.array_equal(
-        drawn, again.drawing().sample(3, rng=np.random.default_rng(0), options=Options(temperature=0.7))
+        drawn, again.sampling_loop().sample(3, rng=np.random.default_rng(0), options=Options(temperature=0.7))
     )
 
 
@@ -315,7 +315,7 @@ def test_noise_is_drawn_in_training_only_and_from_the_seed(name: str) -> None:
     assert losses[0] != losses[1]
     assert losses[0] != losses[4]
     x = sampler.preprocess(parts(2))
-    assert torch.equal(sampler.surprise(x), sampler.surprise(x))
+    assert torch.equal(sampler.anomaly_map(x), sampler.anomaly_map(x))
 
 
 def test_training_does_not_see_what_lies_outside_the_region() -> None:
@@ -337,7 +337,7 @@ def test_abilities(name: str) -> None:
     sampler = build(name, size=8)
     assert sampler.density == "exact"
     x = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
-    drawing, options = sampler.drawing(), Options()
+    drawing, options = sampler.sampling_loop(), Options()
     np.testing.assert_allclose(drawing.reconstruct(x, rng=np.random.default_rng(0), options=options), x, atol=1e-4)
     walk = drawing.interpolate(x[0], x[1], num=3, options=options)
     np.testing.assert_allclose(walk[[0, 2]], x, atol=1e-4)
