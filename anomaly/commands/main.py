@@ -1,4 +1,4 @@
-"""The command `anomaly`: verbs are plain functions, imported only when called, with options from their signatures."""
+"""The command `anomaly`: each verb is a function, imported when it is called, with options from its signature."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VERBS = {
 """Verb -> one line of help. The verb is a function of its name in `anomaly.commands.<verb>`; help imports none of them"""
 
 RENAMED = {"test": "evaluate", "bench": "profile", "offline": "bundle"}
-"""Verb of an earlier version -> its verb today"""
+"""Verb of an earlier version -> its name today"""
 
 EXTRA_OF = {
     "onnxruntime": "serve-cpu",
@@ -44,12 +44,12 @@ EXTRA_OF = {
     "prometheus_client": "serve",
     "anomalib": "bench",
 }
-"""Package -> the extra that brings it, where that is not `train`"""
+"""Package -> extra that installs it; any other package belongs to `train`"""
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    # names of files need not be text, and a console need not know every sign
+    # file names may be invalid text, and a console may miss characters
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `score` has its own beside these.
+        Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `score` and `benchmark` add their own.
     """
     try:
         return _run(list(arguments))
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"anomaly: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("anomaly: interrupted; what was written stays", file=sys.stderr)
+        print("anomaly: interrupted; files that were written stay", file=sys.stderr)
         return 130
 
 
@@ -84,9 +84,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     verb = arguments[0]
     if verb in RENAMED:
-        raise UsageError(
-            f"the verb {verb!r} is now {RENAMED[verb]!r}: run `anomaly {RENAMED[verb]}` with the same options"
-        )
+        raise UsageError(f"the verb {verb!r} is now {RENAMED[verb]!r}: see `anomaly {RENAMED[verb]} --help`")
     if verb not in VERBS:
         from anomaly.system.suggestions import nearest
 
@@ -94,11 +92,13 @@ def _run(arguments: list[str]) -> int:
     try:
         module = importlib.import_module(f"anomaly.commands.{verb}")
         from anomaly.commands.parser import parse
+        from anomaly.system.progress import show_progress
 
         function: Callable[..., Any] = getattr(module, verb)
-        result = function(**parse(verb, function, arguments[1:]))
-        if hasattr(module, "show"):
-            result = module.show(result)
+        with show_progress():
+            result = function(**parse(verb, function, arguments[1:]))
+            if hasattr(module, "show"):
+                result = module.show(result)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = EXTRA_OF.get(missing, "train")

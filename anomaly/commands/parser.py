@@ -6,94 +6,155 @@ import argparse
 import inspect
 import json
 import re
+import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from anomaly.errors import UsageError
-from anomaly.registry import MODELS, detector_class
+from anomaly.registry import model_class
 from anomaly.system.suggestions import nearest
+
+RENAMED_OPTIONS = {
+    "group": "part_group",
+    "promise": "guarantee",
+    "limit": "threshold",
+    "review_limit": "review_threshold",
+    "marks": "labels",
+}
+"""Option of an earlier version -> its name today"""
+
+
+class VerbParser(NamedTuple):
+    """The parser of a verb, and the type of every option."""
+
+    parser: ArgumentParser
+    hints: dict[str, Any]
+    """key, such as `alpha` or `model.epochs` -> its type, without None"""
+    words: dict[str, Any]
+    """words that stand without an option name -> their default, or `inspect.Parameter.empty` where they are required"""
 
 
 def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
     """Parse the options of a verb.
 
-    A function with the parameters `detector` and `model` takes the options of the detector's constructor as
+    A function with the parameters `detector` and `model` takes the arguments of the detector's constructor as
     `--model.NAME`.
 
     Args:
-        verb: for the usage text.
-        function: whose keyword arguments are the options.
-        arguments: of the command line after the verb.
+        verb: name of the verb, for the usage text.
+        function: function whose parameters are the options.
+        arguments: command line after the verb.
 
     Returns:
-        Its keyword arguments.
+        The keyword arguments of the function.
 
     Raises:
-        UsageError: a name that is not an option, written in full, or a value of another type.
+        UsageError: an unknown or abbreviated option, or a value of another type.
         SystemExit: after `--help`.
+    """
+    file = _read_yaml(_value_of("config", arguments))
+    made = verb_parser(verb, function, detector=_detector(function, file, arguments))
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(made.parser))
+        raise SystemExit(0)
+    spelled = _spelled(made, arguments)
+    _check_names(made, spelled, file)
+    try:
+        values = made.parser.parse_args(spelled)
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(f"{verb}: {error}") from error
+    found: dict[str, Any] = made.parser.instantiate_classes(values).as_dict()
+    found.pop("config", None)
+    empty = inspect.Parameter.empty
+    defaults = {name: default for name, default in made.words.items() if default is not empty and found[name] is None}
+    return found | defaults
+
+
+def verb_parser(verb: str, function: Callable[..., Any], *, detector: str | None = None) -> VerbParser:
+    """Build the parser of a verb.
+
+    Args:
+        verb: name of the verb.
+        function: function whose parameters are the options.
+        detector: name of the detector or sampler whose constructor gives the options `--model.NAME`; None for none.
+
+    Raises:
+        UsageError: an unknown detector.
     """
     parser = ArgumentParser(prog=f"anomaly {verb}", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with these options, see configs/")
     parameters = inspect.signature(function).parameters
-    has_detector = "detector" in parameters
-    skip: set[str | int] = {"model"} if has_detector else set()
-    optional = {  # words of the command line that may be left out
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty
-    }
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip | set(optional))
+    words = {name: p.default for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    optional = {name for name, default in words.items() if default is not inspect.Parameter.empty}
+    skip: set[str | int] = {"model"} if "detector" in parameters else set()
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip | optional)
+    hints = {name: _without_none(hint) for name, hint in get_type_hints(function).items() if name in parameters}
     for name in optional:
-        parser.add_argument(name, nargs="?", type=str, help=_told(function, name))
-    file = _read_yaml(_value_of("config", arguments))
-    if has_detector:
-        default = parameters["detector"].default
-        named = str(file.get("detector", default))
-        if ":" in named:
-            raise UsageError(
-                f"detector {named!r} in a YAML file: a class to import is named on the command line only, by --detector"
-            )
-        name = _value_of("detector", arguments) or named
-        if name in MODELS or name != default:  # the demo's `best` chooses later and takes no options of its own
-            parser.add_class_arguments(detector_class(name), "model", as_group=False)
-    if "--help" in arguments or "-h" in arguments:
-        print(re.sub(r"--[a-z0-9_.]+", lambda found: found[0].replace("_", "-"), parser.format_help()))
-        raise SystemExit(0)
-    arguments = _spelled(parser, arguments)
-    _check_names(parser, arguments, file)
-    try:
-        values = parser.parse_args(arguments)
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(f"{verb}: {error}") from error
-    found: dict[str, Any] = parser.instantiate_classes(values).as_dict()
-    found.pop("config", None)
-    return found | {name: default for name, default in optional.items() if found[name] is None}
+        parser.add_argument(name, nargs="?", type=str, help=_parameter_text(function, name))
+    if detector is not None:
+        constructor = model_class(detector)
+        parser.add_class_arguments(constructor, "model", as_group=False)
+        for kind in reversed(constructor.__mro__):
+            if "__init__" in vars(kind) and kind is not object:
+                found = get_type_hints(kind.__init__)  # type: ignore[misc]
+                hints |= {f"model.{name}": _without_none(hint) for name, hint in found.items()}
+    return VerbParser(parser, hints, words)
 
 
-def _told(function: Callable[..., Any], name: str) -> str:
-    """What the docstring of a function says of a parameter."""
+def help_text(parser: ArgumentParser) -> str:
+    """Help of a verb, with options spelled as people type them: `--batch-size`."""
+    return re.sub(r"--[a-z0-9_.]+", lambda found: found[0].replace("_", "-"), parser.format_help())
+
+
+def _detector(function: Callable[..., Any], file: dict[str, Any], arguments: Sequence[str]) -> str | None:
+    """Name of the detector whose options the verb takes, if it takes any.
+
+    Raises:
+        UsageError: a class path in the YAML file.
+    """
+    parameters = inspect.signature(function).parameters
+    if "detector" not in parameters:
+        return None
+    default = parameters["detector"].default
+    named = str(file.get("detector", default))
+    if ":" in named:
+        raise UsageError(
+            f"detector {named!r} in a YAML file: a class to import is named on the command line only, by --detector"
+        )
+    name = _value_of("detector", arguments) or named
+    if ":" in name and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a class may lie in the working folder, as for `python -m`
+    return None if name in ("auto", "None") else name  # chosen later: it takes no options here
+
+
+def _without_none(hint: Any) -> Any:
+    """Type of an optional option without None."""
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else hint
+    return hint
+
+
+def _parameter_text(function: Callable[..., Any], name: str) -> str:
+    """Text of a parameter in the docstring of a function."""
     found = re.search(rf"^    {name}: (.*(?:\n {{8}}.*)*)", inspect.getdoc(function) or "", flags=re.MULTILINE)
     return " ".join(found[1].split()) if found else ""
 
 
-def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Options as the parser spells them.
+def _spelled(made: VerbParser, arguments: Sequence[str]) -> list[str]:
+    """Spell options as the parser does.
 
     `--max-pixels` becomes `--max_pixels`, a bare `--resume` becomes `--resume=true`, and `--interpolate A B`, an option of
-    two values, becomes `--interpolate=["A", "B"]`. Where a verb takes a list first, as in `A B --port 1`, what is no option
-    and no option's value becomes `["A", "B"]`; where it takes a word that may be left out, such words come first.
+    two values, becomes `--interpolate=["A", "B"]`. Where the verb begins with a list, the words `A B` become `["A", "B"]`;
+    words that may be left out are moved to the front.
     """
-    hints = {name: getattr(action, "_typehint", None) for action in parser._actions for name in action.option_strings}
-    takes_list = any(
-        get_origin(getattr(action, "_typehint", None)) is list
-        for action in parser._actions
-        if not action.option_strings
-    )
-    gathers = takes_list or any(action.nargs == "?" and not action.option_strings for action in parser._actions)
+    takes_list = any(get_origin(made.hints.get(name)) is list for name in made.words)
+    gathers = takes_list or any(default is not inspect.Parameter.empty for default in made.words.values())
     spelled: list[str] = []
     first: list[str] = []
     rest = list(arguments)
@@ -104,8 +165,9 @@ def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
             continue
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            argument = name.replace("-", "_").replace("__", "--", 1) + equals + value
-            hint = hints.get(argument)
+            key = name[2:].replace("-", "_")
+            argument = f"--{key}{equals}{value}"
+            hint = None if equals else made.hints.get(key)
             if hint is bool and (not rest or rest[0] not in ("true", "false")):
                 argument += "=true"
             elif get_origin(hint) is tuple:
@@ -114,14 +176,14 @@ def _spelled(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
                 if len(values) < num or any(value.startswith("--") for value in values):
                     raise UsageError(f"{name} takes {num} values, as {name} A B")
                 argument += "=" + json.dumps(values)
-            elif gathers and "=" not in argument and rest:
+            elif gathers and not equals and rest:
                 argument += "=" + rest.pop(0)
         spelled.append(argument)
     return [*([json.dumps(first)] if first and takes_list else first), *spelled]
 
 
-def _value_of(option: str, arguments: Sequence[str]) -> str:
-    """The value of `--option` on the command line, empty where it is not given.
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """Value of `--option` on the command line, if it is given.
 
     Raises:
         UsageError: it is given twice.
@@ -134,34 +196,41 @@ def _value_of(option: str, arguments: Sequence[str]) -> str:
             found.append(argument.partition("=")[2])
     if len(found) > 1:
         raise UsageError(f"--{option} is given {len(found)} times, {' and '.join(found)}: give one of them")
-    return found[0] if found else ""
+    return found[0] if found else None
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    if not path:
+def _read_yaml(path: str | None) -> dict[str, Any]:
+    if path is None:
         return {}
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is no YAML file: {error}") from error
+        raise UsageError(f"--config {path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"--config {path} holds no options: write NAME: VALUE, one a line")
     return content
 
 
-def _check_names(parser: ArgumentParser, arguments: Sequence[str], file: dict[str, Any]) -> None:
-    """Refuse an option or a key that is not written as it is, before the parser guesses."""
-    options = [name for action in parser._actions for name in action.option_strings]
+def _check_names(made: VerbParser, arguments: Sequence[str], file: dict[str, Any]) -> None:
+    """Refuse an option or a key that is not written in full, before the parser guesses."""
+    keys = [name for name in made.hints if name not in made.words]
+    options = ["--help", "--config", "--print_config", *(f"--{key}" for key in keys)]
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and len(name) > 2 and name not in options:
-            raise UsageError(f"no option {name}; nearest: {nearest(name, options).replace('_', '-')}")
-    keys = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
+            raise UsageError(_unknown(name, options))
     for key in _flat(file):
-        if key not in keys:
-            raise UsageError(f"no option {key!r} (in the YAML file); nearest: {nearest(key, keys)!r}")
+        if key not in made.hints:
+            raise UsageError(f"no option {key!r} (in the YAML file); nearest: {nearest(key, made.hints)!r}")
+
+
+def _unknown(name: str, options: Sequence[str]) -> str:
+    new = f"--{RENAMED_OPTIONS.get(name[2:])}"
+    if new in options:
+        return f"the option {name.replace('_', '-')} is now {new.replace('_', '-')}"
+    return f"no option {name}; nearest: {nearest(name, options).replace('_', '-')}"
 
 
 def _flat(content: dict[str, Any]) -> list[str]:

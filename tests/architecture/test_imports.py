@@ -62,9 +62,9 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def room_of(module: str) -> str:
-    """The room of a dotted name; the package itself and its `__main__` are rooms of the public face."""
+    """Room of a dotted name; the package itself belongs to the public face, `__main__` to the commands."""
     parts = module.split(".")
-    return "api" if len(parts) == 1 or parts[1] == "__main__" else parts[1]
+    return "api" if len(parts) == 1 else parts[1].replace("__main__", "commands")
 
 
 def violations(module: str, tree: ast.Module) -> list[str]:

@@ -1,0 +1,5 @@
+"""`python -m anomaly`: the command line."""
+
+from anomaly.commands.main import main
+
+main()

@@ -1,0 +1,170 @@
+"""An exported model behind one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.api.arguments import Image, checked_path, image_bytes, image_stream
+from anomaly.api.result import Result
+from anomaly.conformal.calibration import Guarantee, GuaranteeKind, guarantee_for
+from anomaly.errors import ImageError, UsageError
+from anomaly.imaging.array_image import array_image, is_pillow, pillow_image
+from anomaly.imaging.image_file import decode_image, read_file
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.inference.session import Device
+from anomaly.scoring.pipeline import NO_IMAGE, ONLY, Loaded, Settings, score_window
+from anomaly.scoring.sources import Item
+
+
+def load(path: str | Path, *, device: Device = "auto", num_threads: int = 0, max_pixels: int = 100_000_000) -> Model:
+    """Load an exported model and check that it scores its golden image as it did at export.
+
+    Args:
+        path: the .onnx file.
+        device: `auto` takes a GPU where one works, else the CPU; `cpu`, `cuda` or `tensorrt` take exactly that device.
+        num_threads: threads of one inference on the CPU; 0 takes all.
+        max_pixels: largest width × height that is decoded.
+
+    Raises:
+        ModelError: the file is missing, damaged, foreign, or of another contract.
+        ProviderError: the requested device is not available.
+        UsageError: an argument of a wrong type.
+    """
+    scorer = OnnxScorer(checked_path(path, "path"), device=device, num_threads=num_threads)
+    return Model(scorer, max_pixels=max_pixels)
+
+
+class Model:
+    """An exported model: call it with one image, or let it score a stream. Made by `load` and `Fitted.export`."""
+
+    def __init__(self, scorer: OnnxScorer, *, max_pixels: int = 100_000_000) -> None:
+        self._scorer = scorer
+        self._max_pixels = max_pixels
+
+    def __call__(self, image: Image) -> Result:
+        """Score one image.
+
+        Args:
+            image: a path, the bytes of an image file, an open binary file, a Pillow image, or an array (H, W) or (H, W, 3)
+                RGB of uint8 or uint16.
+
+        Raises:
+            ImageError: an image file that cannot be read or decoded.
+            UsageError: an object of another type, or an array of another dtype or shape.
+        """
+        item, sha256, pixels = self._read(image, name="image")
+        loaded = Loaded(item, sha256, pixels, None, None)
+        (scored,) = score_window(
+            [loaded], scorers={ONLY: self._scorer}, settings=self._settings(1), seconds={"infer": 0.0}
+        )
+        if scored.row.status != "ok":
+            raise ImageError("internal", scored.row.message)
+        return Result(scored, self._scorer)
+
+    def score(self, images: Iterable[Image], *, batch_size: int = 8) -> Iterator[Result]:
+        """Score a stream of images, in its order; a bad image becomes a result with an error.
+
+        Args:
+            images: a folder, or any iterable of what a call takes; at most `batch_size` images are held at a time.
+            batch_size: images per inference, at least 1; images of one size share an inference.
+
+        Yields:
+            One `Result` per image.
+
+        Raises:
+            UsageError: a single image or a non-iterable in place of `images`, or a batch size below 1.
+        """
+        settings = self._settings(batch_size)
+        stream = iter(image_stream(images))
+        return self._stream(stream, settings=settings)
+
+    def _stream(self, stream: Iterator[Image], *, settings: Settings) -> Iterator[Result]:
+        position = 0
+        while window := list(islice(stream, settings.batch_size)):
+            loaded = [self._load(image, name=f"images[{position + n}]") for n, image in enumerate(window)]
+            position += len(window)
+            for scored in score_window(loaded, scorers={ONLY: self._scorer}, settings=settings, seconds={"infer": 0.0}):
+                yield Result(scored, self._scorer)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """The certified false-alarm rate: expected rate and its 95 % upper bound."""
+        metadata = self._scorer.metadata
+        kind: GuaranteeKind = "bound" if metadata.guarantee == "bound" else "expected"
+        return guarantee_for(metadata.calibration.num_images, alpha=metadata.alpha, guarantee=kind)
+
+    @property
+    def threshold(self) -> float:
+        """Calibrated score above which the verdict is `defect`."""
+        return 1.0
+
+    @property
+    def name(self) -> str:
+        """Name of the detector."""
+        return self._scorer.metadata.detector
+
+    @property
+    def category(self) -> str:
+        """Name of the training folder."""
+        return self._scorer.metadata.category
+
+    @property
+    def device(self) -> str:
+        """Execution provider that runs the model."""
+        return self._scorer.provider
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file, hexadecimal."""
+        return self._scorer.sha256
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Everything that travels in the file beside the graph, as plain values."""
+        return dataclasses.asdict(self._scorer.metadata)
+
+    def __repr__(self) -> str:
+        rate = self.guarantee
+        return (
+            f"Model({self.name} of {self.category}; false alarms {rate.expected_rate:.2%} expected,"
+            f" at most {rate.rate_bound:.2%} with 95 % confidence; {self.device})"
+        )
+
+    def _settings(self, batch_size: int) -> Settings:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"batch_size: {batch_size!r}; give a whole number of at least 1")
+        return Settings(threshold=self.threshold, batch_size=batch_size, max_pixels=self._max_pixels, num_threads=1)
+
+    def _read(self, image: Image, *, name: str) -> tuple[Item, str, NDArray[np.uint8]]:
+        """Give name, hash of the file's bytes (empty for pixels in memory), and (H, W, 3) uint8 RGB."""
+        white, sha256 = self._scorer.metadata.white, ""
+        if isinstance(image, np.ndarray):
+            pixels = array_image(image, white=white, name=name)
+        elif is_pillow(image):
+            pixels = pillow_image(image, white=white, name=name)
+        else:
+            if isinstance(image, (str, Path)):
+                name, data = str(image), read_file(image, max_pixels=self._max_pixels)
+            else:
+                data = image_bytes(image, name=name)
+            sha256 = hashlib.sha256(data).hexdigest()
+            pixels = decode_image(data, name=name, white=white, max_pixels=self._max_pixels)
+        self._scorer.metadata.check_size(pixels, name=name)
+        return Item(name), sha256, pixels
+
+    def _load(self, image: Image, *, name: str) -> Loaded:
+        try:
+            item, sha256, pixels = self._read(image, name=name)
+        except ImageError as error:
+            return Loaded(Item(str(image) if isinstance(image, (str, Path)) else name), "", NO_IMAGE, None, error)
+        except UsageError as error:
+            return Loaded(Item(name), "", NO_IMAGE, None, ImageError("not_an_image", str(error)))
+        return Loaded(item, sha256, pixels, None, None)

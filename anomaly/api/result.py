@@ -1,0 +1,88 @@
+"""The verdict of one image, with its evidence."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.errors import ImageError
+from anomaly.imaging.overlay import enlarge_map, overlay
+from anomaly.imaging.regions import Region
+from anomaly.inference.scorer import OnnxScorer
+from anomaly.scoring.pipeline import Scored
+from anomaly.scoring.rows import row_values
+
+
+class Result:
+    """Verdict of one image. Where `error` is not None, the image was not scored and every figure is None."""
+
+    def __init__(self, scored: Scored, scorer: OnnxScorer) -> None:
+        row = scored.row
+        self.name: str = row.path
+        """Path of the image, or its position in the call"""
+        self.score: float | None = row.score
+        """Calibrated score: 0 is a typical good part, 1 is the threshold"""
+        self.verdict: str | None = row.verdict or None
+        """`good` or `defect`"""
+        self.threshold: float = row.threshold
+        """Score above which the verdict is `defect`"""
+        self.p_value: float | None = row.p_value
+        """Share of good images that score at least as high, in (0, 1]"""
+        self.regions: list[Region] = row.regions
+        """Regions of the anomaly map above the threshold, strongest first"""
+        self.error: str | None = row.message or None
+        """Reason why the image was not scored"""
+        self.status: str = row.status
+        """`ok`, or the code of the error"""
+        self._scored, self._resize = scored, scorer.metadata.resize
+
+    @cached_property
+    def anomaly_map(self) -> NDArray[np.float32]:
+        """Calibrated anomaly map at the size of the image, (H, W) float32; values above 1 are regions.
+
+        Raises:
+            ImageError: the image was not scored.
+        """
+        height, width = self.image.shape[:2]
+        return enlarge_map(self._scored.anomaly_map, height=height, width=width, resize=self._resize)
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """The image as it was scored, (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: the image was not scored.
+        """
+        if self.error is not None:
+            raise ImageError("internal", f"{self.name}: not scored, so without image and map; the reason: {self.error}")
+        return self._scored.image
+
+    def overlay(self) -> NDArray[np.uint8]:
+        """Draw the anomaly map over the image, (H, W, 3) uint8 RGB: yellow near the threshold, red at twice the threshold.
+
+        Raises:
+            ImageError: the image was not scored.
+        """
+        return overlay(self.image, self.anomaly_map, threshold=self.threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Columns of a results table as plain values, as `anomaly score` writes them."""
+        return row_values(self._scored.row)
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Result({self.name}: {self.status}, {self.error})"
+        return (
+            f"Result({self.name}: {self.verdict}, score {self.score:.3f} at threshold {self.threshold:g},"
+            f" p-value {self.p_value:.3f}, {len(self.regions)} regions)"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """Overlay as PNG, for notebooks."""
+        if self.error is not None:
+            return None
+        return bytes(cv2.imencode(".png", cv2.cvtColor(self.overlay(), cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -1,0 +1,182 @@
+"""Bad input at the public face: the project's own error names the argument, the value met and the way out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import anomaly
+
+
+@pytest.fixture(scope="session")
+def plate_model(run_folder: Path) -> anomaly.Model:
+    """The exported plate model, loaded through the public face."""
+    return anomaly.load(run_folder / "model.onnx", device="cpu")
+
+
+def closed_stream() -> io.BytesIO:
+    stream = io.BytesIO(b"")
+    stream.close()
+    return stream
+
+
+def text_file(folder: Path) -> Path:
+    file = folder / "text.onnx"
+    file.write_text("not a model", encoding="utf-8")
+    return file
+
+
+LOAD: list[tuple[str, Callable[[Path], Any], type[Exception], str]] = [
+    ("wrong type", lambda _: 7, anomaly.UsageError, r"path: 7 of type int; give a path"),
+    ("empty", lambda _: "", anomaly.UsageError, r"path: '' of type str; give a path"),
+    ("missing file", lambda folder: folder / "none.onnx", anomaly.ModelError, r"none\.onnx.*anomaly export"),
+    ("folder", lambda folder: folder, anomaly.ModelError, r"folder"),
+    ("other file", text_file, anomaly.ModelError, r"text\.onnx.*ONNX"),
+]
+
+
+@pytest.mark.parametrize(("case", "make", "error", "message"), LOAD, ids=[case[0] for case in LOAD])
+def test_load_refuses(
+    case: str, make: Callable[[Path], Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        anomaly.load(make(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "gpu"}, r"device.*'gpu'.*cpu"),
+        ({"num_threads": -1}, r"num_threads.*-1"),
+        ({"device": 3}, r"device.*3"),
+    ],
+)
+def test_load_refuses_options(arguments: dict[str, Any], message: str, run_folder: Path) -> None:
+    with pytest.raises(anomaly.UsageError, match=message):
+        anomaly.load(run_folder / "model.onnx", **arguments)
+
+
+IMAGES: list[tuple[str, Callable[[Path], Any], type[Exception], str]] = [
+    ("wrong type", lambda _: 7, anomaly.UsageError, r"image: an object of type int; give a path, bytes"),
+    ("none", lambda _: None, anomaly.UsageError, r"image: an object of type NoneType; give a path"),
+    ("list", lambda _: [[0, 1]], anomaly.UsageError, r"image: an object of type list; give a path"),
+    ("missing file", lambda folder: folder / "none.png", anomaly.ImageError, r"none\.png: .*no such file"),
+    ("folder", lambda folder: folder, anomaly.ImageError, r"folder; give the path of an image file"),
+    ("no image", lambda _: b"abc", anomaly.ImageError, r"image: "),
+    ("empty bytes", lambda _: b"", anomaly.ImageError, r"image: "),
+    (
+        "closed stream",
+        lambda _: closed_stream(),
+        anomaly.ImageError,
+        r"the stream cannot be read \(.*closed.*open it again",
+    ),
+    (
+        "text stream",
+        lambda _: io.StringIO("x"),
+        anomaly.UsageError,
+        r"image: a stream of text; open the file in binary mode",
+    ),
+    ("float", lambda _: np.zeros((8, 8, 3)), anomaly.UsageError, r"image: a float64 array; scale it to 0…255"),
+    ("int64", lambda _: np.zeros((8, 8, 3), np.int64), anomaly.UsageError, r"image: a int64 array; give \(H, W\)"),
+    ("bool", lambda _: np.zeros((8, 8), bool), anomaly.UsageError, r"image: a bool array; give"),
+    (
+        "alpha",
+        lambda _: np.zeros((8, 8, 4), np.uint8),
+        anomaly.UsageError,
+        r"8×8×4 .*drop the alpha channel",
+    ),
+    ("two channels", lambda _: np.zeros((8, 8, 2), np.uint8), anomaly.UsageError, r"array of 8×8×2; give"),
+    ("channels first", lambda _: np.zeros((3, 8, 8), np.uint8), anomaly.UsageError, r"array of 3×8×8; give"),
+    ("batch", lambda _: np.zeros((2, 8, 8, 3), np.uint8), anomaly.UsageError, r"array of 2×8×8×3; give"),
+    ("no dimension", lambda _: np.array(7, np.uint8), anomaly.UsageError, r"array of no dimension; give"),
+    ("0×0", lambda _: np.zeros((0, 0, 3), np.uint8), anomaly.UsageError, r"empty array of 0×0×3"),
+    ("0 rows", lambda _: np.zeros((0, 9), np.uint8), anomaly.UsageError, r"empty array of 0×9"),
+]
+
+
+@pytest.mark.parametrize(("case", "make", "error", "message"), IMAGES, ids=[case[0] for case in IMAGES])
+def test_model_refuses(
+    case: str,
+    make: Callable[[Path], Any],
+    error: type[Exception],
+    message: str,
+    plate_model: anomaly.Model,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(error, match=message):
+        plate_model(make(tmp_path))
+
+
+@pytest.mark.parametrize(("case", "make", "error", "message"), IMAGES, ids=[case[0] for case in IMAGES])
+def test_stream_goes_on_behind(
+    case: str,
+    make: Callable[[Path], Any],
+    error: type[Exception],
+    message: str,
+    plate_model: anomaly.Model,
+    tmp_path: Path,
+) -> None:
+    bad, good = plate_model.score([make(tmp_path), np.zeros((72, 88, 3), np.uint8)])
+    assert bad.error
+    assert bad.status != "ok"
+    assert bad.score is None
+    assert good.error is None
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (7, r"images: an object of type int; give a list, a generator or a folder"),
+        (None, r"images: an object of type NoneType"),
+        (b"abc", r"images: a single bytes; call model\(image\)"),
+        ("part.png", r"images: a single str; call model\(image\)"),
+        (np.zeros((8, 8, 3), np.uint8), r"images: a single ndarray; call model\(image\)"),
+        (closed_stream(), r"images: a single BytesIO; call model\(image\)"),
+    ],
+)
+def test_stream_refuses(images: Any, message: str, plate_model: anomaly.Model) -> None:
+    with pytest.raises(anomaly.UsageError, match=message):
+        plate_model.score(images)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "8", None])
+def test_stream_refuses_a_batch_size(batch_size: Any, plate_model: anomaly.Model) -> None:
+    with pytest.raises(anomaly.UsageError, match=r"batch_size: .*; give a whole number of at least 1"):
+        plate_model.score([], batch_size=batch_size)
+
+
+def test_empty_stream_gives_nothing(plate_model: anomaly.Model) -> None:
+    assert list(plate_model.score([])) == []
+
+
+FIT: list[tuple[str, Callable[[Path], Any], dict[str, Any], type[Exception], str]] = [
+    ("wrong type", lambda _: 7, {}, anomaly.UsageError, r"data: 7 of type int; give a path"),
+    ("missing folder", lambda folder: folder / "none", {}, anomaly.DataError, r"none"),
+    ("file", text_file, {}, anomaly.DataError, r"text\.onnx"),
+    ("empty folder", lambda folder: folder, {}, anomaly.DataError, r"."),
+    (
+        "unknown detector",
+        lambda folder: folder,
+        {"detector": "fastflw"},
+        anomaly.UsageError,
+        r"'fastflw'; nearest",
+    ),
+    ("unknown option", lambda folder: folder, {"epochz": 1}, anomaly.UsageError, r"epochz"),
+    ("bad alpha", lambda folder: folder, {"alpha": 2.0}, anomaly.AnomalyError, r"alpha"),
+    ("out", lambda folder: folder, {"out": 7}, anomaly.UsageError, r"out: 7 of type int"),
+]
+
+
+@pytest.mark.parametrize(("case", "make", "options", "error", "message"), FIT, ids=[case[0] for case in FIT])
+def test_fit_refuses(
+    case: str, make: Callable[[Path], Any], options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path,
+    plain: Path,
+) -> None:  # fmt: skip
+    data = plain if case.startswith(("unknown", "bad", "out")) else make(tmp_path)
+    with pytest.raises(error, match=message):
+        anomaly.fit(data, **({"detector": "autoencoder"} | options))
