@@ -1,25 +1,42 @@
-"""Every error this package raises on purpose, in one tree.
+"""Every error that this package raises on purpose, in one tree.
 
     AnomalyError                 a message that names the thing, the value met and the way out
     ├── UsageError               a wrong option, key or argument (exit code 2)
-    │   └── Unsupported          what a model does not have by its nature, with the reason
+    │   └── Unsupported          a property that this kind of model cannot have, with the reason
     ├── DataError                a folder, split or mask that cannot be used
-    │   └── ImageError           one image that cannot be used; carries a `code` of the results table
-    ├── CalibrationError         a guarantee that the good images at hand cannot support
-    ├── TrainingError            a loss that is no number, or memory that does not suffice; what was learned is kept
-    ├── ModelError               an .onnx that is corrupt, foreign, of another contract or not itself any more
-    ├── ParityError              an export that does not give what the trained model gives
-    ├── WeightsError             backbone weights that are neither at hand nor to be had
-    ├── ProviderError            an inference provider asked for by name that is not there
+    │   └── ImageError           one image that cannot be used; carries the `code` of its row in a results table
+    ├── CalibrationError         a guarantee that the good images cannot support
+    ├── TrainingError            a failed training, such as a NaN loss or too little memory; the last state is kept
+    ├── ModelError               an .onnx file that is corrupt, foreign, changed or of another contract
+    ├── ParityError              an exported graph that does not give the trained model's outputs
+    ├── WeightsError             backbone weights that are neither stored here nor downloadable
+    ├── ProviderError            a requested inference provider that is not available
     ├── OutputError              a result that cannot be written
-    └── RequestError             a request to the service that is refused; carries its HTTP `status`
+    └── RequestError             a request that the service refuses; carries its HTTP `status`
 
-Foreign errors are translated at the seam where they are met (`raise ... from error`).
+Errors of other libraries are translated where they occur (`raise ... from error`).
 """
 
 from __future__ import annotations
 
 from typing import Literal
+
+__all__ = [
+    "AnomalyError",
+    "CalibrationError",
+    "DataError",
+    "ErrorCode",
+    "ImageError",
+    "ModelError",
+    "OutputError",
+    "ParityError",
+    "ProviderError",
+    "RequestError",
+    "TrainingError",
+    "Unsupported",
+    "UsageError",
+    "WeightsError",
+]
 
 ErrorCode = Literal[
     "missing",
@@ -34,15 +51,15 @@ ErrorCode = Literal[
 
 
 class AnomalyError(Exception):
-    """Base of all errors raised on purpose; its text is fit for a person to read."""
+    """Base of all errors raised on purpose; its text is written for the user."""
 
 
 class UsageError(AnomalyError, ValueError):
     """A wrong option, key or argument."""
 
 
-class Unsupported(UsageError):  # noqa: N818 - the field says so
-    """What a model does not have by its nature, such as the likelihood of a GAN; the text says why."""
+class Unsupported(UsageError):  # noqa: N818 - the name reads as a statement
+    """A property that this kind of model cannot have, such as the likelihood of a GAN; the text gives the reason."""
 
 
 class DataError(AnomalyError):
@@ -52,7 +69,7 @@ class DataError(AnomalyError):
 class ImageError(DataError):
     """One image that cannot be used.
 
-    `code` is the status of its row in a table of results; `str(error)` is the row's message.
+    `code` is the status of its row in a results table; `str(error)` is the message of that row.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -64,11 +81,11 @@ class ImageError(DataError):
 
 
 class CalibrationError(AnomalyError):
-    """A guarantee that the good images at hand cannot support."""
+    """A guarantee that the good images cannot support."""
 
 
 class TrainingError(AnomalyError):
-    """A training that cannot go on; what was learned before stays in the run folder."""
+    """A training that cannot continue; the last state stays in the fitted model's folder."""
 
 
 class ModelError(AnomalyError):
@@ -80,11 +97,11 @@ class ParityError(AnomalyError):
 
 
 class WeightsError(AnomalyError):
-    """Backbone weights that are neither at hand nor to be had."""
+    """Backbone weights that are neither stored here nor downloadable."""
 
 
 class ProviderError(AnomalyError):
-    """An inference provider asked for by name that is not there."""
+    """A requested inference provider that is not available."""
 
 
 class OutputError(AnomalyError):
@@ -92,10 +109,10 @@ class OutputError(AnomalyError):
 
 
 class RequestError(AnomalyError):
-    """A request to the service that is refused.
+    """A request that the service refuses.
 
-    `status` is the HTTP code of the answer; `str(error)` goes to the client, so it names nothing of this host. 503 says
-    that the same request may be taken later.
+    `status` is the HTTP code of the answer. `str(error)` is sent to the client and names nothing of this host. Status 503
+    means that the same request may succeed later.
     """
 
     def __init__(self, status: int, message: str) -> None:

@@ -1,1 +1,1 @@
-"""Stored image to uint8 RGB and back: headers, overlays, regions, map PNGs."""
+"""Stored images to uint8 RGB arrays and back: headers, overlays, regions, map PNGs, image statistics."""

@@ -1,4 +1,4 @@
-"""Images from disk as uint8 RGB and back: one meaning for every stored kind of pixel, and a refusal for the rest.
+"""Image files to uint8 RGB arrays and back. Every kind of stored pixel has one meaning; other kinds are refused.
 
     stored            becomes
     8-bit grey        the value in all three channels
@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import stat
 import struct
-import uuid
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
-from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,34 +25,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.errors import ImageError, OutputError, UsageError
+from anomaly.imaging.array_image import eight_bits
 from anomaly.imaging.header import Frame, Header, check_header, image_header
+from anomaly.system.files import as_path, atomic_write
 
 Stored = NDArray[Any]  # uint8 or uint16
 
 
-def read_image(path: str | PathLike[str], *, white: int, max_pixels: int, frame: Frame = "only") -> NDArray[np.uint8]:
-    """Read an image file as (H, W, 3) uint8 RGB.
+def read_image(path: str | Path, *, white: int, max_pixels: int, frame: Frame = "only") -> NDArray[np.uint8]:
+    """Read an image file.
 
-    The arguments and errors are those of `decode_image`, and the errors of `read_file`.
+    Args:
+        path: image file.
+        white: see `decode_image`.
+        max_pixels: see `decode_image`.
+        frame: see `decode_image`.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: see `read_file` and `decode_image`.
+        UsageError: `path` is neither a string nor a path, or `white` is not between 1 and 65535.
     """
     data = read_file(path, max_pixels=max_pixels)
     return decode_image(data, name=str(path), white=white, max_pixels=max_pixels, frame=frame)
 
 
-def read_file(path: str | PathLike[str], *, max_pixels: int) -> bytes:
-    """Read the bytes of an image file, at most 64 MiB more than `max_pixels` pixels of 8 bytes.
+def read_file(path: str | Path, *, max_pixels: int) -> bytes:
+    """Read the bytes of an image file.
+
+    Args:
+        path: image file.
+        max_pixels: largest width × height; the file may hold 8 bytes for each pixel, and 64 MiB more.
 
     Raises:
         ImageError: `missing`, `unreadable` (a folder, a device, no permission, a fault of the disk) or `too_large`.
+        UsageError: `path` is neither a string nor a path.
     """
-    file, limit = Path(path), 8 * max_pixels + 2**26
+    file, limit = as_path(path, name="path"), 8 * max_pixels + 2**26
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise ImageError("unreadable", f"{path}: is {kind}; give the path of an image file")
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError("unreadable", f"{path}: this is {kind}; give the path of an image file")
         if status.st_size > limit:
-            message = f"{path}: has {status.st_size:,} bytes, {max_pixels:,} pixels need at most {limit:,}"
+            message = f"{path}: the file has {status.st_size:,} bytes, {max_pixels:,} pixels need at most {limit:,}"
             raise ImageError("too_large", f"{message}; raise --max-pixels or make the image smaller")
         return file.read_bytes()
     except FileNotFoundError as error:
@@ -66,50 +81,62 @@ def read_file(path: str | PathLike[str], *, max_pixels: int) -> bytes:
 
 
 def decode_image(data: bytes, *, name: str, white: int, max_pixels: int, frame: Frame = "only") -> NDArray[np.uint8]:
-    """Decode an image file held in memory to (H, W, 3) uint8 RGB.
+    """Decode the content of an image file.
 
-    `name` is the file as the user knows it, for the messages; `white` (1 to 65535) the stored value of a 16-bit image
-    that becomes 255; `max_pixels` the largest width × height that is decoded. `frame` "only" refuses a file of several
-    frames or pages, "first" takes the first of them.
+    Args:
+        data: content of the file.
+        name: name of the file, for messages.
+        white: stored value of a 16-bit image that becomes 255, 1 to 65535.
+        max_pixels: largest width × height.
+        frame: "only" refuses a file of several frames or pages; "first" takes the first of them.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
 
     Raises:
         ImageError: `not_an_image`, `too_large`, `unsupported_pixels` or `truncated`.
         UsageError: `white` is not between 1 and 65535.
     """
     if not 1 <= white <= 65535:
-        raise UsageError(f"white is {white}; give the stored value that is white, 1 to 65535")
-    stored = decode_stored(data, name=name, max_pixels=max_pixels, frame=frame)
-    if stored.dtype == np.uint8:
-        return stored.astype(np.uint8, copy=False)
-    values = np.arange(65536)
-    table: NDArray[np.uint8] = np.minimum((2 * 255 * values + white) // (2 * white), 255).astype(np.uint8)
-    return np.take(table, stored)
+        raise UsageError(f"white is {white}; give the stored value of white, 1 to 65535")
+    return eight_bits(decode_stored(data, name=name, max_pixels=max_pixels, frame=frame), white=white)
 
 
 def decode_stored(data: bytes, *, name: str, max_pixels: int, frame: Frame = "only") -> Stored:
-    """Decode an image file held in memory to (H, W, 3) RGB of its own depth, uint8 or uint16.
+    """Decode the content of an image file at its stored depth.
 
-    Grey stands in all three channels, alpha is dropped, orientation is applied; 16-bit values are as stored.
+    Grey is repeated in all three channels, alpha is dropped, and the orientation is applied.
+
+    Args:
+        data: content of the file.
+        name: name of the file, for messages.
+        max_pixels: largest width × height.
+        frame: see `decode_image`.
+
+    Returns:
+        (H, W, 3) RGB, uint8 or uint16 with the stored values.
 
     Raises:
-        ImageError: as `decode_image`.
+        ImageError: see `decode_image`.
     """
     header = image_header(data, name=name)
     check_header(header, name=name, max_pixels=max_pixels, frame=frame)
-    if header.alpha_at:
-        data = data[: header.alpha_at] + b"\0\0" + data[header.alpha_at + 2 :]  # "alpha of no known kind": left alone
+    if header.alpha_at is not None:  # unknown kind of alpha: decoders leave the colours alone
+        data = data[: header.alpha_at] + b"\0\0" + data[header.alpha_at + 2 :]
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         stored = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error as error:
-        raise ImageError("not_an_image", f"{name}: cannot be decoded ({error.err}); export it again") from error
+        raise ImageError(
+            "not_an_image", f"{name}: the image cannot be decoded ({error.err}); export it again"
+        ) from error
     if stored is None:
         raise ImageError(
             "not_an_image",
-            f"{name}: a {header.format.upper()} of {header.width}×{header.height} pixels that cannot be decoded: "
-            "damaged, or of a rare kind; export it again as PNG",
+            f"{name}: the {header.format.upper()} of {header.width}×{header.height} pixels cannot be decoded: "
+            "it is damaged or of a rare kind; export it again as PNG",
         )
-    if header.format != "tiff":  # the decoder turns a TIFF whatever the flags say
+    if header.format != "tiff":  # the decoder turns a TIFF in spite of the flags
         stored = _turned(stored, orientation=header.orientation)
     _check_decoded(stored, header, name=name)
     upright: Stored = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
@@ -120,29 +147,32 @@ def _turned(stored: Any, *, orientation: int) -> Any:
     """Turn a stored image upright; the cases are those of Exif 2.32 §4.6.4, tag 274."""
     if orientation in (5, 6, 7, 8):
         stored = cv2.transpose(stored)
-    # What is left after the transposition: mirror left to right (1), top to bottom (0) or both (-1).
+    # After the transposition: mirror left to right (1), top to bottom (0) or both (-1).
     mirror = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
     return cv2.flip(stored, mirror[orientation]) if orientation in mirror else stored
 
 
 def _check_decoded(stored: Stored, header: Header, *, name: str) -> None:
-    """Refuse what the decoder made of a file when it is not what the header announced."""
+    """Refuse a decoded image that differs from its header."""
     expected = ((header.height, header.width, 3), np.dtype(np.uint16 if header.bits > 8 else np.uint8))
     if (stored.shape, stored.dtype) != expected:
         raise ImageError(
             "unsupported_pixels",
-            f"{name}: announces {header.width}×{header.height} pixels of {header.bits} bits and decodes to "
+            f"{name}: the header announces {header.width}×{header.height} pixels of {header.bits} bits, the image has "
             f"{stored.shape[1]}×{stored.shape[0]} of {stored.dtype}; save it again as 8-bit or 16-bit PNG",
         )
 
 
-def stored_maximum(path: str | PathLike[str], *, max_pixels: int) -> int:
-    """Return the largest stored value of a 16-bit image file, 0 to 65535, or 255 for a file of 8 bits or fewer.
+def stored_maximum(path: str | Path, *, max_pixels: int) -> int:
+    """Find the largest stored value of an image file. Only 16-bit files are decoded.
 
-    Only 16-bit files are decoded. The `white` of a set of images is `white_level` of the largest of these.
+    The `white` of a set of images is the `white_level` of their largest stored value.
+
+    Returns:
+        0 to 65535 for a 16-bit file; 255 for a file of 8 bits or fewer.
 
     Raises:
-        ImageError: as `read_image`.
+        ImageError: see `read_image`.
     """
     data, name = read_file(path, max_pixels=max_pixels), str(path)
     if image_header(data, name=name).bits <= 8:
@@ -151,41 +181,46 @@ def stored_maximum(path: str | PathLike[str], *, max_pixels: int) -> int:
 
 
 def white_level(maximum: int) -> int:
-    """Return the white of 16-bit images whose largest stored value is `maximum`: the next 2^k − 1, 255 to 65535."""
+    """Find the white of 16-bit images from their largest stored value `maximum`: the next 2^k − 1, 255 to 65535."""
     if not 0 <= maximum <= 65535:
         raise UsageError(f"the largest stored value is {maximum}; 16-bit images hold 0 to 65535")
     return max(255, (1 << maximum.bit_length()) - 1)
 
 
-def read_mask(path: str | PathLike[str], *, max_pixels: int) -> NDArray[np.bool_]:
-    """Read an 8-bit mask file as (H, W) bool: True where any channel but alpha is not 0.
+def read_mask(path: str | Path, *, max_pixels: int) -> NDArray[np.bool_]:
+    """Read an 8-bit mask file.
+
+    Returns:
+        (H, W) bool: True where any channel except alpha is not 0.
 
     Raises:
-        ImageError: as `read_image`, and `unsupported_pixels` for a 16-bit mask.
+        ImageError: see `read_image`; `unsupported_pixels` for a 16-bit mask.
     """
     stored = decode_stored(read_file(path, max_pixels=max_pixels), name=str(path), max_pixels=max_pixels)
     if stored.dtype != np.uint8:
-        raise ImageError("unsupported_pixels", f"{path}: a 16-bit mask; save it with 8 bits, 0 = good, 255 = defect")
+        raise ImageError(
+            "unsupported_pixels", f"{path}: the mask has 16 bits; save it with 8 bits, 0 = good, 255 = defect"
+        )
     defect: NDArray[np.bool_] = (stored[..., 0] | stored[..., 1] | stored[..., 2]) != 0
     return defect
 
 
-def write_png(
-    path: str | PathLike[str], array: NDArray[Any], *, text: Mapping[str, str] = MappingProxyType({})
-) -> None:
-    """Write (H, W) uint8 or uint16 grey or (H, W, 3) uint8 RGB as a PNG file, in one step.
+def write_png(path: str | Path, array: NDArray[Any], *, text: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write an array as a PNG file, whole or not at all. Missing folders are created.
 
-    The file appears under its name complete or not at all; a file of that name is replaced. `text` becomes `tEXt` chunks,
-    keyword and Latin-1 text (PNG 1.2, §4.2.3.1).
+    Args:
+        path: file to write or replace.
+        array: (H, W) uint8 or uint16 grey, or (H, W, 3) uint8 RGB.
+        text: keyword -> Latin-1 text, stored in `tEXt` chunks (PNG 1.2, §4.2.3.1).
 
     Raises:
-        OutputError: the folder is missing, full or not writable.
+        OutputError: the file cannot be written, or PNG cannot hold the size.
         UsageError: the array has another shape or type.
     """
     grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
     if not grey and not (array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8):
         raise UsageError(
-            f"{path}: an array {array.shape} of {array.dtype} is no picture; "
+            f"{path}: an array {array.shape} of {array.dtype} is not an image; "
             "give (H, W) uint8 or uint16, or (H, W, 3) uint8"
         )
     encoded, data = cv2.imencode(".png", array if grey else cv2.cvtColor(array, cv2.COLOR_RGB2BGR))
@@ -194,17 +229,7 @@ def write_png(
     stored = bytearray(data.tobytes())
     for keyword, value in text.items():
         chunk = b"tEXt" + keyword.encode("latin-1") + b"\0" + value.encode("latin-1")
-        header_end = 33  # signature and IHDR, which comes first
+        header_end = 33  # bytes of the signature and the first chunk, IHDR
         stored[header_end:header_end] = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    file = Path(path)
-    part = file.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(stored)
-        part.replace(file)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); check that the folder exists, is writable and has room"
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_bytes(stored)

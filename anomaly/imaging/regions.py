@@ -1,4 +1,4 @@
-"""Where on the image a map rises above the threshold."""
+"""Regions of the image where the map is above the threshold."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Region:
-    """A connected region of the enlarged map, in pixels of the image: top left corner, end exclusive."""
+    """A connected region of the enlarged map, in pixels of the image; `x` and `y` are its top left corner."""
 
     x: int
     y: int
     width: int
     height: int
     area: int
-    """pixels above the threshold"""
+    """number of its pixels"""
     peak: float
-    """largest value of the map in it"""
+    """largest map value inside"""
     weak: bool
-    """no pixel is above the threshold: the region is the one around the map's maximum"""
+    """no pixel is above the threshold; the region surrounds the map's maximum"""
 
 
 def find_regions(enlarged: NDArray[np.float32], *, threshold: float, rejected: bool) -> list[Region]:
     """Find the 8-connected regions above the threshold, strongest first.
 
-    A rejected image without one gets the region around the map's maximum, above the middle between the map's median and
-    its maximum, marked weak.
+    A rejected image without such a region gets one weak region around the map's maximum. Its pixels are at least halfway
+    between the map's median and its maximum.
 
     Args:
         enlarged: (H, W) float32, the calibrated map at the image's size.
-        threshold: of the verdict.
+        threshold: threshold of the verdict in calibrated units.
         rejected: whether the image's score is above the threshold.
     """
     above = enlarged > threshold

@@ -1,4 +1,4 @@
-"""What a set of images looks like in four numbers, to notice later that the lamp or the lens has changed."""
+"""Four statistics of images; a later change of light or lens shows in them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_WIDTH = 16_384
-"""Of the reduced image, in pixels: one of 64:1 and more is squeezed, that a line of a million pixels takes no gigabytes"""
+"""Largest width of the reduced image in pixels. It bounds the memory for line-scan images wider than 64:1"""
 
 
 def image_statistics(image: NDArray[np.uint8]) -> dict[str, float]:
     """Measure one image (H, W, 3) uint8 RGB.
 
     Returns:
-        `brightness` and `contrast` (mean and deviation of grey levels, 0 to 255), `sharpness` (variance of the
-        Laplacian at 256 pixels' height, which frees it from the resolution) and `colour` (mean spread of the channels,
-        grey levels).
+        `brightness` and `contrast`: mean and deviation of the grey levels, 0 to 255. `sharpness`: variance of the
+        Laplacian at a height of 256 pixels, so that it does not depend on the resolution. `colour`: mean spread of the
+        channels, in grey levels.
     """
     height = 256
     width = min(max(1, round(image.shape[1] * height / image.shape[0])), MOST_WIDTH)
@@ -37,7 +37,7 @@ def image_statistics(image: NDArray[np.uint8]) -> dict[str, float]:
 
 
 def summarise(statistics: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Mean and deviation of each number over a set of images, and its values in ascending order."""
+    """Summarise each statistic over a set of images: its mean, deviation and ascending values."""
     return {
         name: {
             "mean": round(float(np.mean([s[name] for s in statistics])), 4),

@@ -1,1 +1,1 @@
-"""Files, hashes, run cards, processors, progress: what every room may use."""
+"""The process and its machine: files, hashes, run cards, processors, progress bars."""

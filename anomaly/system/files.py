@@ -1,4 +1,4 @@
-"""Write files whole or not at all, bring them to the disk, and hash them."""
+"""Check paths, write files whole or not at all, flush them to the disk, and hash them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anomaly.errors import OutputError
+from anomaly.errors import OutputError, UsageError
 
 CHUNK = 2**20
 
 
-@contextmanager
-def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it replaces `path` when the block ends, and is removed when the block fails.
+def as_path(path: str | Path, *, name: str) -> Path:
+    """Check the type of a path argument.
 
-    Missing folders are made.
+    Args:
+        path: value to check.
+        name: name of the argument, for the message.
+
+    Raises:
+        UsageError: the value is neither a string nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        value = " ".join(repr(path).split())
+        raise UsageError(f"{name} is {type(path).__name__} {value:.60}: give a path as str or pathlib.Path")
+    return Path(path)
+
+
+@contextmanager
+def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+    """Write a file whole or not at all, through a temporary path beside it.
+
+    The block writes to the yielded path. At the end of the block this file replaces `path`; a failed block removes it.
+    Missing folders are created.
 
     Args:
         path: file to write.
-        durable: whether the file and its folder entry are on the disk when the block ends.
+        durable: whether the file and its folder entry are flushed to the disk.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the file cannot be written.
     """
+    path = as_path(path, name="path")
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,41 +56,46 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; choose another place") from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file whole or not at all.
 
+    Args:
+        path: file to write.
+        value: JSON value; objects of other types are written as their text.
+
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the file cannot be written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
     with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be valid text
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may hold invalid text
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def sha256_of(path: str | Path) -> str:
+    """Hash a file; the SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def sync_file(path: Path) -> None:
-    """Bring a closed file to the disk."""
+    """Flush a closed file to the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk, where the system allows it."""
+    """Flush the entries of a folder to the disk; does nothing outside POSIX."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What this process may compute on."""
+"""Processors and GPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def num_cpus() -> int:
-    """Count the processors of this process: its affinity, within the control group's quota."""
+    """Count the usable processors: the process's affinity, limited by its control group's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota_file = Path("/sys/fs/cgroup/cpu.max")
     if quota_file.is_file():
@@ -21,7 +21,7 @@ def num_cpus() -> int:
 
 
 def has_cuda_device() -> bool:
-    """Whether the NVIDIA driver is here and counts a device; the list of providers does not tell."""
+    """Whether the NVIDIA driver is installed and finds a device; ONNX Runtime's list of providers does not show this."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

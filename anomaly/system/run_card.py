@@ -1,4 +1,4 @@
-"""The run card: what a command was asked, on what it ran, how long it took and what came out, as one JSON file."""
+"""The run card of a command as one JSON file: options, hardware, versions, seconds and results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anomaly.system.files import write_json
 from anomaly.system.processors import num_cpus
 from anomaly.system.version import VERSION
 
-_NAMED = (
+_PACKAGES = (
     "numpy",
     "opencv-python-headless",
     "onnx",
@@ -32,9 +32,9 @@ _NAMED = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the packages that decide results, those that are installed."""
+    """Versions of Python, this package and the installed packages that affect results."""
     found = {"python": platform.python_version(), "anomaly": VERSION}
-    for name in _NAMED:
+    for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -42,8 +42,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str:
-    """Commit of the checkout that this package runs from, with `+changes` where files differ; empty outside one."""
+def commit() -> str | None:
+    """Commit of the checkout that holds this package, with `+changes` for edited files; None outside a checkout."""
     file = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
@@ -54,12 +54,12 @@ def commit() -> str:
         git("ls-files", "--error-unmatch", file.name)  # fails for a package installed inside another checkout
         head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return None
     return head + ("+changes" if changed else "")
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, usable processors and, where torch is loaded and sees one, the GPU."""
+    """Name and number of the processors, the system, and the GPU where torch is loaded and finds one."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -74,11 +74,11 @@ def hardware() -> dict[str, Any]:
 
 
 class RunCard:
-    """Collects the facts of one run; `write` puts them beside its results.
+    """Collects the facts of one run; `write` saves them beside the results.
 
     Args:
-        verb: the command.
-        config: its resolved options, JSON values.
+        verb: name of the command.
+        config: resolved options, JSON values.
     """
 
     def __init__(self, verb: str, *, config: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class RunCard:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Record the seconds of a step."""
+        """Measure the seconds of a step."""
         begin = time.perf_counter()
         try:
             yield
@@ -103,11 +103,11 @@ class RunCard:
             self.facts["seconds"][step] = round(time.perf_counter() - begin, 3)
 
     def write(self, path: Path) -> None:
-        """Write the card; the seconds of the whole run are its `total`."""
+        """Write the card; its `total` is the duration of the whole run in seconds."""
         self.facts["seconds"]["total"] = round(time.perf_counter() - self._begin, 3)
         write_json(path, self.facts)
 
 
 def now() -> str:
-    """Date and time in UTC, ISO 8601, to the second."""
+    """Date and time in UTC as ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Names that people type: the nearest valid one for a misspelt one."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -7,5 +7,13 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Give the known name that is most like `name`: one that begins with it, else the one of most letters in common."""
+    """Find the known name most similar to `name`: one with this beginning first, then by common letters.
+
+    Args:
+        name: misspelt name.
+        known: valid names.
+
+    Returns:
+        The most similar name, or "" for no known names.
+    """
     return max(known, key=lambda k: (k.startswith(name), difflib.SequenceMatcher(None, name, k).ratio()), default="")
