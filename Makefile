@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo-out
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test lint types unit bench-setup clean
+.PHONY: setup demo test lint types unit docs bench-setup clean
 
 setup: $(VENV)/train.stamp
 
@@ -25,6 +25,9 @@ unit: $(VENV)/dev.stamp .venv-serve/serve.stamp
 	ANOMALY_SERVING_PYTHON=$(CURDIR)/.venv-serve/bin/python \
 	ANOMALY_OLDEST_ORT_PYTHON=$(CURDIR)/.venv-oldest/bin/python \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=85
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/mkdocs build --strict --quiet
 
 bench-setup: $(VENV)/bench.stamp
 
@@ -56,4 +59,4 @@ $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-serve .venv-oldest $(OUT)
+	rm -rf $(VENV) .venv-serve .venv-oldest $(OUT) site

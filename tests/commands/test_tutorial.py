@@ -15,7 +15,7 @@ import pytest
 from anomaly.commands.main import run
 from anomaly.testing.checks import check_detector
 
-TEXT = (Path(__file__).resolve().parents[2] / "TUTORIAL.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "own-detector.md").read_text(encoding="utf-8")
 (CODE,) = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 
