@@ -1,16 +1,16 @@
-"""The same image twice: equal pixels, and copies saved again, rescaled, brightened or shifted by a pixel.
+"""Duplicate images: equal pixels, and copies that were recompressed, rescaled, brightened or shifted by a pixel.
 
-Aligned images of one product all look alike, so a hash of the picture calls every pair a copy. What tells two
-parts apart is what is left when the mean image of the set is taken away. Two images are near-duplicates when
-these residuals correlate:
+Aligned images of one product all look alike, so a hash of the whole image would call every pair a copy. The
+residual from the mean image of the set tells two parts apart. Two images are near-duplicates when their residuals
+correlate:
 
     R_i  = H_σ(I_i − mean)           H_σ x = x − G_σ ∗ x, the fine structure: brightness and shading drop out
     c_ij = ⟨R_i, R_j⟩ / |R_i| |R_j|
 
-1. Coarse: c at 64 × 64 for all pairs, as matrix products; the 3 nearest above 0.6 of each image are candidates.
-2. Fine: c at 192 × 192 of the candidates, the second aligned to the first by phase correlation, below one pixel.
-3. A pair is a near-duplicate when the fine c is at least min(0.88, 0.72 + 0.35 q). q, the median coarse correlation
-   with the fifth nearest, says how alike different parts of this product are: 0 for textures, 0.5 for aligned objects.
+1. Coarse: c at 64 × 64 for all pairs, as matrix products. The 3 nearest above 0.6 of each image are candidates.
+2. Fine: c at 192 × 192 of the candidates, aligned by phase correlation to a fraction of a pixel.
+3. A pair is a near-duplicate when the fine c is at least min(0.88, 0.72 + 0.35 q). q is the median coarse correlation
+   with the fifth nearest image. It measures how alike different parts are: 0 for textures, 0.5 for aligned objects.
 
 Measured: different parts reached a fine c of 0.86 (MVTec AD bottle, screw, capsule) and a coarse one of 0.24 (textures
 of KolektorSDD and PIPED, cookies). Copies saved as JPEG of quality 70, reduced by 2 %, brightened by 10 or shifted by a
@@ -31,28 +31,31 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.data._path_arguments import path_argument
 from anomaly.imaging.image_file import decode_stored, read_file
 
 SIDE = 192
 COARSE_SIDE = 64
 SIGMA = 2.0
 NUM_NEAREST = 3
-COARSE_LIMIT = 0.6
-MAX_SHIFT = 0.015  # of a side
-_EDGE = SIDE // 40  # pixels that an alignment may have filled from the border
+COARSE_THRESHOLD = 0.6
+MAX_SHIFT = 0.015
+"""Largest alignment shift, as a share of a side"""
+_EDGE = SIDE // 40
+"""Width in pixels of the border that an alignment may have filled"""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What recognises a image: the SHA-256 of its pixels, and a grey picture (192, 192) uint16 of it."""
+    """Fingerprint of an image: the SHA-256 of its pixels and a grey thumbnail (192, 192) uint16."""
 
     sha256: str
-    picture: NDArray[np.uint16]
+    thumbnail: NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A pair of images, by their places in the list; `similarity` in [−1, 1] is 1 for equal pixels."""
+    """A pair of images by their indices in the list; `similarity` in [−1, 1] is 1 for equal pixels."""
 
     first: int
     second: int
@@ -61,73 +64,82 @@ class Duplicate:
 
 
 def fingerprint(stored: NDArray[Any]) -> Fingerprint:
-    """Return the fingerprint of an image (H, W, 3) as stored, uint8 or uint16."""
+    """Compute the fingerprint of a stored image (H, W, 3), uint8 or uint16."""
     digest = hashlib.sha256(f"{stored.shape} {stored.dtype}".encode() + np.ascontiguousarray(stored).tobytes())
     grey = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY)
     if grey.dtype == np.uint8:
         grey = grey.astype(np.uint16) * 257
     method = cv2.INTER_AREA if min(grey.shape) >= SIDE else cv2.INTER_LINEAR
-    picture = cv2.resize(grey, (SIDE, SIDE), interpolation=method).astype(np.uint16, copy=False)
-    return Fingerprint(digest.hexdigest(), picture)
+    thumbnail = cv2.resize(grey, (SIDE, SIDE), interpolation=method).astype(np.uint16, copy=False)
+    return Fingerprint(digest.hexdigest(), thumbnail)
 
 
 def find_duplicates(fingerprints: Sequence[Fingerprint]) -> list[Duplicate]:
-    """Find the pairs of equal and of nearly equal images of one product, in the order of their places.
+    """Find the pairs of equal and of nearly equal images of one product, ordered by index.
 
-    Of images with equal pixels each is paired with the first of them only, and the first alone is compared
-    further: the pairs connect every copy, they do not list every pair of copies. Below 3 different images there is
-    no mean that tells parts apart, and only equal pixels are found.
+    Each copy with equal pixels is paired with the first such image only, and the copies are not compared further.
+    The pairs therefore connect all copies, but do not list every pair. Near-duplicates need at least 3 different
+    images, because the mean of fewer does not tell parts apart.
     """
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, one in enumerate(fingerprints):
-        places[one.sha256].append(place)
-    found = [Duplicate(first, copy, 1.0, True) for first, *copies in places.values() for copy in copies]
-    firsts = [first for first, *_ in places.values()]
+    indices: dict[str, list[int]] = defaultdict(list)
+    for index, image in enumerate(fingerprints):
+        indices[image.sha256].append(index)
+    found = [Duplicate(first, copy, 1.0, True) for first, *copies in indices.values() for copy in copies]
+    firsts = [first for first, *_ in indices.values()]
     if len(firsts) >= 3:
-        pairs = _near([fingerprints[first].picture for first in firsts])
+        pairs = _near_duplicates([fingerprints[first].thumbnail for first in firsts])
         found += [Duplicate(firsts[i], firsts[j], similarity, False) for i, j, similarity in pairs]
     return sorted(found, key=lambda pair: (pair.first, pair.second))
 
 
 def duplicate_files(
-    paths: Sequence[Path], *, max_pixels: int, progress: Callable[[int, int], None]
+    paths: Sequence[str | Path], *, max_pixels: int, progress: Callable[[int, int], None] | None = None
 ) -> list[tuple[Path, Path]]:
-    """Read image files and return the pairs that `find_duplicates` finds, to keep each pair on one side of a split.
+    """Find duplicates among image files; a split keeps each pair on one side.
 
-    `progress` is called with the number of files read and their total.
+    Args:
+        paths: image files of one product.
+        max_pixels: largest width × height that is decoded.
+        progress: function called after each file with the number of files read and their total.
+
+    Returns:
+        The pairs of `find_duplicates`, as paths.
 
     Raises:
-        ImageError: a file that cannot be used, as `anomaly.imaging.image_file.decode_stored`.
+        ImageError: an invalid file, as in `anomaly.imaging.image_file.decode_stored`.
+        UsageError: a path of another type.
     """
+    files = [path_argument(path, name="path") for path in paths]
     fingerprints = []
-    for path in paths:
-        data = read_file(path, max_pixels=max_pixels)
-        fingerprints.append(fingerprint(decode_stored(data, name=str(path), max_pixels=max_pixels)))
-        progress(len(fingerprints), len(paths))
-    return [(paths[pair.first], paths[pair.second]) for pair in find_duplicates(fingerprints)]
+    for file in files:
+        data = read_file(file, max_pixels=max_pixels)
+        fingerprints.append(fingerprint(decode_stored(data, name=str(file), max_pixels=max_pixels)))
+        if progress is not None:
+            progress(len(fingerprints), len(files))
+    return [(files[pair.first], files[pair.second]) for pair in find_duplicates(fingerprints)]
 
 
-def _near(pictures: Sequence[NDArray[np.uint16]]) -> list[tuple[int, int, float]]:
-    """Return the pairs of near-duplicates among different pictures, as (lower place, higher place, similarity)."""
-    candidates, level = _candidates(pictures)
-    limit = min(0.88, 0.72 + 0.35 * max(level, 0.0))
+def _near_duplicates(thumbnails: Sequence[NDArray[np.uint16]]) -> list[tuple[int, int, float]]:
+    """Find the near-duplicates among different thumbnails, as (lower index, higher index, similarity)."""
+    candidates, typical = _candidates(thumbnails)
+    threshold = min(0.88, 0.72 + 0.35 * max(typical, 0.0))
     mean = np.zeros((SIDE, SIDE), dtype=np.float32)
-    for picture in pictures:
-        mean += picture / np.float32(len(pictures))
+    for thumbnail in thumbnails:
+        mean += thumbnail / np.float32(len(thumbnails))
     window: NDArray[Any] = cv2.createHanningWindow((SIDE, SIDE), cv2.CV_32F)
     common = _fine_structure(mean)
     near = []
     for i, j in candidates:
-        similarity = _aligned_similarity(pictures[i], pictures[j], common=common, window=window)
-        if similarity >= limit:
+        similarity = _aligned_similarity(thumbnails[i], thumbnails[j], common=common, window=window)
+        if similarity >= threshold:
             near.append((i, j, similarity))
     return near
 
 
-def _candidates(pictures: Sequence[NDArray[np.uint16]]) -> tuple[list[tuple[int, int]], float]:
-    """Return the pairs that are worth a closer look, and the median correlation with the fifth nearest picture."""
+def _candidates(thumbnails: Sequence[NDArray[np.uint16]]) -> tuple[list[tuple[int, int]], float]:
+    """Find the pairs for the fine comparison, and the median correlation with the fifth nearest thumbnail."""
     size = (COARSE_SIDE, COARSE_SIDE)
-    coarse = np.stack([cv2.resize(p.astype(np.float32), size, interpolation=cv2.INTER_AREA) for p in pictures])
+    coarse = np.stack([cv2.resize(p.astype(np.float32), size, interpolation=cv2.INTER_AREA) for p in thumbnails])
     coarse -= coarse.mean(axis=0)
     x = np.stack([_unit(_fine_structure(residual)).ravel() for residual in coarse])
     num_others = len(x) - 1
@@ -136,11 +148,11 @@ def _candidates(pictures: Sequence[NDArray[np.uint16]]) -> tuple[list[tuple[int,
     for start in range(0, len(x), 512):
         correlation = x[start : start + 512] @ x.T
         rows = np.arange(len(correlation))
-        correlation[rows, start + rows] = -2  # a picture is not its own neighbour
+        correlation[rows, start + rows] = -2  # a thumbnail is not its own neighbour
         order = np.argsort(-correlation, axis=1)[:, : min(5, num_others)]
         fifth += correlation[rows, order[:, -1]].tolist()
         for row, nearest in zip(rows, order[:, :NUM_NEAREST], strict=True):
-            alike = nearest[correlation[row, nearest] > COARSE_LIMIT]
+            alike = nearest[correlation[row, nearest] > COARSE_THRESHOLD]
             pairs.update((min(int(start + row), int(other)), max(int(start + row), int(other))) for other in alike)
     return sorted(pairs), float(np.median(fifth))
 
@@ -148,7 +160,7 @@ def _candidates(pictures: Sequence[NDArray[np.uint16]]) -> tuple[list[tuple[int,
 def _aligned_similarity(
     one: NDArray[np.uint16], other: NDArray[np.uint16], *, common: NDArray[np.float32], window: NDArray[Any]
 ) -> float:
-    """Correlate what two pictures have of their own, the second shifted onto the first by up to 1.5 % of a side."""
+    """Correlate the residuals of two thumbnails, the second shifted onto the first by up to 1.5 % of a side."""
     structure = _fine_structure(one.astype(np.float32))
     moving: NDArray[Any] = other.astype(np.float32)
     (dx, dy), _ = cv2.phaseCorrelate(structure * window, _fine_structure(moving) * window)
@@ -162,13 +174,13 @@ def _aligned_similarity(
     )
 
 
-def _fine_structure(picture: Any) -> NDArray[np.float32]:
-    structure: NDArray[np.float32] = picture - cv2.GaussianBlur(picture, (0, 0), SIGMA)
+def _fine_structure(image: Any) -> NDArray[np.float32]:
+    structure: NDArray[np.float32] = image - cv2.GaussianBlur(image, (0, 0), SIGMA)
     return structure
 
 
 def _unit(residual: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the residual with mean 0 and length 1, or 0 where there is nothing left."""
+    """Scale a residual to mean 0 and length 1; a constant residual becomes 0."""
     centred: NDArray[np.float32] = residual - residual.mean()
     length = float(np.linalg.norm(centred))
     return centred * np.float32(1 / max(length, 1e-6))

@@ -1,4 +1,4 @@
-"""What an inspection means: its findings, each with what to do."""
+"""Findings of an inspection, each with the way out."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from anomaly.data.inspection import Inspection
 
+Severity = Literal["error", "warning", "note"]
+_ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 NUM_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know: an "error" spoils training or a verdict on it, a "warning" may, a "note" does not."""
+    """One finding: an "error" spoils training or its figures, a "warning" may do so, a "note" does not."""
 
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     text: str
 
 
-def findings(inspection: Inspection) -> list[Finding]:
-    """Return what was found, the worst first."""
+def find_problems(inspection: Inspection) -> tuple[Finding, ...]:
+    """List the findings of an inspection, the worst first."""
     found = [
         *_unusable(inspection),
         *_repeated(inspection),
@@ -29,44 +31,44 @@ def findings(inspection: Inspection) -> list[Finding]:
         *_masks(inspection),
         *_remarks(inspection),
     ]
-    return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.severity))
+    return tuple(sorted(found, key=lambda finding: _ORDER.index(finding.severity)))
 
 
 def _unusable(inspection: Inspection) -> list[Finding]:
     bad = [f"{file.path} ({file.code})" for file in inspection.bad_files]
     found = []
     if bad:
-        way_out = "repair them, or leave them out with --exclude"
-        found.append(Finding("error", f"{len(bad)} files cannot be used; {way_out}: {listed(bad)}"))
-    if inspection.split.error:
+        text = f"{len(bad)} files cannot be used; repair them, or leave them out with --exclude"
+        found.append(Finding("error", f"{text}: {listed(bad)}"))
+    if inspection.split.error is not None:
         found.append(Finding("error", inspection.split.error))
     return found
 
 
 def _repeated(inspection: Inspection) -> list[Finding]:
     found = []
-    both = [_pair(same) for same in inspection.shared_files]
+    shared = [_pair(same) for same in inspection.shared_files]
     kinds = [_pair(same) for same in inspection.equal_files if same not in inspection.shared_files]
-    if both:
-        parts = "two of train, held out and test" if "calibration_images" in inspection.kinds else "train and in test"
-        text = f"{len(both)} files stand in {parts}; take them out of one"
-        found.append(Finding("error", f"{text}: {listed(both)}"))
+    if shared:
+        splits = "two of train, calibration and test" if "calibration_images" in inspection.kinds else "train and test"
+        text = f"{len(shared)} files are in {splits}; delete them from one"
+        found.append(Finding("error", f"{text}: {listed(shared)}"))
     if kinds:
-        text = f"{len(kinds)} test files stand under two kinds; keep the right one"
+        text = f"{len(kinds)} test files are in two kinds; keep the right one"
         found.append(Finding("error", f"{text}: {listed(kinds)}"))
     exact = [_pair((pair.first, pair.second)) for pair in inspection.duplicates if pair.exact]
     near = [_pair((pair.first, pair.second)) for pair in inspection.duplicates if not pair.exact]
     if exact:
-        text = f"{len(exact)} training images repeat the pixels of another and add nothing; delete them"
+        text = f"{len(exact)} training images have the same pixels as another; delete them"
         found.append(Finding("warning", f"{text}: {listed(exact)}"))
     if near:
-        text = f"{len(near)} × two training images are nearly equal; a split keeps them together, delete mere copies"
+        text = f"{len(near)} pairs of training images are nearly equal; a split keeps them together, delete mere copies"
         found.append(Finding("warning", f"{text}: {listed(near)}"))
     return found
 
 
 def _different(inspection: Inspection) -> list[Finding]:
-    """Compare test with train: a detector takes for a defect whatever it has not seen on good images."""
+    """Compare test images with training images: a detector takes any unfamiliar property for a defect."""
     found = []
     for name, counts in (("size", inspection.sizes), ("pixels", inspection.pixels), ("format", inspection.formats)):
         unseen = [value for value in counts["test"] if value not in counts["train"]]
@@ -74,11 +76,11 @@ def _different(inspection: Inspection) -> list[Finding]:
             unseen = [value for value in unseen if not any(_close(value, known) for known in counts["train"])]
         if unseen and counts["train"]:
             num = sum(counts["test"][value] for value in unseen)
-            text = f"{num} test images have a {name} that no training image has ({listed(unseen)})"
-            found.append(Finding("warning", f"{text}; take and save all of them in the same way"))
+            text = f"{num} test images differ in {name} from every training image ({listed(unseen)})"
+            found.append(Finding("warning", f"{text}; capture and save all images in the same way"))
     depths = {value.split()[0] for value in inspection.pixels["train"]}
     if "16-bit" in depths and len(depths) > 1:
-        text = "training images are of 16 and of 8 bits, which do not scale alike; save all with the same depth"
+        text = "training images have 16 and 8 bits, which do not scale alike; save all with the same depth"
         found.append(Finding("warning", text))
     return found
 
@@ -96,23 +98,22 @@ def _masks(inspection: Inspection) -> list[Finding]:
 def _remarks(inspection: Inspection) -> list[Finding]:
     found = []
     if inspection.unused:
-        text = f"{len(inspection.unused)} images lie where the layout has no images and are not used"
-        found.append(Finding("note", f"{text}; move them if they should be: {listed(inspection.unused)}"))
+        text = f"{len(inspection.unused)} images are outside the folders of the layout and not used"
+        found.append(Finding("note", f"{text}; move them to use them: {listed(inspection.unused)}"))
     if not inspection.kinds["test"]:
-        text = "there are no test images; to measure accuracy add test/good and test/<kind of defect>"
+        text = "there are no test images; to measure accuracy, add test/good and test/<kind of defect>"
         found.append(Finding("note", text))
-    plan = inspection.split
-    if not inspection.part_group and not plan.error:
-        text = "every image is taken to show a part of its own; if some show the same part or lot, give --part-group"
+    if inspection.part_group is None and inspection.split.error is None:
+        text = "every image counts as a different part; if several show one part or lot, give --part-group"
         found.append(Finding("note", text))
     if any(max(_sides(size)) > 1.5 * min(_sides(size)) for size in inspection.sizes["train"]):
-        text = "images are more than 1.5 times as long as wide; consider letterbox, which keeps their shape"
+        text = "the longer side of some images is over 1.5 times the shorter; letterbox keeps their shape"
         found.append(Finding("note", text))
     return found
 
 
 def _close(size: str, other: str) -> bool:
-    """Whether two sizes differ by 5 % a side at most: trimmed differently, not taken differently."""
+    """Whether two sizes differ by at most 5 % a side: the same camera, trimmed differently."""
     return all(abs(a - b) <= 0.05 * b for a, b in zip(_sides(size), _sides(other), strict=True))
 
 
@@ -126,6 +127,6 @@ def _pair(names: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Join the first names, and count the others."""
     more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
     return ", ".join(names[:NUM_NAMED]) + more

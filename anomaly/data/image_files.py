@@ -1,4 +1,4 @@
-"""What is known of images before they are opened: samples, categories, and the image files of a folder."""
+"""Image files before they are opened: samples, categories, and the image files of a folder."""
 
 from __future__ import annotations
 
@@ -10,78 +10,91 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.data._path_arguments import folder_argument
 from anomaly.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-NAMES_AT_ONCE = 4096
-"""Names of files held as text at a time"""
+BLOCK_SIZE = 4096
+"""Number of file names held as text at a time"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: where it lies, its kind ("good" or the name of a defect), and whether it shows a defect."""
+    """One image: its path, its kind ("good" or the name of a defect), and whether it shows a defect."""
 
     path: Path
     kind: str
     label: bool
     mask_path: Path | None
-    """None for a good image, and for a defect whose mask is not there"""
+    """None for a good image, and for a defect without a mask"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """The images of one product, each part in the order of its paths; a plain folder has `train` alone."""
+    """The images of one product; each split is ordered by path, and a plain folder has `train` only."""
 
     root: Path
     name: str
     train: tuple[Sample, ...]
-    """good ones to learn from"""
+    """good images for training"""
     calibration_images: tuple[Sample, ...]
-    """good ones that the data set itself keeps for calibration; empty where `train` is to be split"""
+    """good images of the data set's own validation split; empty if `train` is to be split"""
     test: tuple[Sample, ...]
     stray_masks: tuple[Path, ...]
-    """masks of no image"""
+    """masks without an image"""
     ignored: tuple[Path, ...]
-    """images that the layout holds and that are no sample: masks of good images, defects among the training
-    images, tests whose truth is not published"""
+    """images of the layout that are not samples: masks of good images, defects in the training split, unlabelled
+    test images"""
 
 
-def image_files(root: Path) -> list[Path]:
-    """Return the image files in a folder and below it, by ending, in the order of their paths as POSIX strings.
+def image_files(folder: str | Path) -> list[Path]:
+    """List the image files in a folder and below it, by ending, in the order of their paths as POSIX strings.
 
-    Hidden files and folders are passed over, links are followed, each folder once. A missing folder holds none.
-
-    Raises:
-        DataError: a folder cannot be listed.
-    """
-    return [Path(path) for path in image_paths(root)]
-
-
-def image_paths(root: Path) -> Iterator[str]:
-    """Give the paths of `image_files`, listed when this is called, some ten bytes each: a night has a million of them.
+    Hidden files and folders are skipped. Links are followed, each folder once.
 
     Raises:
-        DataError: a folder cannot be listed.
+        DataError: a missing folder, a file, or a folder that cannot be listed.
+        UsageError: a path of another type.
     """
-    some: list[bytes] = []
-    parts: list[NDArray[np.bytes_]] = []
-    for name in _names_below(str(root), "", set()):
-        some.append(os.fsencode(name))
-        if len(some) == NAMES_AT_ONCE:
-            parts.append(np.array(some))
-            some = []
-    ordered = np.concatenate([*parts, np.array(some, dtype=np.bytes_)])
-    ordered.sort()  # UTF-8 sorts as its text does
-    blocks = (ordered[at : at + NAMES_AT_ONCE].tolist() for at in range(0, len(ordered), NAMES_AT_ONCE))
-    return (str(root / os.fsdecode(name)) for block in blocks for name in block)
+    return image_files_if_any(folder_argument(folder, name="folder", way_out="give a folder of images"))
 
 
-def _names_below(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
-    """Names of images below a folder, relative and with slashes, in no order."""
+def image_files_if_any(folder: Path) -> list[Path]:
+    """List image files as `image_files` does; a missing folder has none.
+
+    Raises:
+        DataError: a folder that cannot be listed.
+    """
+    return [Path(path) for path in image_paths(folder)]
+
+
+def image_paths(folder: Path) -> Iterator[str]:
+    """Iterate over the paths of `image_files_if_any` in little memory, for folders of a million images.
+
+    The folder is listed at the call, in some ten bytes a name.
+
+    Raises:
+        DataError: a folder that cannot be listed.
+    """
+    block: list[bytes] = []
+    arrays: list[NDArray[np.bytes_]] = []
+    for name in _names_below(str(folder), "", set()):
+        block.append(os.fsencode(name))
+        if len(block) == BLOCK_SIZE:
+            arrays.append(np.array(block))
+            block = []
+    ordered = np.concatenate([*arrays, np.array(block, dtype=np.bytes_)])
+    ordered.sort()  # UTF-8 bytes sort as their text does
+    blocks = (ordered[start : start + BLOCK_SIZE].tolist() for start in range(0, len(ordered), BLOCK_SIZE))
+    return (str(folder / os.fsdecode(name)) for names in blocks for name in names)
+
+
+def _names_below(folder: str, prefix: str, visited: set[str]) -> Iterator[str]:
+    """Names of the images below a folder, relative and with slashes, unordered."""
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in visited:
         return
-    seen.add(real)
+    visited.add(real)
     inner: list[str] = []
     try:
         with os.scandir(folder) as entries:
@@ -97,7 +110,7 @@ def _names_below(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
     except OSError as error:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions") from error
     for name in sorted(inner):
-        yield from _names_below(os.path.join(folder, name), f"{prefix}{name}/", seen)  # noqa: PTH118 - bytes need not be text
+        yield from _names_below(os.path.join(folder, name), f"{prefix}{name}/", visited)  # noqa: PTH118 - bytes need not be text
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -107,6 +120,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def good_samples(root: Path) -> tuple[Sample, ...]:
-    """Return the image files of a folder as good images; as `image_files`."""
-    return tuple(Sample(path, "good", False, None) for path in image_files(root))
+def good_samples(folder: Path) -> tuple[Sample, ...]:
+    """List the image files of a folder as good samples; a missing folder has none."""
+    return tuple(Sample(path, "good", False, None) for path in image_files_if_any(folder))

@@ -1,14 +1,14 @@
-"""The layouts of published data sets, told apart by the folders that only they have.
+"""The layouts of published data sets, identified by folders that only one layout has.
 
-    layout              to learn from        held out           test                    masks
+    layout              training             calibration        test                    masks
     MVTec AD, MPDD      train/good           validation/good¹   test/good, test/<kind>  ground_truth/<kind>
     MVTec AD 2          train/good           validation/good    test_public/good, /bad  test_public/ground_truth/bad
     BTAD                train/ok                                test/ok, test/ko        ground_truth/ko
     KolektorSDD2        train/<n>.png ²                         test/<n>.png            <n>_GT.png beside it
-    VisA                Data/Images as ../split_csv/1cls.csv says (`anomaly.data.visa`)
+    VisA                Data/Images by the table ../split_csv/1cls.csv (`anomaly.data.visa`)
 
-¹ where it is there.  ² those whose mask is black; a image without a mask has no label and is not used.
-A mask outside KolektorSDD2 and VisA is `<stem>_mask` or `<stem>`, of any ending, below the same sub-folders.
+¹ if it exists.  ² those with a black mask; an image without a mask has no label and is not used.
+Other masks than those of KolektorSDD2 and VisA are `<stem>_mask` or `<stem>`, of any ending, in the same subfolders.
 
 Sources: Bergmann et al., "MVTec AD", CVPR 2019; Jezek et al., "Deep learning-based defect detection of metal parts"
 (MPDD), ICUMT 2021; Heckler-Kram et al., "The MVTec AD 2 Dataset", 2025; Mishra et al., "VT-ADL" (BTAD), ISIE 2021;
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from anomaly.data.image_files import ENDINGS, Category, Sample, good_samples, image_files
+from anomaly.data.image_files import ENDINGS, Category, Sample, good_samples, image_files_if_any
 from anomaly.data.visa import read_visa
 from anomaly.errors import DataError
 from anomaly.imaging.image_file import read_mask
@@ -34,30 +34,30 @@ _MAX_PIXELS = 100_000_000
 
 
 class Layout(NamedTuple):
-    """How the images of one product are laid out."""
+    """Layout of the images of one product."""
 
     name: str
     train: str
-    """folder of the images to learn from"""
+    """folder of the training images"""
     fits: Callable[[Path], bool]
     read: Callable[[Path], Category]
 
 
 def find_layouts(root: Path) -> list[Layout]:
-    """Return the layouts that a folder fits; none for a plain folder of images, a data set or anything else."""
+    """List the layouts that a folder fits; a plain folder and a data set of several products fit none."""
     return [layout for layout in _LAYOUTS if layout.fits(root)]
 
 
 def _read_folders(root: Path, *, good: str, test: str, truth: str) -> Category:
-    """Read a layout with a folder for each kind of test image and masks in the folders of the same names."""
+    """Read a layout with one folder per kind of test image, and its masks in folders of the same names."""
     masks: dict[Path, Path] = {}
-    for path in image_files(root / truth):
+    for path in image_files_if_any(root / truth):
         other = masks.setdefault(path.relative_to(root / truth).with_suffix(""), path)
         if other != path:
-            raise DataError(f"{other} and {path.name} are two masks of one name; keep one of them")
+            raise DataError(f"{other} and {path.name} are two masks of one name; keep one")
     samples = []
     paired: set[Path] = set()
-    for path in image_files(root / test):
+    for path in image_files_if_any(root / test):
         if path.parent == root / test or root / truth in path.parents:
             continue
         inner = path.relative_to(root / test).with_suffix("")
@@ -67,7 +67,7 @@ def _read_folders(root: Path, *, good: str, test: str, truth: str) -> Category:
             samples.append(Sample(path, "good", False, None))
         else:
             samples.append(Sample(path, inner.parts[0], True, found[0] if found else None))
-    private = [path for folder in _PRIVATE_TESTS for path in image_files(root / folder)]
+    private = [path for folder in _PRIVATE_TESTS for path in image_files_if_any(root / folder)]
     return Category(
         root=root,
         name=root.resolve().name,
@@ -80,11 +80,11 @@ def _read_folders(root: Path, *, good: str, test: str, truth: str) -> Category:
 
 
 def _read_kolektorsdd2(root: Path) -> Category:
-    """Read images whose label is in the mask beside them; that of a good one is black."""
+    """Read images labelled by the mask beside them; the mask of a good image is black."""
     samples: dict[str, list[Sample]] = {"train": [], "test": []}
     stray_masks, ignored = [], []
-    for part in samples:
-        files = {path.with_suffix(""): path for path in image_files(root / part)}
+    for split, found in samples.items():
+        files = {path.with_suffix(""): path for path in image_files_if_any(root / split)}
         for stem, path in files.items():
             mask = files.get(stem.with_name(f"{stem.name}{_TRUTH}"))
             if stem.name.endswith(_TRUTH):
@@ -93,12 +93,12 @@ def _read_kolektorsdd2(root: Path) -> Category:
             elif mask is None:
                 continue
             elif not read_mask(mask, max_pixels=_MAX_PIXELS).any():
-                samples[part].append(Sample(path, "good", False, None))
+                found.append(Sample(path, "good", False, None))
                 ignored.append(mask)
-            elif part == "train":
+            elif split == "train":
                 ignored += [path, mask]
             else:
-                samples[part].append(Sample(path, "defect", True, mask))
+                found.append(Sample(path, "defect", True, mask))
     return Category(
         root=root,
         name=root.resolve().name,

@@ -1,9 +1,8 @@
-"""Good images to learn from, to calibrate on, and to stop by: whole groups, the same for the same seed."""
+"""Splits of good images into training, calibration and early-stopping images: whole part groups, fixed by a seed."""
 
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import math
 import re
@@ -12,18 +11,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomaly.data._path_arguments import path_argument
 from anomaly.data.folders import Sample
 from anomaly.errors import DataError, UsageError
+from anomaly.system.suggestions import nearest
 
-HELD_OUT_SHARE = 0.2
+CALIBRATION_SHARE = 0.2
 STOPPING_SHARE = 0.1
-MIN_HELD_OUT = 10
+MIN_CALIBRATION = 10
 MIN_TRAIN = 10
+_NUM_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Split:
-    """Good images in three parts, each in the order of their paths; `stopping` is empty unless asked for."""
+    """Good images, each tuple ordered by path; `stopping` holds the early-stopping images, if requested."""
 
     train: tuple[Sample, ...]
     calibration_images: tuple[Sample, ...]
@@ -31,42 +33,59 @@ class Split:
 
 
 def find_part_groups(
-    samples: Sequence[Sample], *, root: Path, part_group: str | None, duplicates: Iterable[tuple[Path, Path]]
+    samples: Sequence[Sample],
+    *,
+    root: str | Path,
+    part_group: str | None = None,
+    duplicates: Iterable[tuple[Path, Path]] = (),
 ) -> dict[Path, str]:
-    """Name the group of every image; a split keeps a group on one side.
+    """Name the part group of every image; a split never separates the images of one group.
 
-    `group` is a regular expression, searched in the path relative to `root` (its first capture group names the group,
-    or all that it matches), or the path of a CSV file with the columns `path` (relative to `root`) and `group`, or ""
-    for images that each stand alone. Groups that share a pair of `duplicates` become one.
+    Args:
+        samples: images below `root`.
+        root: folder of the category.
+        part_group: a regular expression, searched in the path relative to `root`, or a CSV file. The first capture
+            group of the expression, or else the whole match, names the group. The CSV file has the columns `path`
+            (relative to `root`) and `group`. None gives every image its own group.
+        duplicates: pairs of images whose groups become one.
 
     Returns:
-        The group of each image by its path. The names depend on the paths below `root` and on nothing else.
+        The group of each image by its path. The names depend only on the paths relative to `root`.
 
     Raises:
         UsageError: an invalid regular expression.
-        DataError: a CSV file that cannot be read, or images that the expression or the file leaves out.
+        DataError: an unreadable CSV file, or images without a group.
     """
+    root = path_argument(root, name="root")
     names = {sample.path: sample.path.relative_to(root).as_posix() for sample in samples}
-    if not part_group:
+    if part_group is None:
         groups = dict(names)
+    elif not isinstance(part_group, str):
+        raise UsageError(
+            f"part_group is {part_group!r:.60}; give a regular expression or the path of a .csv file as str"
+        )
     elif part_group.lower().endswith(".csv"):
         table = _read_table(Path(part_group))
         groups = {path: table.get(name, "") for path, name in names.items()}
     else:
-        try:
-            pattern = re.compile(part_group)
-        except re.error as error:
-            raise UsageError(
-                f"--part-group {part_group!r} is no regular expression ({error}), nor a path that ends in .csv"
-            ) from error
+        pattern = _compile(part_group)
         groups = {path: _matched(pattern, name) for path, name in names.items()}
-    left_out = [names[path] for path, found in groups.items() if not found]
-    if left_out:
+    without = [names[path] for path, group in groups.items() if not group]
+    if without:
         raise DataError(
-            f"--part-group {part_group} gives no group to {len(left_out)} of {len(names)} images, first "
-            f"{', '.join(sorted(left_out)[:5])}; make it name a group for every path relative to {root}"
+            f"--part-group {part_group} gives no group to {len(without)} of {len(names)} images, first "
+            f"{', '.join(sorted(without)[:_NUM_NAMED])}; cover every path relative to {root}"
         )
     return _joined(groups, duplicates)
+
+
+def _compile(part_group: str) -> re.Pattern[str]:
+    try:
+        return re.compile(part_group)
+    except re.error as error:
+        raise UsageError(
+            f"--part-group {part_group!r} is an invalid regular expression ({error}); correct it, or give a .csv file"
+        ) from error
 
 
 def _matched(pattern: re.Pattern[str], name: str) -> str:
@@ -77,35 +96,35 @@ def _matched(pattern: re.Pattern[str], name: str) -> str:
 
 
 def _read_table(path: Path) -> dict[str, str]:
-    """Read a CSV of path and group."""
+    """Read a CSV file with the columns path and group."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             if not {"path", "group"} <= set(rows.fieldnames or ()):
-                raise DataError(f"{path} has the columns {rows.fieldnames}; the columns path and group are needed")
+                raise DataError(f"{path} has the columns {rows.fieldnames}; the columns path and group are required")
             table: dict[str, str] = {}
             for row in rows:
                 name, group = Path(row["path"] or "").as_posix(), row["group"] or ""
                 if table.setdefault(name, group) != group:
-                    raise DataError(f"{path} puts {name} into the groups {table[name]} and {group}; leave one of them")
+                    raise DataError(f"{path} puts {name} into the groups {table[name]} and {group}; keep one of them")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV ({error}); give a UTF-8 file with path and group") from error
     return table
 
 
 def _joined(groups: Mapping[Path, str], pairs: Iterable[tuple[Path, Path]]) -> dict[Path, str]:
-    """Join the groups of every pair; a joined group has the first of its names."""
+    """Join the groups of every pair; the alphabetically first name remains."""
     parent = {group: group for group in groups.values()}
 
-    def first(group: str) -> str:
+    def root_of(group: str) -> str:
         while parent[group] != group:
             parent[group] = group = parent[parent[group]]
         return group
 
-    for one, other in pairs:
-        low, high = sorted((first(groups[one]), first(groups[other])))
+    for first, second in pairs:
+        low, high = sorted((root_of(groups[first]), root_of(groups[second])))
         parent[high] = low
-    return {path: first(group) for path, group in groups.items()}
+    return {path: root_of(group) for path, group in groups.items()}
 
 
 def split(
@@ -114,50 +133,58 @@ def split(
     *,
     seed: int,
     stopping: bool,
-    given: Sequence[Sample] = (),
+    calibration_images: Sequence[Sample] = (),
 ) -> Split:
-    """Split good images into those to learn from, those held out to calibrate on, and those to stop by.
+    """Split good images into training, calibration and early-stopping images.
 
-    Where the data set itself holds images out (`given`), these are the calibration part, and a image of one of
-    their groups does not train.
+    20 % of the images, at least 10, calibrate. With `stopping`, 10 % of the others are for early stopping. Whole groups
+    go to one side, so large groups make the shares approximate. The seed and the names of the groups decide the order
+    of the groups, not the order of `samples`. Adding or removing one image therefore moves few others.
 
-    20 %, at least 10, are held out; if `stopping`, 10 % of the rest are to stop by.
-    Whole groups go to one part, in an order drawn from the seed and the groups' names, not from the order of `samples`;
-    a image that comes or goes moves few of the others. Large groups make the shares approximate.
+    Args:
+        samples: good images to split.
+        groups: part group of each image by its path, of `find_part_groups`.
+        seed: random seed.
+        stopping: whether early-stopping images are required.
+        calibration_images: the data set's own calibration images, if it has any. They replace the 20 %, and images
+            of their groups do not train.
 
     Raises:
-        DataError: images or groups too few, with the number that is needed.
-        UsageError: a image with a defect.
+        DataError: too few images or groups, with the required number.
+        UsageError: an image with a defect.
     """
     defects = [sample.path for sample in samples if sample.label]
     if defects:
-        raise UsageError(f"{defects[0]} shows a defect; only good images are split")
+        raise UsageError(f"{defects[0]} shows a defect; give good images only")
     sizes = Counter(groups[sample.path] for sample in samples)
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode(errors="surrogateescape")).digest())
-    target = max(MIN_HELD_OUT, math.ceil(HELD_OUT_SHARE * len(samples)))
-    calibration_images = {groups[s.path] for s in given} or _take(order, sizes, target=target, least=MIN_HELD_OUT)
-    rest = [group for group in order if group not in calibration_images]
+    target = max(MIN_CALIBRATION, math.ceil(CALIBRATION_SHARE * len(samples)))
+    calibration = {groups[s.path] for s in calibration_images} or _take(
+        order, sizes, target=target, least=MIN_CALIBRATION
+    )
+    rest = [group for group in order if group not in calibration]
     target = max(1, round(STOPPING_SHARE * sum(sizes[group] for group in rest)))
     stop = _take(rest, sizes, target=target, least=1) if stopping else set()
     train = set(rest) - stop
 
-    in_order = sorted(samples, key=lambda sample: sample.path.as_posix())
-    parts = [tuple(s for s in in_order if groups[s.path] in part) for part in (train, calibration_images, stop)]
-    if given:
-        parts[1] = tuple(sorted(given, key=lambda sample: sample.path.as_posix()))
-    if len(parts[0]) < MIN_TRAIN or len(parts[1]) < MIN_HELD_OUT:
-        needed = MIN_TRAIN + MIN_HELD_OUT + stopping
-        if given:
-            raise DataError(
-                f"{len(parts[0])} good images to train and {len(given)} that the data set holds out; "
-                f"at least {MIN_TRAIN + stopping} and {MIN_HELD_OUT} are needed"
-            )
+    ordered = sorted(samples, key=lambda sample: sample.path.as_posix())
+    result = Split(*(tuple(s for s in ordered if groups[s.path] in side) for side in (train, calibration, stop)))
+    if calibration_images:
+        own = tuple(sorted(calibration_images, key=lambda sample: sample.path.as_posix()))
+        result = Split(result.train, own, result.stopping)
+    if len(result.train) >= MIN_TRAIN and len(result.calibration_images) >= MIN_CALIBRATION:
+        return result
+    if calibration_images:
         raise DataError(
-            f"{len(samples)} good images in {len(order)} groups, the largest of {max(sizes.values(), default=0)}, "
-            f"cannot be split into {MIN_TRAIN} or more to train{', 1 or more to stop by' if stopping else ''} and "
-            f"{MIN_HELD_OUT} or more held out; at least {needed} images are needed, in groups small enough"
+            f"{len(result.train)} good images for training and {len(calibration_images)} calibration images of the "
+            f"data set are too few; at least {MIN_TRAIN + stopping} and {MIN_CALIBRATION} are needed"
         )
-    return Split(*parts)
+    raise DataError(
+        f"{len(samples)} good images in {len(order)} groups, the largest of {max(sizes.values(), default=0)}, cannot be "
+        f"split into at least {MIN_TRAIN} for training{', 1 for early stopping' if stopping else ''} and "
+        f"{MIN_CALIBRATION} for calibration; at least {MIN_TRAIN + MIN_CALIBRATION + stopping} images are needed, in "
+        "small enough groups"
+    )
 
 
 def _take(order: Sequence[str], sizes: Mapping[str, int], *, target: int, least: int) -> set[str]:
@@ -177,10 +204,14 @@ def _take(order: Sequence[str], sizes: Mapping[str, int], *, target: int, least:
 
 
 def drop_excluded(samples: Sequence[Sample], names: Sequence[str]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Take out the images of these names; a name is a file's name or the end of its path, as `lot 2/007.png`.
+    """Drop images by name.
+
+    Args:
+        samples: images of the category.
+        names: file names or ends of paths, as `lot 2/007.png`.
 
     Returns:
-        The images that are kept and those that are dropped, each in the order given.
+        The kept and the dropped images, each in the given order.
 
     Raises:
         DataError: a name that fits no image, or several.
@@ -190,11 +221,10 @@ def drop_excluded(samples: Sequence[Sample], names: Sequence[str]) -> tuple[tupl
     for name in names:
         found = [path for path in paths if f"/{path}".endswith(f"/{Path(name).as_posix()}")]
         if not found:
-            files = sorted({sample.path.name for sample in samples})
-            near = difflib.get_close_matches(Path(name).name, files, n=1, cutoff=0)
-            raise DataError(f"{name} is to be left out but is none of {len(paths)} images; nearest: {', '.join(near)}")
+            similar = nearest(Path(name).name, sorted({sample.path.name for sample in samples})) or "none"
+            raise DataError(f"excluded name {name} fits none of {len(paths)} images; nearest: {similar}")
         if len(found) > 1:
-            raise DataError(f"{name} is to be left out but fits {', '.join(found[:5])}; give more of the path")
+            raise DataError(f"excluded name {name} fits {', '.join(found[:_NUM_NAMED])}; give more of the path")
         dropped.update(found)
     kept = tuple(sample for sample in samples if sample.path.as_posix() not in dropped)
     return kept, tuple(sample for sample in samples if sample.path.as_posix() in dropped)

@@ -1,4 +1,4 @@
-"""Images as they arrive in a folder, each once and only when it is complete."""
+"""Watch a folder: each new image once, as soon as its file is complete."""
 
 from __future__ import annotations
 
@@ -13,54 +13,56 @@ from types import FrameType
 from anomaly.data.image_files import image_files
 from anomaly.errors import DataError
 from anomaly.scoring.sources import Item
+from anomaly.system.files import as_path
 
 POLL_SECONDS = 0.25
-SETTLE_SECONDS = 1.0
-"""How long size and date of a file must stay the same before it counts as complete"""
+STABLE_SECONDS = 1.0
+"""Time without a change of size or date after which a file counts as complete"""
 
 
 def watch_folder(
-    folder: Path, *, seen: set[str], stop: threading.Event, settle: float = SETTLE_SECONDS
+    folder: str | Path, *, seen: set[str], stop: threading.Event, stable_seconds: float = STABLE_SECONDS
 ) -> Iterator[Item | None]:
-    """Give the images of a folder and of those below it as they arrive, until stopped.
+    """Yield the images of a folder and its subfolders as they arrive, until stopped.
 
     Args:
-        folder: to look into, every quarter of a second.
-        seen: paths that are not given again; those given are added.
-        stop: ends the watch; what is complete by then is given.
-        settle: seconds for which a file must not have changed; a file that is renamed into the folder waits too.
+        folder: folder to watch.
+        seen: paths that are skipped; yielded paths are added.
+        stop: event that ends the watch; files that are complete by then are yielded first.
+        stable_seconds: seconds without a change after which a file counts as complete.
 
     Yields:
-        Complete images in the order of their dates; a None after each burst, before a wait.
+        Complete images in the order of their dates; a None after each burst, before the next wait.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: the folder does not exist.
     """
+    folder = as_path(folder, name="folder")
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder to watch: name one, in which images arrive")
-    changed: dict[str, tuple[tuple[int, int], float]] = {}
+        raise DataError(f"{folder} is not a folder: name an existing folder to watch")
+    states: dict[str, tuple[tuple[int, int], float]] = {}
     while True:
         stopping = stop.is_set()
-        ready = []
+        complete = []
         for path in image_files(folder):
             name = str(path)
             if name in seen:
                 continue
             try:
                 status = path.stat()
-            except OSError:  # gone again
-                changed.pop(name, None)
+            except OSError:  # deleted since the folder was listed
+                states.pop(name, None)
                 continue
             state = (status.st_size, status.st_mtime_ns)
-            if name not in changed or changed[name][0] != state:
-                changed[name] = (state, time.monotonic())
-            elif status.st_size and time.monotonic() - changed[name][1] >= settle:
-                ready.append((status.st_mtime_ns, name))
-        for _, name in sorted(ready):
+            if name not in states or states[name][0] != state:
+                states[name] = (state, time.monotonic())
+            elif status.st_size and time.monotonic() - states[name][1] >= stable_seconds:
+                complete.append((status.st_mtime_ns, name))
+        for _, name in sorted(complete):
             seen.add(name)
-            del changed[name]
+            del states[name]
             yield Item(name)
-        if ready:
+        if complete:
             yield None
         if stopping:
             return
@@ -68,8 +70,8 @@ def watch_folder(
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C or a request to terminate sets, in place of what they do otherwise."""
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and SIGTERM set; within the block they have no other effect."""
     stop = threading.Event()
 
     def set_stop(number: int, frame: FrameType | None) -> None:

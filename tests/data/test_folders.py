@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from anomaly.data.folders import find_categories, find_category, image_files, list_images
-from anomaly.errors import DataError
+from anomaly.data.folders import find_categories, find_category, folder_images, image_files, list_images
+from anomaly.errors import DataError, UsageError
 
 
 def touch(root: Path, *names: str) -> None:
@@ -42,7 +44,7 @@ def test_mvtec_layout(tmp_path: Path) -> None:
     assert [(s.kind, s.label) for s in found.values()] == [("crack", True)] * 4 + [("good", False)]
 
 
-def test_plain_folder_is_all_good(tmp_path: Path) -> None:
+def test_images_of_a_plain_folder_are_good(tmp_path: Path) -> None:
     touch(tmp_path, "b.PNG", "a.jpg", "lot 1/ä.tiff", "lot 1/零.WebP", "lot 1/deep/c.bmp", "notes.txt", "Thumbs.db")
     category = find_category(tmp_path)
     names = ["a.jpg", "b.PNG", "lot 1/deep/c.bmp", "lot 1/ä.tiff", "lot 1/零.WebP"]
@@ -51,17 +53,17 @@ def test_plain_folder_is_all_good(tmp_path: Path) -> None:
     assert {(s.kind, s.label) for s in category.train} == {("good", False)}
 
 
-def test_one_image_is_a_category(tmp_path: Path) -> None:
+def test_single_image_is_a_category(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     assert len(find_category(tmp_path).train) == 1
 
 
-def test_order_is_that_of_posix_paths(tmp_path: Path) -> None:
+def test_images_are_ordered_by_posix_path(tmp_path: Path) -> None:
     touch(tmp_path, "a/2.png", "a-b/1.png", "B/3.png", "a.png", "10.png", "9.png")
     assert relative(tmp_path, image_files(tmp_path)) == ["10.png", "9.png", "B/3.png", "a-b/1.png", "a.png", "a/2.png"]
 
 
-def test_hidden_is_passed_over_and_links_are_followed_once(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped_and_links_followed_once(tmp_path: Path) -> None:
     touch(tmp_path / "set", ".hidden.png", ".cache/a.png", "a.png")
     touch(tmp_path / "elsewhere", "b.png")
     (tmp_path / "set" / "link.png").symlink_to(tmp_path / "elsewhere" / "b.png")
@@ -87,7 +89,7 @@ def test_missing_folder_file_and_empty_folder_are_refused(tmp_path: Path) -> Non
 
 def test_folder_of_several_products_is_refused_with_their_names(tmp_path: Path) -> None:
     touch(tmp_path, "sets/bottle/train/good/0.png", "sets/bottle/test/crack/0.png", "sets/screw/train/good/0.png")
-    with pytest.raises(DataError, match=r"give one of them: bottle, screw$"):
+    with pytest.raises(DataError, match=r"products; give one of them: bottle, screw$"):
         find_category(tmp_path / "sets")
     with pytest.raises(DataError, match=r"give one of them: sets/bottle, sets/screw$"):
         find_category(tmp_path)
@@ -103,9 +105,9 @@ def test_defects_are_never_taken_for_good_images(tmp_path: Path, name: str) -> N
         find_category(tmp_path)
 
 
-def test_folder_good_beside_others_is_refused(tmp_path: Path) -> None:
+def test_folder_good_beside_other_images_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "good/0.png", "scratch/0.png", "1.png")
-    with pytest.raises(DataError, match="'good' beside images of its own, scratch"):
+    with pytest.raises(DataError, match=r"'good' beside loose images, scratch; give the folder 'good'$"):
         find_category(tmp_path)
     assert len(find_category(tmp_path / "good").train) == 1
 
@@ -113,9 +115,9 @@ def test_folder_good_beside_others_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1.png", "1_GT.png"], r"holds masks beside the images, first .*1_GT\.png; give the good images"),
+        (["1.png", "1_GT.png"], r"holds masks beside the images, first .*1_GT\.png; give a folder of good images only"),
         (["lot/1.JPG", "lot/1_mask.png"], r"holds masks beside the images, first .*lot/1_mask\.png"),
-        (["ok/1.bmp", "ko/1.bmp"], r"has a folder 'ok' beside ko; give the folder 'ok' alone"),
+        (["ok/1.bmp", "ko/1.bmp"], r"has a folder 'ok' beside ko; give the folder 'ok'$"),
         (["Normal/1.JPG", "Anomaly/1.JPG"], r"has a folder 'Normal' beside Anomaly"),
         (
             ["Images/Normal/1.JPG", "Images/Anomaly/1.JPG", "Masks/Anomaly/1.png"],
@@ -124,13 +126,13 @@ def test_folder_good_beside_others_is_refused(tmp_path: Path) -> None:
         (["good/1.png", "bad/1.png", "ground_truth/bad/1_mask.png"], r"folder 'ground_truth' but no train/good"),
     ],
 )
-def test_part_of_a_data_set_is_no_plain_folder(tmp_path: Path, names: list[str], message: str) -> None:
+def test_part_of_a_data_set_is_not_a_plain_folder(tmp_path: Path, names: list[str], message: str) -> None:
     touch(tmp_path, *names)
     with pytest.raises(DataError, match=message):
         find_category(tmp_path)
 
 
-def test_names_like_those_of_masks_are_no_masks(tmp_path: Path) -> None:
+def test_mask_like_name_without_its_image_is_an_image(tmp_path: Path) -> None:
     touch(tmp_path, "face_mask.png", "gas/face.png", "good/good/1.png")
     (tmp_path / "good").rename(tmp_path / "lots")
     assert len(find_category(tmp_path).train) == 3
@@ -138,7 +140,9 @@ def test_names_like_those_of_masks_are_no_masks(tmp_path: Path) -> None:
 
 def test_data_set_without_category_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "deep/btad/01/train/ok/0.bmp", "images/0.png", ".hidden/train/good/0.png")
-    with pytest.raises(DataError, match="no category of a known layout but deep, images; give the folder"):
+    with pytest.raises(
+        DataError, match="no category of a known layout but deep, images; give the folder of the categories"
+    ):
         find_categories(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="but no folders"):
@@ -164,7 +168,7 @@ def test_relative_paths_stay_relative(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list_images("parts") == list_images("parts/*.png") == ["parts/b.png"]
 
 
-def test_list_stands_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_a_list_are_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "z.png\n\n ./a b.png\r\ngone.gif\nz.png\n"
     expected = ["z.png", " ./a b.png", "gone.gif", "z.png"]
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -173,10 +177,10 @@ def test_list_stands_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list_images("-") == expected
 
 
-def test_nothing_to_score_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"gone\.png does not exist"):
         list_images(str(tmp_path / "gone.png"))
-    with pytest.raises(DataError, match="a folder without images"):
+    with pytest.raises(DataError, match="is a folder without images"):
         list_images(str(tmp_path))
     touch(tmp_path, "list.txt", "a.csv")
     with pytest.raises(DataError, match=r"list\.txt is a list without paths"):
@@ -186,3 +190,34 @@ def test_nothing_to_score_is_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     with pytest.raises(DataError, match="standard input is a list without paths"):
         list_images("-")
+
+
+@pytest.mark.parametrize("read", [find_category, find_categories, image_files, list_images, folder_images])
+@pytest.mark.parametrize("value", [None, 3, b"parts", ["parts"], object()])
+def test_path_of_another_type_is_refused(read: Callable[[Any], object], value: object) -> None:
+    with pytest.raises(UsageError, match=r"of type .*; give a path as str or Path$"):
+        read(value)
+
+
+@pytest.mark.parametrize("read", [find_category, find_categories, image_files, list_images, folder_images])
+def test_empty_path_is_refused(read: Callable[[Any], object]) -> None:
+    with pytest.raises(UsageError, match="is empty; give a path"):
+        read("")
+
+
+@pytest.mark.parametrize("read", [find_category, find_categories, image_files, folder_images])
+def test_folder_argument_must_be_an_existing_folder(read: Callable[[Any], object], tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    with pytest.raises(DataError, match=r"gone does not exist; give a folder of"):
+        read(str(tmp_path / "gone"))
+    with pytest.raises(DataError, match=r"a\.png is a file; give a folder of"):
+        read(tmp_path / "a.png")
+
+
+def test_strings_and_paths_are_equal(tmp_path: Path) -> None:
+    touch(tmp_path, "part/train/good/0.png")
+    root = tmp_path / "part"
+    assert find_category(str(root)) == find_category(root)
+    assert find_categories(str(tmp_path)) == (root,)
+    assert image_files(str(root)) == image_files(root)
+    assert list_images(root) == list_images(str(root)) == list(folder_images(str(root)))

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly.data.findings import findings
 from anomaly.data.folders import find_category
-from anomaly.data.inspection import Inspection, format_inspection, inspect
+from anomaly.data.inspection import Inspection, inspect
 from anomaly.data.splits import find_part_groups, split
 from anomaly.errors import DataError, UsageError
 from anomaly.imaging.image_file import write_png
@@ -41,14 +40,14 @@ def put(path: Path, array: np.ndarray) -> None:
 
 
 def inspected(root: Path, *, part_group: str | None = None, max_pixels: int = 100_000_000) -> Inspection:
-    return inspect(root, part_group=part_group, seed=0, max_pixels=max_pixels, progress=lambda done, total: None)
+    return inspect(root, part_group=part_group, seed=0, max_pixels=max_pixels)
 
 
 def texts(inspection: Inspection, severity: str) -> list[str]:
-    return [finding.text for finding in findings(inspection) if finding.severity == severity]
+    return [finding.text for finding in inspection.findings if finding.severity == severity]
 
 
-def test_good_set_has_counts_and_no_finding(tmp_path: Path) -> None:
+def test_valid_set_has_counts_and_no_finding(tmp_path: Path) -> None:
     found = inspected(make_set(tmp_path / "part"), part_group=r"\d+")
     assert found.name == "part"
     assert found.kinds == {"train": {"good": 30}, "test": {"crack": 3, "good": 3}}
@@ -57,8 +56,7 @@ def test_good_set_has_counts_and_no_finding(tmp_path: Path) -> None:
     assert found.formats == {"train": {"png": 30}, "test": {"png": 6}}
     assert (found.split.num_part_groups, found.split.num_train, found.split.num_calibration) == (30, 20, 10)
     assert found.white == 255
-    assert findings(found) == []
-    assert "nothing stands against training" in format_inspection(found)
+    assert found.findings == ()
 
 
 def test_progress_counts_every_file(tmp_path: Path) -> None:
@@ -68,7 +66,7 @@ def test_progress_counts_every_file(tmp_path: Path) -> None:
     assert calls == [(i + 1, 39) for i in range(39)]
 
 
-def test_bad_files_are_listed_and_do_not_stop(tmp_path: Path) -> None:
+def test_bad_files_are_findings_and_do_not_stop_the_inspection(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     good = root / "train/good"
     (good / "a text.png").write_text("timestamp;camera\n")
@@ -95,7 +93,6 @@ def test_bad_files_are_listed_and_do_not_stop(tmp_path: Path) -> None:
     assert found.kinds["train"] == {"good": 35}
     assert found.sizes["train"] == {"64×48": 30}
     assert "7 files cannot be used" in texts(found, "error")[0]
-    assert "nothing stands against" not in format_inspection(found)
 
 
 def test_masks_are_compared_with_their_images(tmp_path: Path) -> None:
@@ -113,7 +110,7 @@ def test_masks_are_compared_with_their_images(tmp_path: Path) -> None:
     assert len(texts(found, "warning")) == 4
 
 
-def test_mask_of_a_turned_image_fits_when_turned(tmp_path: Path) -> None:
+def test_mask_is_compared_with_the_oriented_image(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     exif = Image.Exif()
     exif[274] = 6
@@ -133,11 +130,11 @@ def test_same_file_in_train_and_test_is_an_error(tmp_path: Path) -> None:
         ("train/good/004.png", "test/good/copy.png"),
     )
     errors = texts(found, "error")
-    assert "stand in train and in test; take them out of one: train/good/004.png = test/good/copy.png" in errors[0]
-    assert "under two kinds" in errors[1]
+    assert "are in train and test; delete them from one: train/good/004.png = test/good/copy.png" in errors[0]
+    assert "are in two kinds" in errors[1]
 
 
-def test_duplicates_are_grouped_as_fit_will_do(tmp_path: Path) -> None:
+def test_duplicates_are_grouped_as_in_fit(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     shutil.copy(root / "train/good/004.png", root / "train/good/100.png")
     put(root / "train/good/101.png", cv2.add(image(9), (6, 6, 6, 0)))
@@ -147,7 +144,7 @@ def test_duplicates_are_grouped_as_fit_will_do(tmp_path: Path) -> None:
         ("train/good/009.png", "train/good/101.png", False),
     ]
     exact, near = texts(found, "warning")
-    assert "add nothing; delete them: train/good/004.png = train/good/100.png" in exact
+    assert "have the same pixels as another; delete them: train/good/004.png = train/good/100.png" in exact
     assert "nearly equal; a split keeps them together, delete mere copies: train/good/009.png" in near
     assert found.equal_files == ()
     assert (found.split.num_part_groups, found.split.largest_group) == (30, 2)
@@ -159,13 +156,13 @@ def test_duplicates_are_grouped_as_fit_will_do(tmp_path: Path) -> None:
     assert found.split.num_calibration_groups == len({groups[s.path] for s in parts.calibration_images})
 
 
-def test_test_images_taken_differently_are_noticed(tmp_path: Path) -> None:
+def test_test_images_unlike_the_training_images_are_findings(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     Image.fromarray(image(50, height=60, width=60)).convert("L").save(root / "test/good/other.jpg")
     put(root / "test/good/trimmed.png", image(51, height=47))
     warnings = texts(inspected(root), "warning")
     assert ["size" in warnings[0], "8-bit grey" in warnings[1], "jpeg" in warnings[2]] == [True] * 3
-    assert "1 test images have a size" in warnings[0]
+    assert "1 test images differ in size from every training image" in warnings[0]
     assert "60×60" in warnings[0]
 
 
@@ -177,12 +174,11 @@ def test_white_follows_the_largest_stored_value(tmp_path: Path, bits: int, white
     found = inspected(tmp_path)
     assert found.white == white
     assert found.pixels["train"] == {"16-bit grey": 3}
-    assert f"white         {white}" in format_inspection(found)
     put(tmp_path / "8.png", image(1))
     assert any("save all with the same depth" in text for text in texts(inspected(tmp_path), "warning"))
 
 
-def test_mixed_and_oblong_sizes(tmp_path: Path) -> None:
+def test_oblong_images_get_a_note(tmp_path: Path) -> None:
     for i in range(4):
         put(tmp_path / f"零件 {i}.png", image(i, height=40 + i, width=90))
     found = inspected(tmp_path)
@@ -196,40 +192,46 @@ def test_too_few_images_are_an_error_of_the_split(tmp_path: Path, num: int) -> N
         put(tmp_path / f"{i}.png", image(i))
     found = inspected(tmp_path)
     assert (found.split.num_part_groups, found.split.num_train, found.split.num_calibration) == (num, 0, 0)
+    assert found.split.error is not None
     assert f"{num} good images" in found.split.error
     assert found.split.error in texts(found, "error")
     assert any("no test images" in text for text in texts(found, "note"))
 
 
-def test_no_image_of_use_at_all(tmp_path: Path) -> None:
+def test_set_without_a_valid_image_is_inspected(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     found = inspected(tmp_path)
-    assert found.split.error
-    assert "none" in format_inspection(found)
+    assert found.split.error is not None
+    assert found.sizes == {"train": {}, "test": {}}
 
 
-def test_group_that_does_not_fit(tmp_path: Path) -> None:
+def test_part_group_that_fits_no_image_is_an_error_of_the_split(tmp_path: Path) -> None:
     root = make_set(tmp_path)
-    assert "gives no group to 30 of 30 images" in inspected(root, part_group="lot").split.error
-    with pytest.raises(UsageError, match="no regular expression"):
+    error = inspected(root, part_group="lot").split.error
+    assert error is not None
+    assert "gives no group to 30 of 30 images" in error
+    with pytest.raises(UsageError, match="invalid regular expression"):
         inspected(root, part_group="(")
 
 
-def test_images_elsewhere_are_named(tmp_path: Path) -> None:
+def test_images_outside_the_layout_are_listed(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     put(root / "train/bad/0.png", image(70))
     put(root / "test/loose.png", image(71))
     assert inspected(root).unused == ("test/loose.png", "train/bad/0.png")
 
 
-def test_missing_and_empty_folder_raise(tmp_path: Path) -> None:
+def test_missing_folder_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         inspected(tmp_path / "gone")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="is a file"):
+        inspected(tmp_path / "notes.txt")
     with pytest.raises(DataError, match="holds no image"):
         inspected(tmp_path)
 
 
-def test_dictionary_goes_through_json(tmp_path: Path) -> None:
+def test_dictionary_survives_json(tmp_path: Path) -> None:
     found = inspected(make_set(tmp_path))
     back = json.loads(json.dumps(found.to_dict()))
     assert back["split"]["num_calibration"] == 10
@@ -242,5 +244,17 @@ def test_test_images_are_not_decoded(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     at = data.index(b"IDAT") + 4
     data[at : at + 20] = bytes(20)
-    path.write_bytes(data)  # a good header before pixels that no decoder takes
+    path.write_bytes(data)  # a valid header before undecodable pixels
     assert inspected(root).bad_files == ()
+
+
+def test_inspection_takes_a_string_and_has_defaults(tmp_path: Path) -> None:
+    root = make_set(tmp_path / "part")
+    assert inspect(str(root)) == inspected(root)
+    with pytest.raises(UsageError, match="root is 3 of type int; give a path as str or Path"):
+        inspect(3)  # type: ignore[arg-type]
+
+
+def test_inspection_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(make_set(tmp_path / "part"))
+    assert capsys.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Small instances of the layouts of published data sets, read as categories and inspected."""
+"""Small copies of the layouts of published data sets, read as categories and inspected."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly.data.findings import findings
 from anomaly.data.folders import Category, Sample, find_categories, find_category
-from anomaly.data.inspection import Inspection, format_inspection, inspect
+from anomaly.data.inspection import Inspection, inspect
 from anomaly.errors import DataError
 from anomaly.evaluation.evaluate import check_mask
 from anomaly.imaging.image_file import read_mask
 
 HEIGHT, WIDTH = 24, 32
-NUM_TRAIN, NUM_HELD_OUT = 20, 10
+NUM_TRAIN, NUM_CALIBRATION = 20, 10
 
 
 def image(path: Path) -> None:
-    """Write a image of its own, drawn by its path, in the format of its ending."""
+    """Write an image that depends on its path, in the format of its ending."""
     noise = np.random.default_rng(list(str(path).encode())).standard_normal((HEIGHT, WIDTH, 3)).astype(np.float32)
     pixels = np.clip(128 + 200 * cv2.GaussianBlur(noise, (0, 0), 2), 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +30,7 @@ def image(path: Path) -> None:
 
 
 def mask(path: Path, *, value: int = 255) -> None:
-    """Write a mask of 6 pixels of a value."""
+    """Write a mask with 6 pixels of a value."""
     pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     pixels[4:6, 7:10] = value
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +50,7 @@ def make_mpdd(root: Path) -> Path:
 def make_mvtec2(root: Path) -> Path:
     for i in range(NUM_TRAIN):
         image(root / f"train/good/{i:03}_regular.png")
-    for i in range(NUM_HELD_OUT):
+    for i in range(NUM_CALIBRATION):
         image(root / f"validation/good/{i:03}_regular.png")
     for i in range(3):
         image(root / f"test_public/good/{i:03}_regular.png")
@@ -83,7 +82,7 @@ def make_kolektorsdd2(root: Path) -> Path:
 
 
 def make_visa(root: Path) -> Path:
-    """Write one object of a set of two, and the set's table beside it."""
+    """Write one object of a data set of two, and the table beside it."""
     name = root.name
     rows = [["object", "split", "label", "image", "mask"], ["pcb9", "test", "normal", "pcb9/gone.JPG", ""]]
     for i in range(NUM_TRAIN + 3):
@@ -125,7 +124,7 @@ Make = Callable[[Path], Path]
 
 
 def inspected(root: Path) -> Inspection:
-    return inspect(root, part_group=None, seed=0, max_pixels=10_000, progress=lambda done, total: None)
+    return inspect(root, max_pixels=10_000)
 
 
 def names(root: Path, samples: tuple[Sample, ...]) -> list[str]:
@@ -133,7 +132,7 @@ def names(root: Path, samples: tuple[Sample, ...]) -> list[str]:
 
 
 def check_category(category: Category, *, kind: str, num_calibration: int) -> None:
-    """Check counts, labels, kinds and masks of an instance as it is written above."""
+    """Check counts, labels, kinds and masks of a copy written above."""
     assert len(category.train) >= NUM_TRAIN
     assert len(category.calibration_images) == num_calibration
     good = (*category.train, *category.calibration_images, *(s for s in category.test if not s.label))
@@ -154,37 +153,35 @@ def test_every_layout_is_recognised(make: Make, kind: str, tmp_path: Path) -> No
     root = make(tmp_path / "part")
     category = find_category(root)
     assert (category.root, category.name) == (root, "part")
-    check_category(category, kind=kind, num_calibration=NUM_HELD_OUT if make is make_mvtec2 else 0)
+    check_category(category, kind=kind, num_calibration=NUM_CALIBRATION if make is make_mvtec2 else 0)
     assert find_categories(root) == (root,)
 
 
 @every_layout
-def test_every_layout_is_inspected_without_complaint(make: Make, kind: str, tmp_path: Path) -> None:
+def test_every_layout_is_inspected_without_findings(make: Make, kind: str, tmp_path: Path) -> None:
     found = inspected(make(tmp_path / "part"))
-    assert [f.text for f in findings(found) if not f.text.startswith("every image is taken")] == []
+    assert [f.text for f in found.findings if not f.text.startswith("every image counts")] == []
     assert found.kinds["test"][kind] == 3
     assert found.unused == found.masks_without_image == ()
     assert found.split.num_train + found.split.num_calibration == sum(
-        found.kinds[part]["good"] for part in ("train", "calibration_images") if part in found.kinds
+        found.kinds[split]["good"] for split in ("train", "calibration_images") if split in found.kinds
     )
 
 
 @every_layout
-def test_every_layout_behind_a_link(make: Make, kind: str, tmp_path: Path) -> None:
+def test_every_layout_is_read_through_a_link(make: Make, kind: str, tmp_path: Path) -> None:
     make(tmp_path / "set" / "part")
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "set" / "part")
     category = find_category(link)
     assert category.name == "part"
-    check_category(category, kind=kind, num_calibration=NUM_HELD_OUT if make is make_mvtec2 else 0)
+    check_category(category, kind=kind, num_calibration=NUM_CALIBRATION if make is make_mvtec2 else 0)
     assert all(link in s.path.parents for s in (*category.train, *category.calibration_images, *category.test))
     assert inspected(link).unused == ()
 
 
 @every_layout
-def test_mask_without_image_is_told_and_image_without_mask_is_no_good_one(
-    make: Make, kind: str, tmp_path: Path
-) -> None:
+def test_mask_without_image_is_listed_and_image_without_mask_is_not_good(make: Make, kind: str, tmp_path: Path) -> None:
     root = make(tmp_path / "part")
     removed, kept, _ = (s for s in find_category(root).test if s.label)
     assert removed.mask_path is not None
@@ -199,7 +196,7 @@ def test_mask_without_image_is_told_and_image_without_mask_is_no_good_one(
     assert all(s.label or s.path != kept.path for s in (*category.train, *category.test))
     found = inspected(root)
     assert len(found.masks_without_image) == 2
-    if make is make_kolektorsdd2:  # there a image without a mask has no label
+    if make is make_kolektorsdd2:  # its images without a mask have no label
         assert found.unused == (f"test/{kept.path.name}",)
     else:
         assert found.unused == ()
@@ -216,8 +213,8 @@ def test_foreign_image_is_unused(make: Make, kind: str, tmp_path: Path) -> None:
 def test_visa_converted_to_folders_is_read_as_mvtec(tmp_path: Path) -> None:
     raw, root = make_visa(tmp_path / "raw" / "candle"), tmp_path / "visa_pytorch" / "candle"
     for sample in (category := find_category(raw)).train + category.test:
-        part = "train" if sample in category.train else "test"
-        to = root / part / ("bad" if sample.label else "good") / sample.path.name
+        split = "train" if sample in category.train else "test"
+        to = root / split / ("bad" if sample.label else "good") / sample.path.name
         to.parent.mkdir(parents=True, exist_ok=True)
         to.symlink_to(sample.path)
         if sample.mask_path is not None:
@@ -227,34 +224,34 @@ def test_visa_converted_to_folders_is_read_as_mvtec(tmp_path: Path) -> None:
     assert len(converted.train) == len(category.train)
 
 
-def test_parts_of_mvtec2(tmp_path: Path) -> None:
+def test_splits_of_mvtec2(tmp_path: Path) -> None:
     root = make_mvtec2(tmp_path / "can")
     category = find_category(root)
     assert names(root, category.calibration_images) == [
-        f"validation/good/{i:03}_regular.png" for i in range(NUM_HELD_OUT)
+        f"validation/good/{i:03}_regular.png" for i in range(NUM_CALIBRATION)
     ]
     assert sorted(path.parent.name for path in category.ignored) == ["test_private"] * 3 + ["test_private_mixed"] * 3
     found = inspected(root)
     assert list(found.kinds) == ["train", "calibration_images", "test"]
-    assert (found.split.num_train, found.split.num_calibration) == (NUM_TRAIN, NUM_HELD_OUT)
-    assert "held out" in format_inspection(found).splitlines()[1]
+    assert (found.split.num_train, found.split.num_calibration) == (NUM_TRAIN, NUM_CALIBRATION)
     first, second = names(root, category.calibration_images)[:2]
     (root / first).write_bytes((root / "train/good/000_regular.png").read_bytes())
     (root / second).write_bytes(b"")
     found = inspected(root)
     assert found.shared_files == (("train/good/000_regular.png", first),)
-    assert any("two of train, held out and test" in f.text for f in findings(found))
+    assert any("two of train, calibration and test" in f.text for f in found.findings)
     assert [file.path for file in found.bad_files] == [second]
-    assert "9 that the data set holds out; at least 10 and 10" in found.split.error
+    assert found.split.error is not None
+    assert "9 calibration images of the data set are too few; at least 10 and 10" in found.split.error
 
 
-def test_mvtec_with_a_validation_folder_holds_it_out(tmp_path: Path) -> None:
+def test_validation_folder_of_mvtec_becomes_the_calibration_images(tmp_path: Path) -> None:
     root = make_mpdd(tmp_path / "part")
     image(root / "validation/good/000.png")
     assert names(root, find_category(root).calibration_images) == ["validation/good/000.png"]
 
 
-def test_masks_of_good_images_are_no_defects(tmp_path: Path) -> None:
+def test_masks_of_good_images_are_not_defects(tmp_path: Path) -> None:
     for make, name in ((make_mpdd, "good/000_mask.png"), (make_btad, "ok/0000.png")):
         root = make(tmp_path / make.__name__)
         mask(root / "ground_truth" / name)
@@ -271,7 +268,7 @@ def test_two_masks_of_one_name_are_refused(tmp_path: Path) -> None:
         find_category(root)
 
 
-def test_mask_with_a_suffix_comes_before_one_without(tmp_path: Path) -> None:
+def test_mask_with_a_suffix_has_priority(tmp_path: Path) -> None:
     root = make_mpdd(tmp_path / "part")
     mask(root / "ground_truth/hole/000.png")
     category = find_category(root)
@@ -279,7 +276,7 @@ def test_mask_with_a_suffix_comes_before_one_without(tmp_path: Path) -> None:
     assert category.ignored == (root / "ground_truth/hole/000.png",)
 
 
-def test_kolektorsdd2_never_trains_on_a_defect(tmp_path: Path) -> None:
+def test_kolektorsdd2_does_not_train_on_defects(tmp_path: Path) -> None:
     root = make_kolektorsdd2(tmp_path / "KolektorSDD2")
     image(root / "train/10003 (copy).png")
     mask(root / "train/10003_GT (copy).png")
@@ -311,13 +308,13 @@ def test_visa_follows_its_table(tmp_path: Path) -> None:
     assert category.ignored == (root / "Data/Images/Anomaly/002.JPG", root / "Data/Masks/Anomaly/002.png")
     assert names(root, category.test) == sorted(names(root, category.test))
     assert inspected(root).unused == ("Data/Images/Normal/9999.JPG",)
-    copy = root / "Data/Images/Normal/0003.JPG"  # of the test part
+    copy = root / "Data/Images/Normal/0003.JPG"  # of the test split
     copy.write_bytes((root / "Data/Images/Normal/0001.JPG").read_bytes())
-    (text,) = (f.text for f in findings(inspected(root)) if "stand" in f.text)
-    assert "1 files stand in train and in test" in text
+    (text,) = (f.text for f in inspected(root).findings if "files are in" in f.text)
+    assert "1 files are in train and test" in text
 
 
-def test_visa_by_a_linked_object_and_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visa_is_read_through_a_link_and_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_visa(tmp_path / "visa" / "candle")
     moved = root.rename(tmp_path / "disk 2")
     root.symlink_to(moved)
@@ -329,16 +326,16 @@ def test_visa_by_a_linked_object_and_by_a_relative_path(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        (1, "val", r"line 3: split 'val', label 'normal'; write train or test"),
-        (2, "Normal", r"line 3: split 'train', label 'Normal'"),
-        (3, "candle/Data/Images/Normal/7777.JPG", r"line 3: .*7777\.JPG is missing; put the file back"),
-        (3, "Data/Images/Normal/0000.JPG", r"line 3: 'Data/Images/Normal/0000\.JPG' does not lie below candle"),
-        (3, "candle/../secret.JPG", r"line 3: .* does not lie below candle"),
-        (3, "candle/Data/Images/Normal/0001.JPG", r"line 4: .*0001\.JPG stands in an earlier row too"),
+        (1, "val", r"line 3: split 'val' and label 'normal'; write train or test"),
+        (2, "Normal", r"line 3: split 'train' and label 'Normal'"),
+        (3, "candle/Data/Images/Normal/7777.JPG", r"line 3: .*7777\.JPG is missing; restore the file"),
+        (3, "Data/Images/Normal/0000.JPG", r"line 3: 'Data/Images/Normal/0000\.JPG' is not below candle"),
+        (3, "candle/../secret.JPG", r"line 3: .* is not below candle"),
+        (3, "candle/Data/Images/Normal/0001.JPG", r"line 4: .*0001\.JPG is in an earlier row too"),
         (4, "candle/Data/Masks/Anomaly/000.png", r"line 3: a normal image with the mask candle/Data"),
     ],
 )
-def test_wrong_row_of_visa_is_named(tmp_path: Path, column: int, value: str, message: str) -> None:
+def test_invalid_row_of_visa_is_named(tmp_path: Path, column: int, value: str, message: str) -> None:
     root = make_visa(tmp_path / "candle")
     rows = read_table(root)
     rows[2][column] = value
@@ -354,14 +351,14 @@ def test_missing_mask_of_visa_is_named(tmp_path: Path) -> None:
         find_category(root)
 
 
-def test_table_of_visa_that_is_no_use_is_refused(tmp_path: Path) -> None:
+def test_invalid_table_of_visa_is_refused(tmp_path: Path) -> None:
     root = make_visa(tmp_path / "candle")
     renamed = root.rename(tmp_path / "candles")
-    with pytest.raises(DataError, match=r"no row of the object candles; it has candle, pcb9"):
+    with pytest.raises(DataError, match=r"no row of the object candles, only candle, pcb9; rename"):
         find_category(renamed)
     rows = read_table(renamed)
     write_table(renamed, [rows[0], ["candles", "test", "normal", "candles/Data/Images/Normal/0000.JPG", ""]])
-    with pytest.raises(DataError, match=r"names no normal image of candles to train on"):
+    with pytest.raises(DataError, match=r"has no normal training image of candles"):
         find_category(renamed)
     write_table(renamed, [["object", "image"]])
     with pytest.raises(DataError, match=r"has the columns \['object', 'image'\]; object, split, label"):
@@ -386,12 +383,12 @@ def test_folder_that_fits_several_layouts_is_refused(tmp_path: Path) -> None:
 
 
 @every_layout
-def test_data_set_is_no_product_and_its_categories_are_found(make: Make, kind: str, tmp_path: Path) -> None:
+def test_data_set_is_not_a_product_and_its_categories_are_found(make: Make, kind: str, tmp_path: Path) -> None:
     root = tmp_path / "set"
     for name in ("b", "a"):
         make(root / name)
     image(root / ".cache/train/good/0.png")
     image(root / "docs/figure.png")
     assert find_categories(root) == (root / "a", root / "b")
-    with pytest.raises(DataError, match=r"holds several products, give one of them: a, b$"):
+    with pytest.raises(DataError, match=r"holds several products; give one of them: a, b$"):
         find_category(root)
