@@ -15,7 +15,7 @@ from typing import Literal
 
 from anomaly.errors import OutputError, UsageError
 from anomaly.inference.artifact import INPUT, OUTPUTS, Metadata, load_graph, read_metadata
-from anomaly.service.model_repository import NAMES
+from anomaly.service.model_repository import NAME_PATTERN
 
 
 def deploy(
@@ -56,7 +56,7 @@ def deploy(
     if target != "triton":
         raise UsageError(f"no target {target!r}: there is triton")
     chosen = name or (model.resolve().parent.name if model.name == "model.onnx" else model.stem)
-    if not NAMES.fullmatch(chosen):
+    if not NAME_PATTERN.fullmatch(chosen):
         raise UsageError(f"{chosen!r} is no name for a model: give --name in letters, digits, . _ -")
     if min(version, max_batch, instances) < 1 or not max_delay_ms >= 0:
         raise UsageError(

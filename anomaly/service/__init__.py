@@ -1,1 +1,1 @@
-"""The serving island over HTTP: the Open Inference Protocol v2, plain scoring of images, and metrics; without torch."""
+"""Models over HTTP: the Open Inference Protocol v2, scoring of single images, metrics and two web pages; without torch."""

@@ -1,8 +1,8 @@
-"""Who may ask: a bearer token where the service can be reached from elsewhere, and no stranger's web page anywhere.
+"""Access control: a bearer token for services that other machines can reach, and no requests from foreign web pages.
 
-A page that a browser on this machine shows may send requests to loopback, by its own `Origin`, or by a name that it lets
-point here (DNS rebinding). Without a token, a request has to name this machine as its `Host`; with or without one, an
-`Origin` has to be the `Host` itself.
+A page in a browser on this machine can send requests to loopback, either from its own `Origin` or through a name that it
+resolves to this machine (DNS rebinding). Without a token, the `Host` of a request must therefore be this machine. In every
+case the `Origin` of a request must equal its `Host`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,24 @@ from anomaly.service.static_files import PAGE, REVIEW_PAGE
 TOKEN_VARIABLE = "ANOMALY_TOKEN"
 MIN_TOKEN = 16
 HEALTH_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""Whether the service is up, which is answered also when it has too much to do"""
+"""Health checks, answered under overload too"""
 OPEN_PATHS = HEALTH_PATHS | frozenset(PAGE) | frozenset(REVIEW_PAGE)
-"""What anyone may ask: that, and the pages' own files, which hold nothing of models or images"""
+"""Paths without access control: health checks and the static files of the pages"""
 
 
-def read_token(file: str) -> str:
-    """Read the token from a file, or from the environment where no file is named; empty where there is none.
+def read_token(file: str | Path | None) -> str | None:
+    """Read the token from a file, or from the environment if no file is given.
+
+    Args:
+        file: file with the token, or None.
+
+    Returns:
+        The token, or None if there is none.
 
     Raises:
-        UsageError: a file that cannot be read, or a token that is short or no printable ASCII.
+        UsageError: an unreadable file, or a token that is too short or not printable ASCII.
     """
-    if file:
+    if file is not None:
         try:
             token = Path(file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -40,48 +46,49 @@ def read_token(file: str) -> str:
     else:
         token, source = os.environ.get(TOKEN_VARIABLE, "").strip(), TOKEN_VARIABLE
         if not token:
-            return ""
+            return None
     if len(token) < MIN_TOKEN or not (token.isascii() and token.isprintable() and " " not in token):
         raise UsageError(
-            f"the token of {source} has {len(token)} characters: take {MIN_TOKEN} or more of printable ASCII"
+            f"the token in {source} has {len(token)} characters: use at least {MIN_TOKEN} printable ASCII characters"
+            " without spaces"
         )
     return token
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an IP address can be reached from this machine alone."""
+    """Whether an IP address is reachable from this machine only."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 class Guard:
-    """Decides on a request by its headers.
+    """Access control by the headers of a request.
 
     Args:
-        token: that has to come with it; empty for none.
-        loopback: whether the service is bound to this machine alone.
+        token: required token, or None.
+        loopback: whether the service listens on this machine only.
     """
 
-    def __init__(self, *, token: str, loopback: bool) -> None:
-        self._token = token.encode()
-        self._check_host = loopback and not token
+    def __init__(self, *, token: str | None, loopback: bool) -> None:
+        self._token = None if token is None else token.encode()
+        self._check_host = loopback and token is None
 
     def check(self, path: str, headers: Mapping[str, str]) -> None:
-        """Let a request pass, or not.
+        """Check a request.
 
         Raises:
-            RequestError: 421 for another machine's name, 403 from another site's page, 401 without the token.
+            RequestError: 421 foreign host name, 403 foreign origin, 401 missing or wrong token.
         """
         host = headers.get("host", "")
         if self._check_host and not _is_this_machine(host):
-            raise RequestError(421, "this service answers to localhost only: ask 127.0.0.1, or start it with a token")
+            raise RequestError(421, "this service answers localhost only: use 127.0.0.1, or start it with a token")
         origin = headers.get("origin")
         if origin is not None and _netloc(origin) != host.lower():
-            raise RequestError(403, "a page of another site may not ask this service")
-        if self._token and path not in OPEN_PATHS:
+            raise RequestError(403, "requests from pages of other sites are refused: open this service's own page")
+        if self._token is not None and path not in OPEN_PATHS:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token)
             if scheme.lower() != "bearer" or not is_right:
-                raise RequestError(401, "this service wants its token: send `Authorization: Bearer TOKEN`")
+                raise RequestError(401, "this service requires a token: send `Authorization: Bearer TOKEN`")
 
 
 def _netloc(origin: str) -> str:
@@ -95,5 +102,5 @@ def _is_this_machine(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or is_loopback(name)
-    except ValueError:  # no address, or no host at all
+    except ValueError:  # not an address, or an empty host
         return False

@@ -1,4 +1,4 @@
-"""The HTTP server around the application, and its connections, cut when they keep it waiting between requests."""
+"""The HTTP server of an application, with a limit on idle connections."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from anomaly.service.limits import Limits
 
 IDLE_SECONDS = 60.0
-CONNECTIONS_A_REQUEST = 4
-"""Connections for each request that may be answered at once: clients keep them between requests"""
+CONNECTIONS_PER_REQUEST = 4
+"""Connections per concurrent request: clients keep connections open between requests"""
 
 
 def make_server(app: ASGIApp, *, limits: Limits, idle_seconds: float) -> uvicorn.Server:
-    """Make the server of an application; its end waits for the requests that were accepted.
+    """Build the server of an application; its shutdown waits for accepted requests.
 
     Args:
-        app: to serve.
-        limits: of which `max_requests` bounds the connections too, and `timeout` the wait at the end.
-        idle_seconds: that a connection may keep the server waiting.
+        app: application.
+        limits: limits of a request; `max_requests` limits the connections, `timeout` the wait at shutdown.
+        idle_seconds: longest idle time of a connection.
     """
     config = uvicorn.Config(
         app,
-        http=connection_class(max_connections=CONNECTIONS_A_REQUEST * limits.max_requests, idle_seconds=idle_seconds),
+        http=connection_class(max_connections=CONNECTIONS_PER_REQUEST * limits.max_requests, idle_seconds=idle_seconds),
         ws="none",
         lifespan="on",
         log_config=None,
         log_level="warning",
         access_log=False,
-        proxy_headers=False,  # whoever sends them could name any address
+        proxy_headers=False,  # any client could forge them
         server_header=False,
         timeout_keep_alive=max(1, int(idle_seconds)),
         timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
@@ -40,24 +40,24 @@ def make_server(app: ASGIApp, *, limits: Limits, idle_seconds: float) -> uvicorn
 
 
 def connection_class(*, max_connections: int, idle_seconds: float) -> type[asyncio.Protocol]:
-    """Make the class of the connections of a server.
+    """Build the class of a server's connections.
 
     Args:
-        max_connections: more than these are closed at once.
-        idle_seconds: that may pass between the end of an answer, or the beginning of the connection, and the head of the next
-            request; what arrives of it meanwhile, or is left of a body that was refused, wins no time.
+        max_connections: largest number of connections; further ones are closed at once.
+        idle_seconds: longest time from the end of a response, or from the start of the connection, to the complete header
+            of the next request. Partial headers and the rest of a refused body do not extend it.
     """
 
     class Connection(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._idle_since = self.loop.time()
-            self._look = self.loop.call_later(idle_seconds, self._check)
+            self._timer = self.loop.call_later(idle_seconds, self._check)
             if len(self.connections) > max_connections:
                 transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._look.cancel()
+            self._timer.cancel()
             super().connection_lost(exc)
 
         def on_response_complete(self) -> None:
@@ -66,10 +66,10 @@ def connection_class(*, max_connections: int, idle_seconds: float) -> type[async
 
         def _check(self) -> None:
             is_idle = self.cycle is None or self.cycle.response_complete
-            left = self._idle_since + idle_seconds - self.loop.time() if is_idle else idle_seconds
-            if left <= 0:
+            remaining = self._idle_since + idle_seconds - self.loop.time() if is_idle else idle_seconds
+            if remaining <= 0:
                 self.transport.abort()
             else:
-                self._look = self.loop.call_later(left, self._check)
+                self._timer = self.loop.call_later(remaining, self._check)
 
     return Connection

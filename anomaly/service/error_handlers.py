@@ -1,4 +1,4 @@
-"""What is answered when a route raises: never more than a client may know."""
+"""Responses to the errors of a route, without internal details."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from anomaly.errors import ImageError, RequestError
-from anomaly.service.middleware import GONE, JsonResponse, refused
-from anomaly.service.score_endpoint import STATUS
+from anomaly.service.responses import CLIENT_CLOSED_REQUEST, JsonResponse, error_response
+from anomaly.service.score_endpoint import HTTP_STATUS
+
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def answers(answer_to: Callable[[Any], Response]) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Make an error's handler of a function from the error to its answer."""
+def error_handler(response_to: Callable[[Any], Response]) -> ErrorHandler:
+    """Turn a function from error to response into an error handler."""
 
     async def handler(request: Request, error: Exception) -> Response:
-        return answer_to(error)
+        return response_to(error)
 
     return handler
 
 
-HANDLERS: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-    RequestError: answers(refused),
-    ImageError: answers(lambda e: refused(RequestError(STATUS[e.code], str(e)))),
-    HTTPException: answers(
+ERROR_HANDLERS: Mapping[Any, ErrorHandler] = {
+    RequestError: error_handler(error_response),
+    ImageError: error_handler(lambda e: error_response(RequestError(HTTP_STATUS[e.code], str(e)))),
+    HTTPException: error_handler(
         lambda e: JsonResponse({"error": e.detail}, status_code=e.status_code, headers=e.headers)
     ),
-    ClientDisconnect: answers(lambda e: Response(status_code=GONE)),
-    Exception: answers(lambda e: refused(RequestError(500, "the service failed; its log says why"))),
-}  # fmt: skip
-"""Error -> its handler"""
+    ClientDisconnect: error_handler(lambda e: Response(status_code=CLIENT_CLOSED_REQUEST)),
+    Exception: error_handler(lambda e: error_response(RequestError(500, "internal error: see the log of the service"))),
+}
+"""Error class -> its handler"""

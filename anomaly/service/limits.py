@@ -1,4 +1,4 @@
-"""What a request may cost: how much it may send, hold and wait."""
+"""Limits of a request: its size, the memory of all requests, and the time to answer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 from anomaly.errors import RequestError, UsageError
 
-BYTES_A_PIXEL = 3
-"""Of an image of 8 bits; one of 16 takes twice as many while it is decoded"""
+BYTES_PER_PIXEL = 3
+"""Memory of an 8-bit image; a 16-bit image takes twice as much while it is decoded"""
 MAX_JSON = 2**24
-"""Bytes of JSON in a request: the interpreter stands still while it is parsed; tensors go as bytes"""
-BYTES_A_JSON_BYTE = 24
-"""What parsed JSON takes at most for one byte of text: an empty object in a list"""
+"""Bytes of JSON in a request: parsing blocks the interpreter, so large tensors must be sent as bytes"""
+BYTES_PER_JSON_BYTE = 24
+"""Largest memory of parsed JSON per byte of text: an empty object in a list"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds of the service.
+    """Limits of the service.
 
     Raises:
-        UsageError: a bound below 1, or memory that one request within the others may exceed.
+        UsageError: a limit below 1, or a memory limit below the need of one request.
     """
 
     max_body: int
@@ -30,49 +30,51 @@ class Limits:
     max_pixels: int
     """width × height of an image"""
     max_images: int
-    """images that wait for a model, and therefore of a request"""
+    """images in the queue, and therefore in one request"""
     max_requests: int
-    """requests at once"""
+    """concurrent requests"""
     max_memory: int
-    """bytes of bodies and decoded images that all requests hold together"""
+    """bytes of bodies and decoded images of all requests together"""
     timeout: float
-    """seconds that a request may take to arrive, and again to be answered"""
+    """seconds for a request to arrive, and again for its answer"""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
                 raise UsageError(f"{name} is {value}: give a number above 0")
-        parsed = BYTES_A_JSON_BYTE * min(MAX_JSON, self.max_body)
-        needed = 3 * self.max_body + max(2 * BYTES_A_PIXEL * self.max_pixels, parsed)  # as sent, unpacked, and its file
+        parsed = BYTES_PER_JSON_BYTE * min(MAX_JSON, self.max_body)
+        # three bodies: the compressed body, the decompressed body and the image file in it
+        needed = 3 * self.max_body + max(2 * BYTES_PER_PIXEL * self.max_pixels, parsed)
         if self.max_memory < needed:
             raise UsageError(
-                f"{self.max_memory >> 20} MiB do not hold one request of {self.max_body >> 20} MiB and {self.max_pixels:,}"
-                f" pixels: raise --max-memory-mib to {(needed >> 20) + 1}, or lower --max-body-mib or --max-pixels"
+                f"{self.max_memory >> 20} MiB cannot hold one request of {self.max_body >> 20} MiB and"
+                f" {self.max_pixels:,} pixels: raise --max-memory-mib to {(needed >> 20) + 1}, or lower --max-body-mib"
+                " or --max-pixels"
             )
 
 
-class Holding:
-    """Bytes that one request holds."""
+class Reservation:
+    """Memory of one request within the budget."""
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self.num_bytes = 0
 
-    def take(self, num_bytes: int) -> None:
-        """Hold more.
+    def add(self, num_bytes: int) -> None:
+        """Reserve more bytes.
 
         Raises:
-            RequestError: 503, other requests hold too much just now.
+            RequestError: 503, other requests hold too much memory.
         """
-        self._memory.add(num_bytes)
+        self._budget.add(num_bytes)
         self.num_bytes += num_bytes
 
 
-class Memory:
-    """The bytes that all requests hold together; used from the event loop and from threads.
+class MemoryBudget:
+    """Memory of all requests together; used from the event loop and from threads.
 
     Args:
-        max_bytes: that they may hold.
+        max_bytes: upper limit.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -81,21 +83,21 @@ class Memory:
         self.num_bytes = 0
 
     def add(self, num_bytes: int) -> None:
-        """Count bytes, or give them back where the number is negative.
+        """Reserve bytes; a negative number releases them.
 
         Raises:
-            RequestError: 503, there would be too many.
+            RequestError: 503, the sum would exceed the limit.
         """
         with self._lock:
             if num_bytes > 0 and self.num_bytes + num_bytes > self._max_bytes:
-                raise RequestError(503, "the service holds as many images as it has memory for: try again later")
+                raise RequestError(503, "the memory of the service is full: try again later")
             self.num_bytes += num_bytes
 
     @contextmanager
-    def holding(self) -> Iterator[Holding]:
-        """Give what one request holds, and take it back in the end."""
-        held = Holding(self)
+    def reservation(self) -> Iterator[Reservation]:
+        """Open the reservation of one request and release it at the end."""
+        reserved = Reservation(self)
         try:
-            yield held
+            yield reserved
         finally:
-            self.add(-held.num_bytes)
+            self.add(-reserved.num_bytes)

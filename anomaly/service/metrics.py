@@ -1,6 +1,6 @@
-"""What the service tells Prometheus, in a registry of its own.
+"""Prometheus metrics of a service, in a separate registry.
 
-Labels take few values: names of models and routes, codes of answers, verdicts; never anything that a request says.
+Labels have few values: model names, routes, status codes and verdicts. They never contain text of a request.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from anomaly.service.model_repository import Models
+from anomaly.service.model_repository import ModelRepository
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """Counters of one service."""
+    """Metrics of one service."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter("anomaly_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
-            "anomaly_request_seconds", "From the head of a request to the end of its answer.", ["route"],
+            "anomaly_request_seconds", "Time from the header of a request to the end of its response.", ["route"],
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.verdicts = Counter(
@@ -36,19 +36,18 @@ class Metrics:
             "anomaly_batch_images", "Images in one inference.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
         self.inference_seconds = Histogram(
-            "anomaly_inference_seconds", "Of one inference.", buckets=SECONDS, registry=self.registry
+            "anomaly_inference_seconds", "Time of one inference.", buckets=SECONDS, registry=self.registry
         )
         self.reloads = Counter(
-            "anomaly_model_reloads", "Model files that were replaced.", ["model", "version", "result"],
-            registry=self.registry,
-        )  # fmt: skip
+            "anomaly_model_reloads", "Replaced model files.", ["model", "version", "result"], registry=self.registry
+        )
 
-    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add a gauge that is asked for its value."""
-        Gauge(name, text, registry=self.registry).set_function(value)
+    def add_gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """Add a gauge; `value` is called at each export."""
+        Gauge(name, description, registry=self.registry).set_function(value)
 
-    def watch_models(self, models: Models) -> None:
-        """Add the models that serve, with the hashes of their files."""
+    def add_models(self, models: ModelRepository) -> None:
+        """Add the served models with the hashes of their files."""
         self.registry.register(_ModelInfo(models))
 
     def observe_inference(self, num_images: int, seconds: float) -> None:
@@ -57,26 +56,26 @@ class Metrics:
         self.inference_seconds.observe(seconds)
 
     def observe_scores(self, score: np.ndarray, *, threshold: float, model: str, version: str) -> None:
-        """Count scored images; a score above the threshold is a defect."""
+        """Count images by verdict; a score (N,) above the threshold is a defect."""
         num_defect = int((score > threshold).sum())
         self.verdicts.labels(model, version, "defect").inc(num_defect)
         self.verdicts.labels(model, version, "good").inc(len(score) - num_defect)
 
-    def text(self) -> bytes:
-        """Write all of it in Prometheus' text format."""
+    def export(self) -> bytes:
+        """Export all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class _ModelInfo(Collector):
-    """The files that serve now, read when asked."""
+    """The active model files, read at each export."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelRepository) -> None:
         self._models = models
 
     def collect(self) -> list[InfoMetricFamily]:
-        """Give one line for every model and version."""
-        family = InfoMetricFamily("anomaly_model", "The model that serves.", labels=["model", "version"])
+        """Return one line per model and version."""
+        family = InfoMetricFamily("anomaly_model", "The active model.", labels=["model", "version"])
         for served in self._models.all():
-            told = {"sha256": served.scorer.sha256, "current": str(served.is_current).lower()}
-            family.add_metric([served.place.name, str(served.place.version)], told)
+            values = {"sha256": served.scorer.sha256, "current": str(served.is_current).lower()}
+            family.add_metric([served.file.name, str(served.file.version)], values)
         return [family]

@@ -1,12 +1,12 @@
-"""The models of a service by name and version, each replaced as a whole when its file is.
+"""The served models by name and version; a model is replaced as a whole when its file changes.
 
-    FILE.onnx          its name is the file's, or its folder's where the file is called model.onnx; version 1
+    FILE.onnx          named after the file, or after its folder if the file is called model.onnx; version 1
     NAME=FILE.onnx     version 1
-    FOLDER             its model.onnx, as in a run folder; else FOLDER/NAME.onnx and FOLDER/NAME/VERSION/model.onnx, the
-                       layout of a Triton model repository
+    FOLDER             FOLDER/model.onnx, as in a fitted model; otherwise FOLDER/NAME.onnx and
+                       FOLDER/NAME/VERSION/model.onnx, the layout of a Triton model repository
 
-A file that changes is loaded beside the model that serves; only when it is ours, whole, and scores its golden image as it did
-at export does it take over. Otherwise the model before it stays.
+A changed file is loaded beside the active model. It becomes active only if it is a complete model of this package and
+scores its golden image as at export. Otherwise the previous model stays active.
 """
 
 from __future__ import annotations
@@ -22,63 +22,69 @@ from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import Device
 
 MODEL_FILE = "model.onnx"
-NAMES = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-"""What a model may be called: it stands in addresses and in metrics"""
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""Valid names of a model: they appear in URLs and in metrics"""
 
-Identity = tuple[int, int, int]
+FileState = tuple[int, int, int]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a model lies."""
+class ModelFile:
+    """Name, version and path of a model."""
 
     name: str
     version: int
     path: Path
 
 
-def find_places(models: Sequence[str]) -> list[Place]:
-    """Resolve what was named on the command line.
+def find_model_files(models: Sequence[str | Path]) -> list[ModelFile]:
+    """Resolve the models of the command line.
+
+    Args:
+        models: files, NAME=FILE, or folders.
 
     Raises:
-        UsageError: nothing there, a name that cannot be one, or one name and version twice.
+        UsageError: no model found, an invalid name, or a duplicate name and version.
     """
-    places = [place for model in models for place in _places(model)]
-    taken: dict[tuple[str, int], Path] = {}
-    for place in places:
-        if not NAMES.fullmatch(place.name):
+    files = [file for model in models for file in _files(str(model))]
+    found: dict[tuple[str, int], Path] = {}
+    for file in files:
+        if not NAME_PATTERN.fullmatch(file.name):
             raise UsageError(
-                f"{place.path}: {place.name!r} is no name for a model; give NAME=FILE in letters, digits, . _ -"
+                f"{file.path}: {file.name!r} is an invalid model name; give NAME=FILE in letters, digits, . _ -"
             )
-        if (place.name, place.version) in taken:
+        if (file.name, file.version) in found:
             raise UsageError(
-                f"{taken[place.name, place.version]} and {place.path} are both {place.name} version {place.version}:"
+                f"{found[file.name, file.version]} and {file.path} are both {file.name} version {file.version}:"
                 " give one of them another name with NAME=FILE"
             )
-        taken[place.name, place.version] = place.path
-    if not places:
+        found[file.name, file.version] = file.path
+    if not files:
         raise UsageError("no model to serve: name .onnx files, NAME=FILE, or a folder of them")
-    return places
+    return files
 
 
-def _places(model: str) -> list[Place]:
+def _files(model: str) -> list[ModelFile]:
     path = Path(model)
     name, equals, file = model.partition("=")
     if equals and not path.exists():
-        return [Place(name, 1, Path(file))]
+        return [ModelFile(name, 1, Path(file))]
     if not path.is_dir():
-        return [Place(_name(path), 1, path)]
+        return [ModelFile(_name(path), 1, path)]
     if (path / MODEL_FILE).is_file():
-        return [Place(path.resolve().name, 1, path / MODEL_FILE)]
-    found = [Place(file.stem, 1, file) for file in sorted(path.glob("*.onnx"))]
+        return [ModelFile(path.resolve().name, 1, path / MODEL_FILE)]
+    found = [ModelFile(file.stem, 1, file) for file in sorted(path.glob("*.onnx"))]
     found += [
-        Place(file.parent.parent.name, int(file.parent.name), file)
+        ModelFile(file.parent.parent.name, int(file.parent.name), file)
         for file in sorted(path.glob(f"*/*/{MODEL_FILE}"))
         if file.parent.name.isdecimal()
     ]
     if not found:
-        raise UsageError(f"{path} holds no model: FOLDER/NAME.onnx or FOLDER/NAME/VERSION/{MODEL_FILE} is looked for")
+        raise UsageError(
+            f"{path} contains no model: expected FOLDER/{MODEL_FILE}, FOLDER/NAME.onnx or"
+            f" FOLDER/NAME/VERSION/{MODEL_FILE}"
+        )
     return found
 
 
@@ -86,63 +92,63 @@ def _name(file: Path) -> str:
     return file.resolve().parent.name if file.name == MODEL_FILE else file.stem
 
 
-class Served:
-    """One version of a model: the scorer that answers now, and the file that it came from.
+class ServedModel:
+    """One version of a model: its file and its active scorer.
 
     Args:
-        place: of the file.
-        load: opens it.
+        file: file of the model.
+        load: function that opens the file.
 
     Raises:
         AnomalyError: the file cannot be loaded.
     """
 
-    def __init__(self, place: Place, *, load: Callable[[Path], OnnxScorer]) -> None:
-        self.place = place
+    def __init__(self, file: ModelFile, *, load: Callable[[Path], OnnxScorer]) -> None:
+        self.file = file
         self._load = load
-        self._seen = self._loaded = _identity(place.path)
-        self.scorer = load(place.path)
+        self._last_state = self._loaded_state = _state(file.path)
+        self.scorer = load(file.path)
         self.is_current = True
-        """whether the file that lies there now is the one that answers"""
+        """whether the active scorer comes from the present file"""
 
     def reload(self) -> bool | None:
-        """Load the file again where it was replaced and has not changed since the last look.
+        """Load the file again if it was replaced and has not changed since the previous check.
 
         Returns:
-            True when it took over, False when it was refused, None when there was nothing to do.
+            True if the new file is active, False if it was refused, None if there was nothing to load.
         """
-        identity = _identity(self.place.path)
-        settled, self._seen = identity == self._seen, identity
-        if not settled or identity == self._loaded:
+        state = _state(self.file.path)
+        is_stable, self._last_state = state == self._last_state, state
+        if not is_stable or state == self._loaded_state:
             return None
-        self._loaded = identity
+        self._loaded_state = state
         self.is_current = False
         try:
-            scorer = self._load(self.place.path)
-        except Exception as error:  # whatever lies there, the model that serves goes on
+            scorer = self._load(self.file.path)
+        except Exception as error:  # the active model must survive any content of the file
             _log.warning(
-                "%s version %d is not replaced: %s; the model before it goes on",
-                self.place.name,
-                self.place.version,
+                "%s version %d was not replaced: %s; the previous model stays active",
+                self.file.name,
+                self.file.version,
                 error,
             )
             return False
-        if _identity(self.place.path) != identity:  # replaced again meanwhile: the next look will see
-            self._loaded = None
+        if _state(self.file.path) != state:  # replaced during loading: the next check loads it
+            self._loaded_state = None
             return None
         self.scorer, self.is_current = scorer, True
         return True
 
 
 def model_card(
-    served: Served, *, threshold: float, drift: Mapping[str, str | int]
+    served: ServedModel, *, threshold: float, drift: Mapping[str, str | int]
 ) -> dict[str, str | int | float | bool]:
-    """Tell what a model is and guarantees, in plain values as the protocol's parameters are.
+    """Describe a model and its guarantee in plain values, as the protocol's parameters require.
 
     Args:
         served: the model.
-        threshold: of the verdicts here; the guarantee holds at the model's own, 1.
-        drift: as `Drift.state` tells it.
+        threshold: threshold of the verdicts; the guarantee holds at the model's own threshold, 1.
+        drift: result of `DriftMonitor.state`.
     """
     scorer, stored = served.scorer, served.scorer.metadata
     return {
@@ -161,8 +167,8 @@ def model_card(
     }
 
 
-def _identity(path: Path) -> Identity | None:
-    """What changes when a file is replaced or written to; None where there is none."""
+def _state(path: Path) -> FileState | None:
+    """Values that change when a file is replaced or written; None if the file is missing."""
     try:
         status = path.stat()
     except OSError:
@@ -170,59 +176,63 @@ def _identity(path: Path) -> Identity | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-class Models:
+class ModelRepository:
     """All models of a service.
 
     Args:
-        places: where they lie.
-        device: auto, cpu, cuda or tensorrt.
-        num_threads: of one inference on the CPU; 0 takes all this process may use.
+        files: files of the models.
+        device: device of the inference: auto, cpu, cuda or tensorrt.
+        num_threads: threads of one inference on the CPU; 0 takes all available.
 
     Raises:
-        AnomalyError: one of them cannot be loaded.
+        AnomalyError: a model cannot be loaded.
     """
 
-    def __init__(self, places: Sequence[Place], *, device: Device, num_threads: int) -> None:
+    def __init__(self, files: Sequence[ModelFile], *, device: Device, num_threads: int) -> None:
         def load(path: Path) -> OnnxScorer:
             return OnnxScorer(path, device=device, num_threads=num_threads)
 
-        self._served: dict[str, dict[int, Served]] = {}
-        for place in sorted(places, key=lambda p: (p.name, p.version)):
-            self._served.setdefault(place.name, {})[place.version] = Served(place, load=load)
+        self._served: dict[str, dict[int, ServedModel]] = {}
+        for file in sorted(files, key=lambda f: (f.name, f.version)):
+            self._served.setdefault(file.name, {})[file.version] = ServedModel(file, load=load)
 
-    def all(self) -> list[Served]:
-        """Every version of every model, by name and version."""
+    def all(self) -> list[ServedModel]:
+        """List every version of every model, by name and version."""
         return [served for versions in self._served.values() for served in versions.values()]
 
     def versions(self, name: str) -> list[str]:
-        """Versions of a model, ascending.
+        """List the versions of a model, ascending.
 
         Raises:
-            RequestError: 404, there is no such model.
+            RequestError: 404, unknown model.
         """
-        return [str(version) for version in self._of(name)]
+        return [str(version) for version in self._versions(name)]
 
-    def find(self, name: str, version: str) -> Served:
-        """Find a model; an empty name stands for the only one, an empty version for the highest.
+    def find(self, name: str | None, version: str | None) -> ServedModel:
+        """Find a model.
+
+        Args:
+            name: model name; None selects the only model.
+            version: version number; None selects the highest.
 
         Raises:
-            RequestError: 404 no such model or version, 400 no name where there are several.
+            RequestError: 404 unknown model or version, 400 no name given and several models served.
         """
-        if not name:
+        if name is None:
             if len(self._served) != 1:
-                raise RequestError(400, f"name a model: {', '.join(self._served)}")
+                raise RequestError(400, f"no model named: choose one of {', '.join(self._served)}")
             name = next(iter(self._served))
-        versions = self._of(name)
-        if not version:
+        versions = self._versions(name)
+        if version is None:
             return versions[max(versions)]
         for number, served in versions.items():
             if version == str(number):
                 return served
         raise RequestError(
-            404, f"no version {version[:100]!r} of the model {name!r}: it has {', '.join(map(str, versions))}"
+            404, f"model {name!r} has no version {version[:100]!r}; versions: {', '.join(map(str, versions))}"
         )
 
-    def _of(self, name: str) -> dict[int, Served]:
+    def _versions(self, name: str) -> dict[int, ServedModel]:
         if name not in self._served:
-            raise RequestError(404, f"no model {name[:100]!r}: there are {', '.join(self._served)}")
+            raise RequestError(404, f"unknown model {name[:100]!r}; models: {', '.join(self._served)}")
         return self._served[name]

@@ -1,4 +1,4 @@
-"""The interface in OpenAPI 3.1, for clients that are generated and for tests that are."""
+"""The OpenAPI 3.1 document of the service, for generated clients and generated tests."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from anomaly.service.inference_protocol import HEADER_LENGTH
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
 _NUMBER_OR_NULL: Json = {"type": ["number", "null"]}
-_WHOLE: Json = {"type": "integer"}
+_INTEGER: Json = {"type": "integer"}
 _FILE: Json = {"type": "string", "format": "binary"}
 _REGION: Json = {
     "type": "object",
-    "properties": dict.fromkeys(("x", "y", "width", "height", "area"), _WHOLE)
+    "properties": dict.fromkeys(("x", "y", "width", "height", "area"), _INTEGER)
     | {"peak": {"type": "number"}, "weak": {"type": "boolean"}},
 }
 _MAP: Json = {
     "type": "object",
     "description": (
-        "The calibrated map at the network's resolution: value = level * step - zero, 1 the model's threshold. To lay it on the"
-        " image enlarge it bilinearly with half-pixel centres: `stretch` and `native` stretch it to the image; `letterbox`"
-        " holds the image scaled by one factor and centred, with padding around."
+        "The calibrated anomaly map at the network's resolution: value = level * step - zero; 1 is the model's threshold."
+        " Enlarge it bilinearly with half-pixel centres to align it with the image. `stretch` and `native`: the map covers"
+        " the image. `letterbox`: the map contains the image at one scale, centred, with padding around it."
     ),
     "required": ["png", "step", "zero", "resize"],
     "properties": {
@@ -33,7 +33,7 @@ _MAP: Json = {
             "type": "string",
             "contentEncoding": "base64",
             "contentMediaType": "image/png",
-            "description": "grey, 16 bits",
+            "description": "16-bit greyscale",
         },
         "step": {"type": "number"},
         "zero": {"type": "number"},
@@ -45,10 +45,10 @@ _ROW: Json = {
     "required": ["path", "sha256", "status", "verdict", "score", "threshold", "p_value", "regions", "model", "message"],
     "properties": {
         **dict.fromkeys(("path", "sha256", "status", "model", "message"), _TEXT),
-        "verdict": {"enum": ["good", "defect", ""]},
-        "score": _NUMBER_OR_NULL,
-        "threshold": {"type": "number"},
-        "p_value": _NUMBER_OR_NULL,
+        "verdict": {"enum": ["good", "defect", ""], "description": "empty if the image has no score"},
+        "score": _NUMBER_OR_NULL | {"description": "calibrated anomaly score; 1 is the model's threshold"},
+        "threshold": {"type": "number", "description": "a higher score is a defect"},
+        "p_value": _NUMBER_OR_NULL | {"description": "conformal p-value among the calibration images"},
         "width": {"type": ["integer", "null"]},
         "height": {"type": ["integer", "null"]},
         "regions": {"type": "array", "items": _REGION},
@@ -101,64 +101,64 @@ _REQUEST: Json = {
 _ERROR: Json = {"type": "object", "required": ["error"], "properties": {"error": _TEXT}}
 _OBJECT: Json = {"type": "object"}
 
-_REFUSALS = {
-    400: "The request cannot be read.",
-    401: "The token is missing or wrong.",
-    403: "A page of another site asks.",
-    404: "No such model or version.",
+_ERRORS = {
+    400: "Invalid request.",
+    401: "Missing or wrong token.",
+    403: "Request from a page of another site.",
+    404: "Unknown model or version.",
     408: "The request did not arrive in time.",
     413: "The body, an image or the JSON is too large.",
-    415: "The Content-Encoding or the kind of image is not known.",
-    421: "Another host was asked for.",
-    500: "The service failed.",
-    503: "The queue is full or the time over; Retry-After says when to try again.",
+    415: "Unsupported Content-Encoding or image format.",
+    421: "Request to another host name.",
+    500: "Internal error.",
+    503: "Overload or timeout; Retry-After gives the seconds to wait.",
 }
 
 
-def _answers(schema: Json, *codes: int, media: str = "application/json") -> Json:
-    found: Json = {"200": {"description": "Answered.", "content": {media: {"schema": schema}}}}
+def _responses(schema: Json, *codes: int, media: str = "application/json") -> Json:
+    found: Json = {"200": {"description": "Success.", "content": {media: {"schema": schema}}}}
     for code in (*codes, 401, 403, 421, 503):
         found[str(code)] = {
-            "description": _REFUSALS[code],
+            "description": _ERRORS[code],
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
         }
     return found
 
 
-def _named(parameter: str, *, place: str, schema: Json, required: bool) -> Json:
-    return {"name": parameter, "in": place, "required": required, "schema": schema}
+def _parameter(name: str, *, place: str, schema: Json, required: bool, description: str) -> Json:
+    return {"name": name, "in": place, "required": required, "schema": schema, "description": description}
 
 
-def document(models: Sequence[tuple[str, str]]) -> Json:
-    """Give the document of a service.
+def openapi_document(models: Sequence[tuple[str, str]]) -> Json:
+    """Build the OpenAPI document of a service.
 
     Args:
-        models: name and version of each model that it serves.
+        models: name and version of each served model.
     """
     names = {"enum": sorted({name for name, _ in models})}
     versions = {"enum": sorted({version for _, version in models})}
-    name = _named("name", place="path", schema=names, required=True)
-    version = _named("version", place="path", schema=versions, required=True)
+    name = _parameter("name", place="path", schema=names, required=True, description="Model name.")
+    version = _parameter("version", place="path", schema=versions, required=True, description="Model version.")
     paths: Json = {
-        "/v2/health/live": {"get": _get("Whether the process answers", _OBJECT)},
-        "/v2/health/ready": {"get": _get("Whether requests are taken", _OBJECT)},
-        "/v2": {"get": _get("The server", _OBJECT)},
-        "/v2/repository/index": {"post": _get("All models", {"type": "array", "items": _OBJECT})},
-        "/metrics": {"get": {"summary": "Prometheus", "responses": _answers(_TEXT, media="text/plain")}},
+        "/v2/health/live": {"get": _get("Liveness of the process", _OBJECT)},
+        "/v2/health/ready": {"get": _get("Readiness for requests", _OBJECT)},
+        "/v2": {"get": _get("Server metadata", _OBJECT)},
+        "/v2/repository/index": {"post": _get("List of all models", {"type": "array", "items": _OBJECT})},
+        "/metrics": {"get": {"summary": "Prometheus metrics", "responses": _responses(_TEXT, media="text/plain")}},
         "/openapi.json": {"get": _get("This document", _OBJECT)},
         "/score": {"post": _score(names, versions)},
     }
     for path, parameters in (("/v2/models/{name}", [name]), ("/v2/models/{name}/versions/{version}", [name, version])):
-        paths[path] = {"parameters": parameters, "get": _get("A model", _OBJECT, 404)}
-        paths[f"{path}/ready"] = {"parameters": parameters, "get": _get("Whether it answers", _OBJECT, 404)}
-        paths[f"{path}/config"] = {"parameters": parameters, "get": _get("It as Triton describes it", _OBJECT, 404)}
+        paths[path] = {"parameters": parameters, "get": _get("Model metadata", _OBJECT, 404)}
+        paths[f"{path}/ready"] = {"parameters": parameters, "get": _get("Readiness of a model", _OBJECT, 404)}
+        paths[f"{path}/config"] = {"parameters": parameters, "get": _get("Triton model configuration", _OBJECT, 404)}
         paths[f"{path}/infer"] = {"parameters": parameters, "post": _infer()}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "anomaly",
             "version": anomaly.__version__,
-            "description": "Scores images: 0 is a typical good part, 1 the threshold.",
+            "description": "Anomaly scores of images: 0 is a typical good part, 1 is the model's threshold.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -171,15 +171,23 @@ def document(models: Sequence[tuple[str, str]]) -> Json:
 
 
 def _get(summary: str, schema: Json, *codes: int) -> Json:
-    return {"summary": summary, "responses": _answers(schema, *codes)}
+    return {"summary": summary, "responses": _responses(schema, *codes)}
 
 
 def _infer() -> Json:
-    answers = _answers(_OBJECT, 400, 404, 408, 413, 415, 500)
-    answers["200"]["content"]["application/octet-stream"] = {"schema": _FILE}
+    responses = _responses(_OBJECT, 400, 404, 408, 413, 415, 500)
+    responses["200"]["content"]["application/octet-stream"] = {"schema": _FILE}
     return {
         "summary": "Score tensors, uint8 RGB (n, height, width, 3)",
-        "parameters": [_named(HEADER_LENGTH, place="header", schema={"type": "integer", "minimum": 1}, required=False)],
+        "parameters": [
+            _parameter(
+                HEADER_LENGTH,
+                place="header",
+                schema={"type": "integer", "minimum": 1},
+                required=False,
+                description="Length of the JSON in bytes; without it the whole body is JSON.",
+            )
+        ],
         "requestBody": {
             "required": True,
             "content": {
@@ -187,24 +195,28 @@ def _infer() -> Json:
                 "application/octet-stream": {"schema": _FILE},
             },
         },
-        "responses": answers,
+        "responses": responses,
     }
+
+
+def _query(name: str, schema: Json, description: str) -> Json:
+    return _parameter(name, place="query", schema=schema, required=False, description=description)
 
 
 def _score(names: Json, versions: Json) -> Json:
     row: Json = {"$ref": "#/components/schemas/Row"}
-    answers = _answers(row, 400, 404, 408, 413, 415, 500)
+    responses = _responses(row, 400, 404, 408, 413, 415, 500)
     either = {"anyOf": [row, {"$ref": "#/components/schemas/Error"}]}
     for code in ("400", "413", "415", "500"):
-        answers[code]["content"]["application/json"]["schema"] = either
+        responses[code]["content"]["application/json"]["schema"] = either
     form: Json = {"type": "object", "required": ["image"], "properties": {"image": _FILE}}
     return {
         "summary": "Score one image file",
         "parameters": [
-            _named("model", place="query", schema=names, required=False),
-            _named("version", place="query", schema=versions, required=False),
-            _named("overlay", place="query", schema={"type": "boolean"}, required=False),
-            _named("map", place="query", schema={"type": "boolean"}, required=False),
+            _query("model", names, "Model name; optional if only one model is served."),
+            _query("version", versions, "Model version; by default the highest."),
+            _query("overlay", {"type": "boolean"}, "Add `overlay`: the image with its heat map."),
+            _query("map", {"type": "boolean"}, "Add `map`: the anomaly map as numbers."),
         ],
         "requestBody": {
             "required": True,
@@ -215,5 +227,5 @@ def _score(names: Json, versions: Json) -> Json:
                 "multipart/form-data": {"schema": form},
             },
         },
-        "responses": answers,
+        "responses": responses,
     }

@@ -1,4 +1,4 @@
-"""The body of a request, read within its limits: never more bytes, slower or better packed than allowed."""
+"""The body of a request, read and decompressed within limits of size, time and memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ import zlib
 from starlette.requests import ClientDisconnect, Request
 
 from anomaly.errors import RequestError
-from anomaly.service.limits import Holding, Limits
+from anomaly.service.limits import Limits, Reservation
 
 _ENCODINGS = {"": 0, "identity": 0, "gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-"""Content-Encoding -> `wbits` of zlib, 0 for none; `deflate` is the zlib format (RFC 9110, §8.4.1.2)"""
+"""Content-Encoding -> `wbits` of zlib, 0 for no compression; `deflate` is the zlib format (RFC 9110, §8.4.1.2)"""
 
 
-async def read_body(request: Request, *, limits: Limits, held: Holding) -> bytes:
-    """Read the whole body as it was sent.
+async def read_body(request: Request, *, limits: Limits, reserved: Reservation) -> bytes:
+    """Read the whole body as sent.
+
+    Args:
+        request: request.
+        limits: limits of size and time.
+        reserved: memory of the request, to which the body is added.
 
     Raises:
-        RequestError: 413 too large, 408 too slow, 503 no memory just now.
-        ClientDisconnect: the client went away.
+        RequestError: 413 too large, 408 too slow, 503 no memory.
+        ClientDisconnect: the client disconnected.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limits.max_body:
@@ -41,39 +46,39 @@ async def read_body(request: Request, *, limits: Limits, held: Holding) -> bytes
         num_bytes += len(part)
         if num_bytes > limits.max_body:
             raise _too_large(limits.max_body)
-        held.take(len(part))
+        reserved.add(len(part))
         parts.append(part)
         more = message.get("more_body", False)
     return b"".join(parts)
 
 
-def unpacked(body: bytes, *, encoding: str, limits: Limits, held: Holding) -> bytes:
-    """Undo the compression of a body.
+def decompress_body(body: bytes, *, encoding: str, limits: Limits, reserved: Reservation) -> bytes:
+    """Decompress a body.
 
     Args:
-        body: as it was sent.
-        encoding: the value of its Content-Encoding: none, `identity`, `gzip` or `deflate`.
-        limits: of which `max_body` bounds what comes out too.
-        held: grows by what comes out.
+        body: body as sent.
+        encoding: Content-Encoding: empty, `identity`, `gzip` or `deflate`.
+        limits: limits of a request; `max_body` applies to the decompressed body too.
+        reserved: memory of the request, to which the decompressed body is added.
 
     Raises:
-        RequestError: 415 another encoding, 400 damaged, 413 too large when unpacked, 503 no memory just now.
+        RequestError: 415 unknown encoding, 400 damaged data, 413 too large after decompression, 503 no memory.
     """
     name = encoding.strip().lower()
     if name not in _ENCODINGS:
-        raise RequestError(415, "this Content-Encoding is not known here: send identity, gzip or deflate")
+        raise RequestError(415, "unsupported Content-Encoding: send identity, gzip or deflate")
     if not _ENCODINGS[name]:
         return body
     stream = zlib.decompressobj(_ENCODINGS[name])
     try:
         plain = stream.decompress(body, limits.max_body + 1)
     except zlib.error as error:
-        raise RequestError(400, f"the body is no {name}: {error}") from error
+        raise RequestError(400, f"the body is not valid {name} data: {error}") from error
     if len(plain) > limits.max_body:
         raise _too_large(limits.max_body)
     if not stream.eof or stream.unused_data:
-        raise RequestError(400, f"the body is not one whole {name} stream: it is cut short, or more follows it")
-    held.take(len(plain))
+        raise RequestError(400, f"the body is not one complete {name} stream: it is truncated or has trailing bytes")
+    reserved.add(len(plain))
     return plain
 
 

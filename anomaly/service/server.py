@@ -1,71 +1,78 @@
-"""Where an application listens, and its life there until it is told to end."""
+"""The listening address of a service, and its run until it is stopped."""
 
 from __future__ import annotations
 
+import logging
 import socket
-import sys
 from typing import NamedTuple
 
 from starlette.types import ASGIApp
 
 from anomaly.errors import OutputError, UsageError
-from anomaly.scoring.folder_watch import stopped_by_signals
+from anomaly.scoring.folder_watch import stop_on_signals
 from anomaly.service.auth import TOKEN_VARIABLE, is_loopback
 from anomaly.service.connections import IDLE_SECONDS, make_server
 from anomaly.service.limits import Limits
 
+_log = logging.getLogger(__name__)
+
 
 class Address(NamedTuple):
-    """An address to listen on."""
+    """A listening address."""
 
     family: socket.AddressFamily
     host: str
-    """as an IP address"""
+    """IP address"""
     port: int
-    """0 for a free one"""
+    """0 for any free port"""
 
 
-def find_address(host: str, port: int, *, token: str, allow_anonymous: bool) -> Address:
-    """Find the one address that a host name stands for; none is not every address.
+def find_address(host: str, port: int, *, token: str | None, allow_anonymous: bool) -> Address:
+    """Resolve a host name to one address; an empty name is refused.
 
     Args:
-        host: name or address.
-        port: 0 takes a free one.
-        token: that requests have to bring; empty for none.
-        allow_anonymous: whether to listen beyond this machine without.
+        host: name or IP address.
+        port: port; 0 takes a free one.
+        token: token that requests must bring, or None.
+        allow_anonymous: whether other machines may send requests without a token.
 
     Raises:
-        UsageError: no address, or one beyond this machine without a token.
+        UsageError: an invalid address, or one that other machines can reach without a token.
     """
     if not host or not 0 <= port < 2**16:
         raise UsageError(
-            f"{host!r} port {port} is no address to listen on: 127.0.0.1 is this machine, ports are below 65536"
+            f"{host!r} port {port} is not a valid listening address: 127.0.0.1 is this machine, ports are below 65536"
         )
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"{host!r} is no address to listen on ({error}): 127.0.0.1 is this machine") from error
+        raise UsageError(f"{host!r} is not a valid listening address ({error}): 127.0.0.1 is this machine") from error
     family, _, _, _, address = found[0]
-    if not (token or is_loopback(str(address[0])) or allow_anonymous):
+    if not (token is not None or is_loopback(str(address[0])) or allow_anonymous):
         raise UsageError(
-            f"{host} can be reached from other machines: give --token-file or {TOKEN_VARIABLE}, or --allow-anonymous"
+            f"other machines can reach {host}: give --token-file or {TOKEN_VARIABLE}, or --allow-anonymous"
         )
     return Address(family, str(address[0]), port)
 
 
-def serve_on(address: Address, app: ASGIApp, *, limits: Limits) -> None:
-    """Listen, print the address, and answer until Ctrl-C or a request to terminate; what was accepted is answered first.
+def run_server(address: Address, app: ASGIApp, *, limits: Limits) -> None:
+    """Listen, log the address, and answer requests until SIGINT or SIGTERM; accepted requests are still answered.
+
+    Args:
+        address: listening address.
+        app: application.
+        limits: limits of a request.
 
     Raises:
-        OutputError: an address that cannot be listened on.
+        OutputError: the address is not available.
     """
     family, host, port = address
     server = make_server(app, limits=limits, idle_seconds=IDLE_SECONDS)
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise OutputError(f"{host} port {port} cannot be listened on ({error}): choose another --port") from error
+        raise OutputError(f"cannot listen on {host} port {port} ({error}): choose another --port") from error
     shown = f"[{host}]" if ":" in host else host
-    print(f"serving on http://{shown}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    with stopped_by_signals():  # the server takes them, and hands them on when it has ended
+    _log.info("serving on http://%s:%d", shown, listener.getsockname()[1])
+    with stop_on_signals():  # uvicorn raises the signals again after its own shutdown
         server.run(sockets=[listener])

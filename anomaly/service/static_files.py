@@ -1,4 +1,4 @@
-"""The pages for people: files of this package, read once, under fixed addresses."""
+"""The static files of the web pages, read once and served under fixed paths."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _SHARED = (
 _MEDIA_TYPES = {".html": "text/html", ".svg": "image/svg+xml", ".css": "text/css", ".js": "text/javascript"}
 
 
-def _table(index: str, *names: str) -> dict[str, tuple[str, str]]:
-    addresses = {"/": index} | {f"/static/{name}": name for name in ("icon.svg", *_SHARED, *names)}
-    return {address: (name, _MEDIA_TYPES[Path(name).suffix]) for address, name in addresses.items()}
+def _file_table(index: str, *names: str) -> dict[str, tuple[str, str]]:
+    paths = {"/": index} | {f"/static/{name}": name for name in ("icon.svg", *_SHARED, *names)}
+    return {path: (name, _MEDIA_TYPES[Path(name).suffix]) for path, name in paths.items()}
 
 
-PAGE = _table(
+PAGE = _file_table(
     "index.html", "main.js", "scoring_api.js", "file_input.js", "scoring_queue.js", "gallery.js", "threshold_explorer.js",
     "csv.js",
 )  # fmt: skip
-"""The page of `serve`: address -> file, and its media type; no part of an address is ever taken as a path"""
-REVIEW_PAGE = _table(
+"""The page of `serve`: URL path -> file name and media type; a URL path is never used as a file path"""
+REVIEW_PAGE = _file_table(
     "review.html", "review.css", "review_main.js", "review_api.js", "run_card.js", "run_list.js", "labelling.js",
     "review_statistics.js", "thumbnails.js",
 )  # fmt: skip
-"""The page of `review`, likewise"""
+"""The page of `review`, in the same form"""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
@@ -42,14 +42,14 @@ HEADERS = {
 
 
 def page_routes(page: Mapping[str, tuple[str, str]]) -> list[Route]:
-    """Read the files of a page and give their routes."""
+    """Read the files of a page and build their routes."""
     return [
-        Route(path, _answering((FOLDER / name).read_bytes(), media_type=media_type))
+        Route(path, _file_endpoint((FOLDER / name).read_bytes(), media_type=media_type))
         for path, (name, media_type) in page.items()
     ]
 
 
-def _answering(content: bytes, *, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+def _file_endpoint(content: bytes, *, media_type: str) -> Callable[[Request], Awaitable[Response]]:
     async def page(request: Request) -> Response:
         return Response(content, media_type=media_type, headers=HEADERS)
 

@@ -20,8 +20,9 @@ from starlette.testclient import TestClient
 
 from anomaly.inference.scorer import OnnxScorer, Scores
 from anomaly.inference.session import SESSION_ERRORS
-from anomaly.scoring.pipeline import ONLY, Settings, score_images
+from anomaly.scoring.pipeline import score_images
 from anomaly.scoring.rows import row_values
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
 from anomaly.service.inference_protocol import HEADER_LENGTH
 from tests.plates import draw_part, draw_scratch
@@ -147,7 +148,7 @@ def test_answers_in_json_unless_asked_otherwise(client: TestClient, scorer: Onnx
 def rows_of_score(folder: Path, scorer: OnnxScorer, *, threshold: float) -> list[dict[str, Any]]:
     settings = Settings(threshold=threshold, batch_size=4, max_pixels=200_000, num_threads=1)
     items = [Item(str(path)) for path in sorted(folder.rglob("*.png"))]
-    return [row_values(s.row) for s in score_images(items, scorers={ONLY: scorer}, settings=settings, seconds={})]
+    return [row_values(s.row) for s in score_images(items, scorers={DEFAULT_PRODUCT: scorer}, settings=settings, seconds={})]
 
 
 def test_score_gives_the_rows_of_the_verb(client: TestClient, category: Path, scorer: OnnxScorer) -> None:

@@ -1,1 +1,1 @@
-"""The page that reviews a finished run."""
+"""The web page for the review of a finished run."""

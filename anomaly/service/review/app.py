@@ -1,6 +1,6 @@
-"""The review of a run as an ASGI application: its rows by pages, its images by their number, and their labels.
+"""The review of a run as an ASGI application: rows in pages, images by their number, and labels.
 
-An image is named by the number of its row and by nothing else; which file that is, the run says.
+Requests name an image only by the number of its row. The run maps the number to the file.
 """
 
 from __future__ import annotations
@@ -27,43 +27,48 @@ from anomaly.runs.run_directory import check_manifest
 from anomaly.runs.sinks import Values, read_rows
 from anomaly.scoring.rows import csv_line
 from anomaly.service.auth import Guard
-from anomaly.service.error_handlers import HANDLERS, answers
-from anomaly.service.limits import Limits, Memory
+from anomaly.service.error_handlers import ERROR_HANDLERS, error_handler
+from anomaly.service.limits import Limits, MemoryBudget
 from anomaly.service.metrics import Metrics
-from anomaly.service.middleware import Gate, JsonResponse, Log, refused
+from anomaly.service.middleware import AccessLog, RequestMiddleware
+from anomaly.service.query import query_parameters
 from anomaly.service.request_body import read_body
+from anomaly.service.responses import JsonResponse, error_response
 from anomaly.service.review.pictures import Picture, RunPictures
 from anomaly.service.review.summary import run_card
 from anomaly.service.static_files import REVIEW_PAGE, page_routes
 
 MAX_ROWS, MAX_TEXT = 500, 200
 PICTURE_THREADS = 2
-"""Images that are in memory at a time"""
+"""Images in memory at a time"""
 CSV_LINES = 1000
-"""Lines of an export that are sent at once"""
+"""Lines per chunk of an export"""
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""Characters that begin a formula in a spreadsheet"""
+FILTER = {"verdict": "all", "label": "all", "text": ""}
+"""Query parameters of a filter and their defaults"""
 T = TypeVar("T")
 
 
-class Review:
-    """What the routes share.
+class ReviewService:
+    """Endpoints and shared state of a review.
 
     Args:
-        reviewed: the run.
-        models: of the run.
-        pictures: of its images.
-        limits: of a request.
+        reviewed: run with its labels.
+        models: models of the run.
+        pictures: pictures of the run's images.
+        limits: limits of a request.
     """
 
     def __init__(self, reviewed: Reviewed, *, models: RunModels, pictures: RunPictures, limits: Limits) -> None:
         self.reviewed, self.models, self.pictures, self.limits = reviewed, models, pictures, limits
-        self._memory = Memory(limits.max_memory)
+        self._memory = MemoryBudget(limits.max_memory)
         self._files = {"state": "unchecked", "message": ""}
-        self._checking = threading.Lock()
+        self._check_lock = threading.Lock()
 
     @asynccontextmanager
-    async def running(self, app: Starlette) -> AsyncIterator[None]:
-        """Start the threads that read images."""
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Start and stop the threads that read images."""
         cv2.setNumThreads(0)
         self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="picture")
         try:
@@ -72,13 +77,13 @@ class Review:
             self._pool.shutdown(cancel_futures=True)
 
     async def run(self, request: Request) -> Response:
-        """Describe the run: what it was asked, its models and their guarantees, counts, drift, and what to do with labels."""
+        """Describe the run: settings, models, guarantees, counts, drift, and commands that use the labels."""
         card = await asyncio.to_thread(run_card, self.reviewed, models=self.models)
         return JsonResponse(card | {"files": self._files})
 
     async def check(self, request: Request) -> Response:
-        """Begin to compare the run's files with its manifest, in a thread that the end does not wait for."""
-        if self._checking.acquire(blocking=False):
+        """Start to compare the run's files with its manifest, in a daemon thread."""
+        if self._check_lock.acquire(blocking=False):
             self._files = {"state": "checking", "message": ""}
             threading.Thread(target=self._check, name="check", daemon=True).start()
         return JsonResponse(self._files)
@@ -90,130 +95,119 @@ class Review:
         except (DataError, OSError, ValueError) as error:
             self._files = {"state": "changed", "message": str(error)}
         finally:
-            self._checking.release()
+            self._check_lock.release()
 
     async def rows(self, request: Request) -> Response:
-        """Give rows that pass a filter, some at a time, and the counts of all."""
-        known = {"sort": "order", "verdict": "all", "label": "all", "text": "", "offset": "0", "limit": "120"}
-        asked = _options(request, known)
-        if asked["sort"] not in get_args(Sort):
-            raise RequestError(400, f"sort is {asked['sort'][:100]!r}: there are {', '.join(get_args(Sort))}")
-        offset = _number("offset", asked["offset"], most=len(self.reviewed.index))
-        limit = _number("limit", asked["limit"], most=MAX_ROWS)
-        wanted, sort = _filter(asked), cast(Sort, asked["sort"])
+        """Return one page of the rows that pass a filter, and the counts of all rows."""
+        query = {"sort": "order", **FILTER, "offset": "0", "limit": "120"}
+        query |= query_parameters(request, known=query)
+        if query["sort"] not in get_args(Sort):
+            raise RequestError(400, f"sort is {query['sort'][:100]!r}; values: {', '.join(get_args(Sort))}")
+        offset = _integer("offset", query["offset"], maximum=len(self.reviewed.index))
+        limit = _integer("limit", query["limit"], maximum=MAX_ROWS)
+        wanted, sort = _filter(query), cast(Sort, query["sort"])
         page = await asyncio.to_thread(self.reviewed.page, wanted, sort=sort, offset=offset, limit=limit)
         return JsonResponse(page | {"counts": await asyncio.to_thread(self.reviewed.counts)})
 
     async def table(self, request: Request) -> Response:
-        """Give all rows that pass a filter as CSV, in the order of the run, with their labels."""
-        wanted = _filter(_options(request, {"verdict": "all", "label": "all", "text": ""}))
+        """Return all rows that pass a filter as CSV, in the order of the run, with their labels."""
+        wanted = _filter(FILTER | query_parameters(request, known=FILTER))
         chosen = await asyncio.to_thread(self.reviewed.chosen, wanted)
         labels = self.reviewed.labels()
 
         def lines() -> Iterator[str]:
-            waiting: list[str] = []
+            chunk: list[str] = []
             for number, row in enumerate(read_rows(self.reviewed.run)):
                 if not number:
-                    waiting.append(csv_line([*row, "label"]))
+                    chunk.append(csv_line([*row, "label"]))
                 if chosen[number]:
-                    waiting.append(csv_line([*map(_plain, row.values()), ("", "good", "defect")[labels[number]]]))
-                if len(waiting) >= CSV_LINES:
-                    yield "".join(waiting)
-                    waiting = []
-            yield "".join(waiting)
+                    chunk.append(
+                        csv_line([*map(_escape_formula, row.values()), ("", "good", "defect")[labels[number]]])
+                    )
+                if len(chunk) >= CSV_LINES:
+                    yield "".join(chunk)
+                    chunk = []
+            yield "".join(chunk)
 
         return StreamingResponse(lines(), media_type="text/csv")
 
     async def thumbnail(self, request: Request) -> Response:
-        """Give a small picture of an image."""
-        return await self._pictured(request, self.pictures.thumbnail)
+        """Return a thumbnail of an image."""
+        return await self._picture_response(request, self.pictures.thumbnail)
 
     async def picture(self, request: Request) -> Response:
-        """Give a picture of an image to look at."""
-        return await self._pictured(request, self.pictures.picture)
+        """Return a picture of an image."""
+        return await self._picture_response(request, self.pictures.picture)
 
-    async def _pictured(self, request: Request, draw: Callable[[Values], Picture]) -> Response:
-        made = await self._in_pool(lambda: draw(self._scored(self._numbered(request))))
-        return Response(made.data, media_type=made.media_type)
+    async def _picture_response(self, request: Request, encode: Callable[[Values], Picture]) -> Response:
+        picture = await self._run_in_pool(lambda: encode(self._scored_row(self._number(request))))
+        return Response(picture.data, media_type=picture.media_type)
 
     async def map(self, request: Request) -> Response:
-        """Give the map of an image, kept or made again."""
-        number = self._numbered(request)
-        return JsonResponse(await self._in_pool(lambda: self.pictures.anomaly_map(number, self._scored(number))))
+        """Return the anomaly map of an image, stored or computed again."""
+        number = self._number(request)
+        return JsonResponse(
+            await self._run_in_pool(lambda: self.pictures.anomaly_map(number, self._scored_row(number)))
+        )
 
     async def label(self, request: Request) -> Response:
-        """Label an image, or take its label away; on the disk before this answers."""
-        number = self._numbered(request)
+        """Set or remove the label of an image; it is on disk before the response."""
+        number = self._number(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise RequestError(415, 'send JSON as application/json: {"label": "good"}')
-        with self._memory.holding() as held:
-            body = await read_body(request, limits=self.limits, held=held)
+        with self._memory.reservation() as reserved:
+            body = await read_body(request, limits=self.limits, reserved=reserved)
         try:
-            said = json.loads(body)
+            content = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise RequestError(400, 'the body is no JSON: send {"label": "good"}') from error
-        if not isinstance(said, dict) or list(said) != ["label"] or not isinstance(said["label"], str):
-            raise RequestError(400, 'send {"label": "good"}, "defect", or "" to take the label away')
-        await asyncio.to_thread(self.reviewed.set, number, said["label"])
-        return JsonResponse({"label": said["label"], "counts": await asyncio.to_thread(self.reviewed.counts)})
+            raise RequestError(400, 'the body is not valid JSON: send {"label": "good"}') from error
+        if not isinstance(content, dict) or list(content) != ["label"] or not isinstance(content["label"], str):
+            raise RequestError(400, 'invalid label: send {"label": "good"}, "defect", or "" to remove it')
+        await asyncio.to_thread(self.reviewed.set, number, content["label"])
+        return JsonResponse({"label": content["label"], "counts": await asyncio.to_thread(self.reviewed.counts)})
 
-    def _numbered(self, request: Request) -> int:
-        """The number of an image in the address."""
+    def _number(self, request: Request) -> int:
+        """Read the number of an image from the URL."""
         text = request.path_params["number"]
         if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < len(self.reviewed.index)):
             raise RequestError(404, f"the run has {len(self.reviewed.index)} images, numbered from 0")
         return int(text)
 
-    def _scored(self, number: int) -> Values:
-        """The row of an image that has a score."""
+    def _scored_row(self, number: int) -> Values:
+        """Read the row of an image; refuse a row without a score."""
         row = self.reviewed.row(number)
         if row["status"] != "ok":
-            raise RequestError(409, f"this image could not be scored ({row['status']}): {row['message']}")
+            raise RequestError(409, f"this image has no score ({row['status']}): {row['message']}")
         return row
 
-    async def _in_pool(self, work: Callable[[], T]) -> T:
+    async def _run_in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def _options(request: Request, known: dict[str, str]) -> dict[str, str]:
-    """Options of the address.
-
-    Raises:
-        RequestError: 400, one that is not known or is given twice.
-    """
-    given = request.query_params.multi_items()
-    for name, _ in given:
-        if name not in known:
-            raise RequestError(400, f"no option {name[:100]!r}: there are {', '.join(known)}")
-    if len({name for name, _ in given}) < len(given):
-        raise RequestError(400, "an option is given twice: give it once")
-    return known | dict(given)
+def _filter(query: dict[str, str]) -> Filter:
+    if len(query["text"]) > MAX_TEXT:
+        raise RequestError(400, f"text has {len(query['text'])} characters: give at most {MAX_TEXT}")
+    return Filter(verdict=query["verdict"], label=query["label"], text=query["text"])  # type: ignore[arg-type]  # it checks
 
 
-def _filter(asked: dict[str, str]) -> Filter:
-    if len(asked["text"]) > MAX_TEXT:
-        raise RequestError(400, f"text has {len(asked['text'])} characters: {MAX_TEXT} are taken")
-    return Filter(verdict=asked["verdict"], label=asked["label"], text=asked["text"])  # type: ignore[arg-type]  # it checks
-
-
-def _number(name: str, text: str, *, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= most):
-        raise RequestError(400, f"{name} is {text[:100]!r}: give a number from 0 to {most}")
+def _integer(name: str, text: str, *, maximum: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= maximum):
+        raise RequestError(400, f"{name} is {text[:100]!r}: give a number from 0 to {maximum}")
     return int(text)
 
 
-def _plain(value: Any) -> Any:
-    """A value as it stands in a table: what a spreadsheet would compute gets an apostrophe before it."""
+def _escape_formula(value: Any) -> Any:
+    """Put an apostrophe before a text that a spreadsheet would compute."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def create_review_app(review: Review, *, guard: Guard, log: Log) -> ASGIApp:
+def create_review_app(review: ReviewService, *, guard: Guard, log: AccessLog) -> ASGIApp:
     """Build the application.
 
     Args:
-        review: to answer with.
-        guard: who may ask.
-        log: takes the lines of the access log.
+        review: endpoints of the review.
+        guard: access control.
+        log: access log.
     """
     image = "/api/images/{number}"
     app = Starlette(
@@ -228,12 +222,12 @@ def create_review_app(review: Review, *, guard: Guard, log: Log) -> ASGIApp:
             Route(f"{image}/map", review.map),
             Route(f"{image}/label", review.label, methods=["PUT"]),
         ],
-        lifespan=review.running,
+        lifespan=review.lifespan,
         exception_handlers={
-            **HANDLERS,
-            UsageError: answers(lambda e: refused(RequestError(400, str(e)))),
-            AnomalyError: answers(lambda e: refused(RequestError(409, str(e)))),  # it is told to the run's own reviewer
+            **ERROR_HANDLERS,
+            UsageError: error_handler(lambda e: error_response(RequestError(400, str(e)))),
+            AnomalyError: error_handler(lambda e: error_response(RequestError(409, str(e)))),  # for the reviewer
         },
     )
-    app.router.redirect_slashes = False  # a redirection would repeat the Host that a client made up
-    return Gate(app, guard=guard, limits=review.limits, metrics=Metrics(), log=log)
+    app.router.redirect_slashes = False  # a redirect would repeat a forged Host header
+    return RequestMiddleware(app, guard=guard, limits=review.limits, metrics=Metrics(), log=log)

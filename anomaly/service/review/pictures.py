@@ -1,4 +1,4 @@
-"""Pictures of a run's images for a person: reduced, and never those of a file that is not the one that was scored."""
+"""Pictures of a run's images for its reviewer: reduced in size, and only of files that are unchanged since scoring."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 import threading
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -21,16 +22,16 @@ from anomaly.inference.session import SESSION_ERRORS
 from anomaly.runs.models import RunModels
 from anomaly.runs.relocated import Moved
 from anomaly.runs.sinks import Values
-from anomaly.scoring.archive_members import located
+from anomaly.scoring.archive_members import item_of
 from anomaly.scoring.sources import read_item
-from anomaly.service.score_endpoint import map_values
+from anomaly.service.score_endpoint import map_json
 
 THUMBNAIL_SIDE, PICTURE_SIDE = 256, 1600
-KEPT_THUMBNAILS = 2048
+MAX_CACHED_THUMBNAILS = 2048
 GONE, CHANGED = 404, 409
-"""Status of an answer where the image is gone, or its bytes are others"""
+"""HTTP status if the image file is missing, or changed since scoring"""
 WHITE_OF_16_BITS = 65535
-"""Where the model, which says what is white, is not there"""
+"""White level of 16-bit images if the model is missing"""
 
 
 class Picture(NamedTuple):
@@ -41,62 +42,68 @@ class Picture(NamedTuple):
 
 
 class RunPictures:
-    """Reads the images of a run from where they lie; used from several threads.
+    """Reads the images of a run at their recorded paths; thread-safe.
 
     Args:
-        models: of the run.
-        images: where images that were moved are found again, by their SHA-256: a folder, glob or list; empty for nowhere.
+        models: models of the run.
+        images: folder, glob or list in which moved images are found by their SHA-256; None for no search.
     """
 
-    def __init__(self, models: RunModels, *, images: str) -> None:
+    def __init__(self, models: RunModels, *, images: str | Path | None) -> None:
         self._models = models
-        self._moved = Moved(images)
-        self._has_images = bool(images)
-        self._finding = threading.Lock()
-        self._scoring = threading.Lock()
+        self._moved = Moved("" if images is None else str(images))
+        self._has_search = images is not None
+        self._search_lock = threading.Lock()
+        self._scoring_lock = threading.Lock()
         self._thumbnails: OrderedDict[str, Picture] = OrderedDict()
-        self._keeping = threading.Lock()
+        self._cache_lock = threading.Lock()
 
     def thumbnail(self, row: Values) -> Picture:
-        """Give a JPEG of at most 256 pixels a side.
-
-        Raises:
-            RequestError: 404 the image is gone, 409 its bytes are not those that were scored, 415 it cannot be shown.
-        """
-        sha256 = row["sha256"]
-        with self._keeping:
-            kept = self._thumbnails.pop(sha256, None)
-            if kept is not None:
-                self._thumbnails[sha256] = kept
-                return kept
-        made = Picture(_encoded(_reduced(self.image(row), THUMBNAIL_SIDE), ".jpg"), "image/jpeg")
-        with self._keeping:
-            self._thumbnails[sha256] = made
-            if len(self._thumbnails) > KEPT_THUMBNAILS:
-                self._thumbnails.popitem(last=False)
-        return made
-
-    def picture(self, row: Values) -> Picture:
-        """Give a PNG of at most 1600 pixels a side; a smaller image is given as it was scored.
-
-        Raises:
-            RequestError: as `thumbnail`.
-        """
-        return Picture(_encoded(_reduced(self.image(row), PICTURE_SIDE), ".png"), "image/png")
-
-    def anomaly_map(self, number: int, row: Values) -> dict[str, Any]:
-        """Give the map of an image: that which the run kept, else the image is scored again by the run's own model.
+        """Encode a thumbnail as JPEG, at most 256 pixels per side.
 
         Args:
-            number: of the row.
-            row: whose status is `ok`.
-
-        Returns:
-            What `map=true` gives beside a score, with `note`: what a person has to know of it, else empty.
+            row: row of the image.
 
         Raises:
-            RequestError: as `thumbnail`.
-            DataError: the run's copy of the model is not there or was changed.
+            RequestError: 404 missing image, 409 changed image, 415 unreadable image.
+        """
+        sha256 = row["sha256"]
+        with self._cache_lock:
+            cached = self._thumbnails.pop(sha256, None)
+            if cached is not None:
+                self._thumbnails[sha256] = cached  # now the most recent
+                return cached
+        thumbnail = Picture(_encode(_reduce(self.image(row), THUMBNAIL_SIDE), ".jpg"), "image/jpeg")
+        with self._cache_lock:
+            self._thumbnails[sha256] = thumbnail
+            if len(self._thumbnails) > MAX_CACHED_THUMBNAILS:
+                self._thumbnails.popitem(last=False)
+        return thumbnail
+
+    def picture(self, row: Values) -> Picture:
+        """Encode an image as PNG, at most 1600 pixels per side; smaller images keep their size.
+
+        Args:
+            row: row of the image.
+
+        Raises:
+            RequestError: same errors as `thumbnail`.
+        """
+        return Picture(_encode(_reduce(self.image(row), PICTURE_SIDE), ".png"), "image/png")
+
+    def anomaly_map(self, number: int, row: Values) -> dict[str, Any]:
+        """Return the stored anomaly map of an image, or score the image again with the run's own model.
+
+        Args:
+            number: number of the row.
+            row: row with status `ok`.
+
+        Returns:
+            The values of `map_json`, and `note`: a remark for the reviewer, or "".
+
+        Raises:
+            RequestError: same errors as `thumbnail`.
+            DataError: the run's copy of the model is missing or changed.
         """
         model = self._models.of(row["model"])
         kept = self._models.kept_map(number)
@@ -106,42 +113,45 @@ class RunPictures:
         image = self.image(row)
         scorer = self._models.scorer(model)
         try:
-            with self._scoring:  # a session takes all processors it may
+            with self._scoring_lock:  # one inference uses all processors
                 scores = scorer.score(image[None])
         except SESSION_ERRORS as error:
-            raise RequestError(500, f"the model cannot be run on this image here: {error}") from error
+            raise RequestError(500, f"the model failed on this image: {error}") from error
         score = float(scores.score[0])
         tolerance = scorer.metadata.golden.tolerance.get(scorer.provider, GOLDEN_TOLERANCE)
         difference = float(relative_difference(np.array(row["score"]), np.array(score)))
         note = ""
         if not difference <= tolerance:
             note = (
-                f"Scored again here ({scorer.device}), this image gets {score:.4g}; the run says {row['score']:.4g}. The map"
-                " is that of the new score: another device or runtime computed the run."
+                f"The new score of this image ({scorer.device}) is {score:.4g}; the run's score is {row['score']:.4g}."
+                " The run used another device or runtime. The map belongs to the new score."
             )
-        return map_values(scores.anomaly_map[0], resize=model.metadata.resize) | {"note": note}
+        return map_json(scores.anomaly_map[0], resize=model.metadata.resize) | {"note": note}
 
     def image(self, row: Values) -> NDArray[np.uint8]:
-        """Read the image of a row as (H, W, 3) uint8 RGB, as it was scored.
+        """Read the image of a row as (H, W, 3) uint8 RGB, decoded as in the run.
+
+        Args:
+            row: row of the image.
 
         Raises:
-            RequestError: as `thumbnail`.
+            RequestError: same errors as `thumbnail`.
         """
-        asked = self._models.asked
-        hint = "" if self._has_images else " If it was moved, start the review with --images FOLDER."
+        settings = self._models.asked
+        hint = "" if self._has_search else " If it was moved, start the review with --images FOLDER."
         try:
-            with self._finding:  # the first that is gone hashes the whole folder of --images
-                item = self._moved.of(located(row["path"]), row["sha256"])
-            data = read_item(item, max_pixels=asked["max_pixels"])
+            with self._search_lock:  # the first missing image hashes all of --images
+                item = self._moved.of(item_of(row["path"]), row["sha256"])
+            data = read_item(item, max_pixels=settings["max_pixels"])
         except ImageError as error:
             raise RequestError(GONE, f"The image cannot be read: {error}.{hint}") from error
         except DataError as error:
-            raise RequestError(GONE, f"The image is not where it was scored, {row['path']}.{hint}") from error
+            raise RequestError(GONE, f"The image is missing at {row['path']}, its path at scoring.{hint}") from error
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise RequestError(
                 CHANGED,
-                f"The file {row['path']} was changed since it was scored: its SHA-256 is another. It is not shown, for the"
-                " verdict is not about it.",
+                f"The file {row['path']} changed since it was scored: its SHA-256 differs. It is not shown because the verdict"
+                " belongs to the previous file.",
             )
         try:
             white = self._models.of(row["model"]).metadata.white
@@ -149,14 +159,14 @@ class RunPictures:
             white = WHITE_OF_16_BITS
         try:
             return decode_image(
-                data, name=row["path"], white=white, max_pixels=asked["max_pixels"], frame=asked["frame"]
+                data, name=row["path"], white=white, max_pixels=settings["max_pixels"], frame=settings["frame"]
             )
         except ImageError as error:
             raise RequestError(415, str(error)) from error
 
 
-def _reduced(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Reduce an image to at most so many pixels a side; a smaller one stays."""
+def _reduce(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Reduce an image (H, W, 3) to at most `side` pixels per side; smaller images keep their size."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
@@ -165,5 +175,5 @@ def _reduced(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def _encoded(image: NDArray[np.uint8], ending: str) -> bytes:
-    return cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+def _encode(image: NDArray[np.uint8], extension: str) -> bytes:
+    return cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()

@@ -1,4 +1,4 @@
-"""What the review says of the run as a whole: what was asked, what its models guarantee, and what to do with the labels."""
+"""The run card of the review page: the run's settings, the guarantees of its models, and commands that use the labels."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
     """Describe a run as JSON values.
 
     Args:
-        reviewed: the run.
-        models: of it.
+        reviewed: run with its labels.
+        models: models of the run.
     """
-    asked = models.asked
+    settings = models.asked
     summary = json.loads((reviewed.run / SUMMARY).read_text(encoding="utf-8"))
     return {
         "name": reviewed.run.resolve().name,
         "date": models.date,
-        "source": asked["source"],
-        "threshold": asked["threshold"],
-        "review_threshold": asked["review_threshold"],
+        "source": settings["source"],
+        "threshold": settings["threshold"],
+        "review_threshold": settings["review_threshold"],
         "counts": reviewed.counts(),
         "models": [
             {
@@ -36,34 +36,34 @@ def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
                 "precision": model.metadata.precision,
                 "alpha": model.metadata.alpha,
                 "guarantee": model.metadata.guarantee,
-                "threshold": asked["threshold"],
+                "threshold": settings["threshold"],
                 "num_calibration": model.metadata.calibration.num_images,
                 "calibration_date": model.metadata.calibration.date,
             }
             for model in models.all
         ],
         "drift": [
-            {"product": "" if product == "all" else product, "alarmed": told["alarmed"], "cause": told["cause"],
-             "first_alarm": told["first_alarm"], "num_images": told["num_scored"]}
-            for product, told in summary.get("drift", {}).items()
+            {"product": "" if product == "all" else product, "alarmed": drift["alarmed"], "cause": drift["cause"],
+             "first_alarm": drift["first_alarm"], "num_images": drift["num_scored"]}
+            for product, drift in summary.get("drift", {}).items()
         ],
-        "labels_file": str(_shown(reviewed)),
+        "labels_file": str(_relative_labels_file(reviewed)),
         "by": reviewed.by,
         "commands": _commands(reviewed, models),
     }  # fmt: skip
 
 
-def _shown(reviewed: Reviewed) -> Path:
-    """The file of labels as the run was named: relative where that was."""
+def _relative_labels_file(reviewed: Reviewed) -> Path:
+    """The file of labels, relative if the path of the run is relative."""
     beside = reviewed.run.with_name(reviewed.file.name) if reviewed.run.name else reviewed.file
     return beside if beside.resolve() == reviewed.file else reviewed.file
 
 
 def _commands(reviewed: Reviewed, models: RunModels) -> list[str]:
-    """The commands that use the labels: calibrate the run's own model to a new file, score again, and compare."""
+    """Commands that use the labels: calibrate the run's model into a new file, score again, and compare both runs."""
     run = str(reviewed.run)
     again = f"{run.rstrip('/')}-again"
-    labelled = f"--labels {shlex.quote(str(_shown(reviewed)))}"
+    labelled = f"--labels {shlex.quote(str(_relative_labels_file(reviewed)))}"
     if len(models.all) != 1 or len(models.asked["models"]) != 1 or models.asked["by_product"]:
         return [f"anomaly calibrate MODEL.onnx {labelled} --out NEW-MODEL.onnx"]
     new = f"{run.rstrip('/')}-recalibrated.onnx"

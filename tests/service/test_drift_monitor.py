@@ -53,7 +53,7 @@ def test_watches_follow_one_another_and_keep_alpha_together(scorer: OnnxScorer) 
         assert drift._watch is not None
         kept.append(max(map(len, drift._watch._ranks)))
     assert drift.state() == {"drift": "none", "drift_cause": "", "drift_images": 65}
-    assert max(kept) <= len(scorer.calibration_images) + 20
+    assert max(kept) <= len(scorer.calibration_scores) + 20
     assert drift._watch is not None
     assert drift._watch.summary()["alpha"] == ALPHA / (4 * 5)  # the fourth, and all of them sum to alpha
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from anomaly.scoring.pipeline import Settings
+from anomaly.scoring.settings import Settings
 from anomaly.service.app import Service, create_app
 from anomaly.service.auth import Guard
 from anomaly.service.connections import IDLE_SECONDS, make_server
