@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.conformal.calibration import fit_scale, tightest_alpha
-from anomaly.conformal.drift import STATISTICS, Bets, DriftWatch, Ranks
+from anomaly.conformal.drift import STATISTICS, DriftMonitor
+from anomaly.conformal.martingale import Bets, Ranks
 from anomaly.data.synthetic import make_part
 from anomaly.imaging.statistics import image_statistics, summarise
 from anomaly.inference.scorer import OnnxScorer
@@ -130,7 +131,7 @@ def alarms_of_watches(*, num_calibration: int, num_runs: int, length: int, keeps
     }  # fmt: skip
 
 
-def watch_on(calibration_images: Floats, *, threshold: float, keeps_values: bool, seed: int) -> DriftWatch:
+def watch_on(calibration_images: Floats, *, threshold: float, keeps_values: bool, seed: int) -> DriftMonitor:
     """A watch calibrated on rows (n, 5) of score and statistics."""
     stats: dict[str, dict[str, Any]] = summarise(
         [dict(zip(STATISTICS, row[1:], strict=True)) for row in calibration_images]
@@ -138,7 +139,7 @@ def watch_on(calibration_images: Floats, *, threshold: float, keeps_values: bool
     if not keeps_values:
         for name in STATISTICS:
             del stats[name]["values"]
-    return DriftWatch(calibration_images[:, 0].tolist(), stats, threshold=threshold, alpha=ALPHA, seed=seed)
+    return DriftMonitor(calibration_images[:, 0].tolist(), stats, threshold=threshold, alpha=ALPHA, seed=seed)
 
 
 def stand_in(template: list[Image]) -> Callable[[Image], float]:

@@ -1,1 +1,1 @@
-"""The statistics behind the guarantee: calibration, p-values and the drift monitor."""
+"""Statistics of the guarantee: calibration, p-values, conformal martingales and the drift monitor."""

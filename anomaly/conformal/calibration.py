@@ -1,10 +1,10 @@
-"""The guarantee: a threshold set on calibration images, and what it guarantees about false alarms.
+"""The guarantee: a threshold fitted on calibration images, and its bound on false alarms.
 
 Split conformal prediction: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", 2005; the
 exact distribution of the rate is that of an order statistic: H. David and H. Nagaraja, "Order Statistics", 2003, §2.
 
-Notation: n -> calibration images; k -> rank of the score that becomes the threshold, k = ceil((n + 1)(1 - alpha));
-the false-alarm rate of that threshold is Beta(n + 1 - k, k) distributed, whatever the detector; its mean is
+Notation: n -> number of calibration images; k -> rank of the score that becomes the threshold, k = ceil((n + 1)(1 - alpha)).
+For any detector, the false-alarm rate of this threshold has the distribution Beta(n + 1 - k, k) with the mean
 (n + 1 - k)/(n + 1).
 """
 
@@ -25,12 +25,12 @@ GuaranteeKind = Literal["expected", "bound"]
 CONFIDENCE = 0.95
 DEFAULT_ALPHA = 0.01
 SCALE_MARGIN = 1e-3
-"""Share of itself by which the scale is widened, so that the image which sets the threshold stays below it everywhere"""
+"""Relative widening of the scale; it keeps the image that sets the threshold below it in every runtime"""
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What a threshold at rank `rank` of `num_images` calibration good scores guarantees."""
+    """Guarantee of a threshold at rank `rank` of `num_images` calibration scores."""
 
     num_images: int
     rank: int
@@ -44,31 +44,34 @@ class Guarantee:
 
     @property
     def rate_bound(self) -> float:
-        """Upper bound of that share which holds with 95 % confidence over the draw of the calibration images."""
+        """Upper bound of this share, with 95 % confidence over the draw of the calibration images."""
         return beta_quantile(CONFIDENCE, self.num_images + 1 - self.rank, self.rank)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The affine scale `(raw - offset) / scale` of one output."""
+    """Affine scale of one output: calibrated = (raw - offset) / scale."""
 
     offset: float
     scale: float
 
 
 def rank_for(num_images: int, *, alpha: float, guarantee: GuaranteeKind) -> int:
-    """Find the rank k of the smallest sorted calibration score that keeps the guarantee.
+    """Find the rank k of the smallest calibration score that keeps the guarantee.
 
     Args:
-        num_images: calibration images, n.
+        num_images: number of calibration images, n.
         alpha: share of good parts that may be rejected, in (0, 1).
-        guarantee: `expected` bounds the mean of the rate by alpha, `bound` its 95 % upper quantile.
+        guarantee: `expected` bounds the mean of the rate by alpha; `bound` bounds its 95 % upper quantile.
+
+    Returns:
+        The rank k, 1 to n, in ascending order.
 
     Raises:
-        CalibrationError: alpha outside (0, 1), or n too small for it.
+        CalibrationError: alpha is outside (0, 1), or n is too small for it.
     """
     if not 0 < alpha < 1:
-        raise CalibrationError(f"alpha {alpha} is no share of good parts: give a number between 0 and 1, e.g. 0.01")
+        raise CalibrationError(f"alpha {alpha} is not a share of good parts: give a number between 0 and 1, e.g. 0.01")
     if guarantee == "expected":
         rank = math.ceil((num_images + 1) * (1 - alpha) - 1e-9)
     else:  # the bound falls as the rank grows: bisect for the first rank that keeps it
@@ -81,13 +84,13 @@ def rank_for(num_images: int, *, alpha: float, guarantee: GuaranteeKind) -> int:
         kind = "" if guarantee == "expected" else " with 95 % confidence"
         raise CalibrationError(
             f"{num_images} good images cannot bound false alarms at {alpha:g}{kind}:"
-            f" hold out at least {images_needed(alpha, guarantee=guarantee)}"
+            f" give at least {images_needed(alpha, guarantee=guarantee)} calibration images"
         )
     return rank
 
 
 def images_needed(alpha: float, *, guarantee: GuaranteeKind) -> int:
-    """Count the calibration images that a guarantee of `alpha` needs at least."""
+    """Find the smallest number of calibration images for a guarantee of `alpha`."""
     if guarantee == "expected":
         return math.ceil(1 / alpha - 1 - 1e-9)
     # with the largest score as threshold the rate is Beta(1, n): P(rate > alpha) = (1 - alpha)^n
@@ -95,48 +98,54 @@ def images_needed(alpha: float, *, guarantee: GuaranteeKind) -> int:
 
 
 def tightest_alpha(num_images: int, *, guarantee: GuaranteeKind) -> float:
-    """Give the smallest alpha that `num_images` calibration images can guarantee.
+    """Find the smallest alpha that `num_images` calibration images can guarantee.
 
     Raises:
-        CalibrationError: no images at all.
+        CalibrationError: there are no images.
     """
     if num_images < 1:
-        raise CalibrationError("0 good images guarantee nothing: hold out at least 10")
+        raise CalibrationError("0 good images give no guarantee: give at least 10 calibration images")
     if guarantee == "expected":
         return 1 / (num_images + 1)
     return -math.expm1(math.log(1 - CONFIDENCE) / num_images)
 
 
 def resolve_alpha(alpha: float | Literal["default"], *, num_images: int, guarantee: GuaranteeKind) -> float:
-    """Give the alpha to certify: the one asked for, or by default 1 % or the tightest that the images support."""
+    """Find the alpha to certify: the given one, or by default 1 % or the smallest that the images support."""
     if alpha != "default":
         return alpha
     return max(DEFAULT_ALPHA, tightest_alpha(num_images, guarantee=guarantee))
 
 
 def guarantee_for(num_images: int, *, alpha: float, guarantee: GuaranteeKind) -> Guarantee:
-    """State the guarantee for `num_images` calibration images; raises `CalibrationError` where it cannot be kept."""
+    """State the guarantee for `num_images` calibration images.
+
+    Raises:
+        CalibrationError: see `rank_for`.
+    """
     rank = rank_for(num_images, alpha=alpha, guarantee=guarantee)
     return Guarantee(num_images=num_images, rank=rank, alpha=alpha, guarantee=guarantee)
 
 
 def fit_scale(raw: NDArray[Any], *, alpha: float, guarantee: GuaranteeKind) -> Scale:
-    """Fit offset (the median) and scale (the threshold minus offset, widened by `SCALE_MARGIN`) on calibration good values.
+    """Fit an affine scale on the raw values of the calibration images.
+
+    The offset is the median. The scale is the threshold minus the offset, widened by `SCALE_MARGIN`.
 
     Args:
-        raw: (n,) raw scores, or per-image maxima of raw maps.
+        raw: (n,) raw scores, or maxima of raw maps.
         alpha: share of good parts that may be rejected.
-        guarantee: what alpha bounds.
+        guarantee: quantity bounded by alpha, see `rank_for`.
 
     Raises:
-        CalibrationError: too few values for alpha, an alpha that puts the threshold at the median or below, a value that is
-            not finite, or values without spread.
+        CalibrationError: too few values for alpha, a threshold not above the median, a value that is not finite, or
+            values without spread.
     """
     values = np.sort(np.asarray(raw, dtype=np.float64))
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         raise CalibrationError(
-            f"{bad} of {len(values)} calibration scores are not finite: the training diverged, lower its rate"
+            f"{bad} of {len(values)} calibration scores are not finite: the training diverged, lower its learning rate"
         )
     rank = rank_for(len(values), alpha=alpha, guarantee=guarantee)
     if 2 * rank <= len(values) + 1:
@@ -146,69 +155,76 @@ def fit_scale(raw: NDArray[Any], *, alpha: float, guarantee: GuaranteeKind) -> S
         )
     offset = float(np.median(values))
     scale = (float(values[rank - 1]) - offset) * (1 + SCALE_MARGIN)
-    # below single precision's resolution of the values there is no scale to speak of
+    # a scale below the values' resolution in single precision is useless
     if scale <= 1e-6 * max(abs(offset), abs(float(values[-1])), 1e-30):
         raise CalibrationError(
             f"the {len(values)} calibration images score alike (median {offset:g}, threshold {values[rank - 1]:g}):"
-            " are they copies of one image? hold out different ones"
+            " they may be copies of one image; give different ones"
         )
     return Scale(offset=offset, scale=scale)
 
 
 def threshold_for(sorted_scores: NDArray[Any], *, alpha: float, guarantee: GuaranteeKind) -> float:
-    """Give the threshold, in calibrated units, that another alpha would have set on the same calibration scores.
+    """Find the threshold of another alpha on the same calibration scores.
 
     Args:
-        sorted_scores: (n,) calibrated calibration scores, ascending.
+        sorted_scores: (n,) calibrated scores of the calibration images, ascending.
         alpha: share of good parts that may be rejected.
-        guarantee: what alpha bounds.
+        guarantee: quantity bounded by alpha, see `rank_for`.
+
+    Returns:
+        The threshold in calibrated units.
+
+    Raises:
+        CalibrationError: see `rank_for`.
     """
     rank = rank_for(len(sorted_scores), alpha=alpha, guarantee=guarantee)
     value = float(sorted_scores[rank - 1])
-    # the same margin as the scale has, so that the alpha of the file itself gives 1
+    # the margin of the scale: the alpha of the file itself gives 1
     return value * (1 + SCALE_MARGIN) if value > 0 else value + SCALE_MARGIN
 
 
 def raised_threshold(
     sorted_scores: NDArray[Any], *, labelled: NDArray[Any], alpha: float, guarantee: GuaranteeKind
 ) -> float:
-    """Give the threshold on calibration scores to which good images that a person labelled are added: it is never below that without them.
+    """Find the threshold on calibration scores and the scores of images that a person labelled good.
 
-    The larger of two limits of the same alpha: that of the n calibration scores, and that of these and the m labelled ones
-    together. Calibration images are exchangeable with good images to come; labelled ones need not be, for a person looks at what was
-    rejected. Whatever chose them, a threshold at or above that of the n rejects no more than it, so the guarantee of the n holds
-    as it stands: it is the one to certify, with n and not with n + m. Without the larger of the two, good images chosen for low
-    scores would lower the threshold: n = 99 at alpha 1 % stops at the largest score, with 100 low ones more at the second.
+    It is the larger of two thresholds of the same alpha: on the n calibration scores, and on all n + m scores together.
 
-    How far it can rise: of n + m good images about alpha (n + m) may lie above the threshold, so where m hard good images are far fewer
-    than the n it goes to one of the hardest. It rejects fewer good images than guaranteed then, and more defects pass; only good images
-    that were drawn without regard to their score give a threshold that is no higher than it need be.
+    Calibration images are exchangeable with future good images. Labelled images need not be: a person looks at rejected
+    images. A threshold at or above that of the n scores rejects no more images than that one. So the guarantee with n
+    holds for any choice of labelled images, and it is the one to certify. Labelled images with low scores alone would lower
+    the threshold: with n = 99 and alpha 1 % it is the largest score; after 100 low scores it would be the second largest.
+
+    Of n + m good images about alpha (n + m) may lie above the threshold. If m is far smaller than n, the threshold rises to
+    one of the highest labelled scores. Then fewer good images are rejected than guaranteed, and more defects pass. Only good
+    images drawn without regard to their score avoid this.
 
     Args:
-        sorted_scores: (n,) calibrated calibration scores, ascending.
-        labelled: (m,) calibrated scores of the good images that were labelled.
+        sorted_scores: (n,) calibrated scores of the calibration images, ascending.
+        labelled: (m,) calibrated scores of the labelled good images.
         alpha: share of good parts that may be rejected.
-        guarantee: what alpha bounds.
+        guarantee: quantity bounded by alpha, see `rank_for`.
 
     Returns:
-        The threshold in calibrated units, as `threshold_for`.
+        The threshold in calibrated units.
 
     Raises:
-        CalibrationError: an alpha that the n calibration scores do not support; labelled ones make no guarantee.
+        CalibrationError: the n calibration scores do not support alpha; labelled scores do not count here.
     """
     together = np.sort(np.concatenate([sorted_scores, labelled]))
     return max(threshold_for(scores, alpha=alpha, guarantee=guarantee) for scores in (sorted_scores, together))
 
 
-def p_values(scores: NDArray[Any], *, calibration_images: NDArray[Any]) -> NDArray[np.float32]:
-    """Conformal p-value of each score among the calibration images: (1 + #{s_i >= s}) / (n + 1).
+def p_values(scores: NDArray[Any], *, calibration_scores: NDArray[Any]) -> NDArray[np.float32]:
+    """Compute the conformal p-value of each score among the calibration scores: (1 + #{s_i >= s}) / (n + 1).
 
     Args:
         scores: (m,) calibrated scores.
-        calibration_images: (n,) calibrated calibration scores, ascending.
+        calibration_scores: (n,) calibrated scores of the calibration images, ascending.
 
     Returns:
         (m,) float32 in (0, 1].
     """
-    at_least = len(calibration_images) - np.searchsorted(calibration_images, scores, side="left")
-    return ((1 + at_least) / (len(calibration_images) + 1)).astype(np.float32)
+    at_least = len(calibration_scores) - np.searchsorted(calibration_scores, scores, side="left")
+    return ((1 + at_least) / (len(calibration_scores) + 1)).astype(np.float32)

@@ -275,12 +275,12 @@ def test_commit_is_that_of_the_checkout_that_holds_the_package(tmp_path: Path, m
     package.parent.mkdir()
     package.write_text("")
     monkeypatch.setattr(run_card, "__file__", str(package))
-    assert run_card.commit() == ""
+    assert run_card.commit() is None
     git("init", "--quiet")
     (tmp_path / "other.txt").write_text("a project that has this package installed, and not in its history")
     git("add", "other.txt")
     git("commit", "--quiet", "--message", "Begin")
-    assert run_card.commit() == ""
+    assert run_card.commit() is None
     git("add", "package")
     git("commit", "--quiet", "--message", "Add the package")
     assert run_card.commit() == git("rev-parse", "HEAD")

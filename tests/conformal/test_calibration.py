@@ -12,6 +12,7 @@ from anomaly.conformal.calibration import (
     SCALE_MARGIN,
     GuaranteeKind,
     fit_scale,
+    guarantee_for,
     images_needed,
     p_values,
     rank_for,
@@ -22,11 +23,11 @@ from anomaly.conformal.calibration import (
 from anomaly.errors import CalibrationError
 from anomaly.inference.artifact import load_graph, read_metadata
 
-PROMISES: list[GuaranteeKind] = ["expected", "bound"]
+GUARANTEES: list[GuaranteeKind] = ["expected", "bound"]
 
 
 def confidence_of(num_images: int, rank: int, alpha: float) -> float:
-    """P(rate <= alpha) for the threshold at `rank`: at least n + 1 - rank of n uniform draws lie below alpha."""
+    """P(rate <= alpha) of the threshold at `rank`: at least n + 1 - rank of n uniform draws are below alpha."""
     hits = range(num_images + 1 - rank, num_images + 1)
     return sum(math.comb(num_images, j) * alpha**j * (1 - alpha) ** (num_images - j) for j in hits)
 
@@ -56,19 +57,21 @@ def test_bound_of_one_percent_needs_299_images() -> None:
     guaranteed = guarantee_for(299, alpha=0.01, guarantee="bound")
     assert guaranteed.rank == 299
     assert guaranteed.rate_bound <= 0.01
-    with pytest.raises(CalibrationError, match=r"298 good images .* 0.01 with 95 % confidence: hold out at least 299"):
+    with pytest.raises(
+        CalibrationError, match=r"298 good images .* 0.01 with 95 % confidence: give at least 299 calibration"
+    ):
         guarantee_for(298, alpha=0.01, guarantee="bound")
 
 
 def test_too_few_images_for_the_expected_rate_name_the_number_needed() -> None:
     assert rank_for(99, alpha=0.01, guarantee="expected") == 99
     with pytest.raises(
-        CalibrationError, match=r"98 good images cannot bound false alarms at 0.01: hold out at least 99"
+        CalibrationError, match=r"98 good images cannot bound false alarms at 0.01: give at least 99 calibration"
     ):
         rank_for(98, alpha=0.01, guarantee="expected")
 
 
-@pytest.mark.parametrize("guarantee", PROMISES)
+@pytest.mark.parametrize("guarantee", GUARANTEES)
 @pytest.mark.parametrize("alpha", [0.3, 0.1, 0.05, 0.02, 0.01, 0.001])
 def test_images_needed_is_the_smallest_number_that_keeps_the_guarantee(alpha: float, guarantee: GuaranteeKind) -> None:
     needed = images_needed(alpha, guarantee=guarantee)
@@ -87,21 +90,19 @@ def test_rank_of_the_expected_rate_is_exact() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.4, 0.1, 0.05])
-def test_rank_of_the_bound_is_the_first_that_keeps_it(alpha: float) -> None:
+def test_rank_of_the_bound_is_the_smallest_that_keeps_it(alpha: float) -> None:
     for num_images in (*range(1, 70), 150):
-        keeping = [k for k in range(1, num_images + 1) if confidence_of(num_images, k, alpha) >= CONFIDENCE]
-        if keeping:
-            assert rank_for(num_images, alpha=alpha, guarantee="bound") == keeping[0]
+        valid_ranks = [k for k in range(1, num_images + 1) if confidence_of(num_images, k, alpha) >= CONFIDENCE]
+        if valid_ranks:
+            assert rank_for(num_images, alpha=alpha, guarantee="bound") == valid_ranks[0]
         else:
             with pytest.raises(CalibrationError):
                 rank_for(num_images, alpha=alpha, guarantee="bound")
 
 
-@pytest.mark.parametrize("guarantee", PROMISES)
+@pytest.mark.parametrize("guarantee", GUARANTEES)
 @pytest.mark.parametrize("num_images", [1, 2, 10, 37, 99, 1000])
-def test_tightest_alpha_is_kept_by_the_largest_score_and_no_tighter_one_is(
-    num_images: int, guarantee: GuaranteeKind
-) -> None:
+def test_tightest_alpha_is_the_smallest_that_the_largest_score_keeps(num_images: int, guarantee: GuaranteeKind) -> None:
     alpha = tightest_alpha(num_images, guarantee=guarantee)
     assert rank_for(num_images, alpha=alpha, guarantee=guarantee) == num_images
     with pytest.raises(CalibrationError):
@@ -112,18 +113,18 @@ def test_alpha_by_default_is_one_percent_or_the_tightest() -> None:
     assert resolve_alpha("default", num_images=20, guarantee="expected") == pytest.approx(1 / 21)
     assert resolve_alpha("default", num_images=500, guarantee="expected") == 0.01
     assert resolve_alpha(0.2, num_images=500, guarantee="expected") == 0.2
-    with pytest.raises(CalibrationError, match="hold out at least 10"):
+    with pytest.raises(CalibrationError, match="give at least 10 calibration"):
         resolve_alpha("default", num_images=0, guarantee="expected")
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, math.nan])
-@pytest.mark.parametrize("guarantee", PROMISES)
+@pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_alpha_outside_0_to_1_is_refused(alpha: float, guarantee: GuaranteeKind) -> None:
     with pytest.raises(CalibrationError, match="between 0 and 1"):
         rank_for(100, alpha=alpha, guarantee=guarantee)
 
 
-@pytest.mark.parametrize("guarantee", PROMISES)
+@pytest.mark.parametrize("guarantee", GUARANTEES)
 @pytest.mark.parametrize(("num_images", "alpha"), [(10, 0.3), (41, 0.1), (99, 0.05)])
 def test_scale_puts_the_median_at_0_and_the_threshold_at_the_order_statistic(
     num_images: int, alpha: float, guarantee: GuaranteeKind
@@ -131,7 +132,7 @@ def test_scale_puts_the_median_at_0_and_the_threshold_at_the_order_statistic(
     raw = np.random.default_rng(num_images).normal(50, 3, num_images)
     scale = fit_scale(raw, alpha=alpha, guarantee=guarantee)
     rank = rank_for(num_images, alpha=alpha, guarantee=guarantee)
-    kth = next(value for value in raw if (raw <= value).sum() == rank)  # by counting, not by sorting
+    kth = next(value for value in raw if (raw <= value).sum() == rank)  # by counting instead of sorting
     assert scale.offset == pytest.approx(float(np.median(raw)), rel=1e-12)
     assert scale.scale == pytest.approx((kth - scale.offset) * (1 + SCALE_MARGIN), rel=1e-12)
     assert (((raw - scale.offset) / scale.scale) > 1).sum() == num_images - rank
@@ -146,9 +147,9 @@ def test_image_that_sets_the_threshold_stays_below_it_in_single_precision() -> N
         assert in_graph.max() < 1
 
 
-@pytest.mark.parametrize("guarantee", PROMISES)
+@pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_guarantee_holds_over_random_splits(guarantee: GuaranteeKind) -> None:
-    """300 calibration sets of normal scores; the false-alarm rate of each threshold is known exactly from the normal tail."""
+    """Draw 300 calibration sets of normal scores; the normal tail gives the exact false-alarm rate of each threshold."""
     num_images, alpha, num_splits = 60, 0.08, 300
     rng = np.random.default_rng(7)
     rates = []
@@ -172,7 +173,7 @@ def test_scores_without_spread_are_refused() -> None:
         fit_scale(1e4 + 1e-5 * np.arange(20), alpha=0.05, guarantee="expected")
 
 
-def test_threshold_at_the_median_or_below_is_refused_in_its_own_words() -> None:
+def test_threshold_at_the_median_or_below_is_refused() -> None:
     raw = np.arange(20.0)
     with pytest.raises(
         CalibrationError, match=r"alpha 0.6 puts the threshold of 20 good images at their median or below"
@@ -191,16 +192,16 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
         fit_scale(raw, alpha=0.05, guarantee="expected")
 
 
-@pytest.mark.parametrize("guarantee", PROMISES)
+@pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_threshold_for_the_alpha_of_the_scale_is_1_and_moves_with_alpha(guarantee: GuaranteeKind) -> None:
     raw = np.random.default_rng(3).gamma(2.0, 5.0, 120)
     scale = fit_scale(raw, alpha=0.1, guarantee=guarantee)
     calibrated = np.sort((raw - scale.offset) / scale.scale)
     assert threshold_for(calibrated, alpha=0.1, guarantee=guarantee) == pytest.approx(1, abs=1e-6)
-    limits = [threshold_for(calibrated, alpha=alpha, guarantee=guarantee) for alpha in (0.03, 0.1, 0.3, 0.45, 0.7)]
-    assert limits == sorted(limits, reverse=True)
-    assert limits[0] > 1 > limits[2]
-    for alpha, threshold in zip((0.03, 0.1, 0.3, 0.45, 0.7), limits, strict=True):
+    thresholds = [threshold_for(calibrated, alpha=alpha, guarantee=guarantee) for alpha in (0.03, 0.1, 0.3, 0.45, 0.7)]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert thresholds[0] > 1 > thresholds[2]
+    for alpha, threshold in zip((0.03, 0.1, 0.3, 0.45, 0.7), thresholds, strict=True):
         assert (calibrated > threshold).sum() <= 120 - rank_for(120, alpha=alpha, guarantee=guarantee)
 
 
@@ -212,17 +213,17 @@ def test_threshold_for_the_alpha_of_an_exported_model_is_1(model: Path) -> None:
     assert threshold_for(scores, alpha=metadata.alpha, guarantee=guarantee) == pytest.approx(1, abs=1e-6)
 
 
-def test_p_values_count_calibration_images_scores_at_least_as_large() -> None:
-    calibration_images = np.array([-1.0, 0.0, 0.0, 0.5, 0.9])
+def test_p_values_count_calibration_scores_at_least_as_large() -> None:
+    calibration_scores = np.array([-1.0, 0.0, 0.0, 0.5, 0.9])
     scores = np.array([-2.0, -1.0, 0.0, 0.25, 0.9, 0.95])
-    found = p_values(scores, calibration_images=calibration_images)
+    found = p_values(scores, calibration_scores=calibration_scores)
     assert found.dtype == np.float32
-    counted = [(1 + sum(h >= s for h in calibration_images)) / 6 for s in scores]
+    counted = [(1 + sum(h >= s for h in calibration_scores)) / 6 for s in scores]
     np.testing.assert_allclose(found, counted, rtol=1e-7)
 
 
 def test_p_values_of_good_images_are_uniform_at_most() -> None:
     rng = np.random.default_rng(11)
-    found = np.concatenate([p_values(rng.random(1), calibration_images=np.sort(rng.random(19))) for _ in range(2000)])
+    found = np.concatenate([p_values(rng.random(1), calibration_scores=np.sort(rng.random(19))) for _ in range(2000)])
     for alpha in (0.05, 0.1, 0.5):
         assert np.mean(found <= alpha + 1e-6) == pytest.approx(alpha, abs=3 * math.sqrt(alpha * (1 - alpha) / 2000))
