@@ -1,4 +1,4 @@
-"""The synthetic parts, the defects with exact masks, and the data set made of both."""
+"""Synthetic parts, defects with exact masks, and data sets of both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from anomaly.data.synthetic import (
     DEFECTS,
     PARTS,
-    Part,
+    RenderedPart,
     draw_component_defect,
     draw_defect,
     estimate_foreground,
@@ -27,7 +27,7 @@ SEEDS = range(12)
 
 
 def draw_image(*, colourful: bool) -> tuple[Any, Any]:
-    """An elliptic part, brighter and rougher than the background it lies on, 300 x 420 pixels; and where it is."""
+    """Draw an elliptic part, brighter and rougher than its background, 300 × 420 pixels, and its mask."""
     rng = np.random.default_rng(3)
     y, x = np.mgrid[:300, :420]
     part = ((x - 205) / 150) ** 2 + ((y - 150) / 110) ** 2 < 1.0
@@ -38,7 +38,7 @@ def draw_image(*, colourful: bool) -> tuple[Any, Any]:
 
 
 def draw(kind: str, *, size: float, contrast: float, seed: int) -> tuple[Any, Any]:
-    """The change in grey levels (H, W) of one defect somewhere on a image that the part fills, and its mask."""
+    """Draw one defect on an image filled by the part; return its change in grey levels (H, W) and its mask."""
     image, part = draw_image(colourful=True)
     image, everywhere = image[60:240, 80:330], np.ones((180, 250), np.bool_)
     assert part[60:240, 80:330].mean() > 0.95
@@ -73,7 +73,7 @@ def test_foreground_is_the_part(kind: str, low: float, high: float) -> None:
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_image_has_sensor_noise_and_uses_its_range(kind: str) -> None:
+def test_image_has_sensor_noise_and_a_full_range(kind: str) -> None:
     grey = make_part(kind, size=256, rng=np.random.default_rng(1)).image.mean(axis=2)
     assert np.ptp(grey) > 100
     assert (grey >= 250).mean() < 0.05
@@ -100,16 +100,15 @@ def test_machined_part_lies_at_any_angle() -> None:
 
 @pytest.mark.parametrize("colourful", [True, False])
 @pytest.mark.parametrize("kind", DEFECTS)
-def test_mask_is_what_changed(kind: str, colourful: bool) -> None:
+def test_mask_holds_the_changed_pixels(kind: str, colourful: bool) -> None:
     image, part = draw_image(colourful=colourful)
     before = image.copy()
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         result, mask = draw_defect(image, kind, size=0.15, contrast=0.4, foreground=part, rng=rng)
         change = np.abs(result.astype(int) - image).max(axis=2)
-        # nothing at all may change outside the mask: a detector compared pixel by pixel must find good pixels there
         assert change[~mask].max() == 0
-        # inside it a few pixels stay, where a replaced texture repeats itself or a bright side turns into a dark one
+        # a few masked pixels stay equal: in a repeated texture, or between a bright and a dark side
         assert (change[mask] > 0).mean() > 0.85
         assert mask.sum() > 40
         assert (mask & part).sum() > 0.5 * mask.sum()
@@ -158,7 +157,7 @@ def test_contrast_is_the_largest_change(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DEFECTS)
-def test_hardest_defects_still_show(kind: str) -> None:
+def test_hardest_defects_are_visible(kind: str) -> None:
     for seed in SEEDS:
         change, mask = draw(kind, size=0.02, contrast=0.03, seed=seed)
         assert mask.any()
@@ -166,12 +165,12 @@ def test_hardest_defects_still_show(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def board() -> Part:
+def board() -> RenderedPart:
     return make_part("assembly", size=256, rng=np.random.default_rng(4))
 
 
 @pytest.mark.parametrize("name", COMPONENT_DEFECTS)
-def test_component_defect_alters_one_component(board: Part, name: str) -> None:
+def test_component_defect_alters_one_component(board: RenderedPart, name: str) -> None:
     kinds = set()
     for seed in range(40):
         altered = COMPONENT_DEFECTS[name](board.components, np.random.default_rng(seed))
@@ -194,7 +193,9 @@ def test_component_defect_alters_one_component(board: Part, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPONENT_DEFECTS)
-def test_component_mask_is_what_changed(board: Part, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_component_mask_holds_the_changed_pixels(
+    board: RenderedPart, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picked = []
 
     def remember(components: Any, rng: Any, alter: Any = COMPONENT_DEFECTS[name]) -> Any:
@@ -215,7 +216,7 @@ def test_component_mask_is_what_changed(board: Part, name: str, monkeypatch: pyt
         assert np.hypot(rows - row, columns - column).min() < 8
 
 
-def test_every_component_defect_occurs(board: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_component_defect_occurs(board: RenderedPart, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[str] = Counter()
     for name, alter in list(COMPONENT_DEFECTS.items()):
 
@@ -229,17 +230,17 @@ def test_every_component_defect_occurs(board: Part, monkeypatch: pytest.MonkeyPa
     assert set(counts) == {"missing", "swapped", "displaced"}
 
 
-def test_foreground_of_a_image_is_found() -> None:
+def test_foreground_of_an_image_is_found() -> None:
     image, part = draw_image(colourful=True)
     found = estimate_foreground(image)
     assert (found & part).sum() > 0.95 * (found | part).sum()
     flange = make_part("machined", size=256, rng=np.random.default_rng(0))
     disc = estimate_foreground(flange.image)
-    assert disc[flange.foreground].mean() > 0.9  # the chamfer that faces away from the light is as dark as the belt
+    assert disc[flange.foreground].mean() > 0.9  # the unlit chamfer is as dark as the belt
     assert disc.mean() < 0.62
 
 
-def test_texture_is_foreground_everywhere() -> None:
+def test_texture_is_all_foreground() -> None:
     assert estimate_foreground(make_part("textile", size=256, rng=np.random.default_rng(0)).image).all()
     assert estimate_foreground(np.full((270, 300, 3), 90, np.uint8)).all()
 
@@ -258,7 +259,7 @@ def make(root: Path, **change: Any) -> list[tuple[int, int]]:
     return calls
 
 
-def test_dataset_has_the_layout_and_does_not_depend_on_its_numbers(tmp_path: Path) -> None:
+def test_dataset_has_the_layout_and_images_independent_of_their_number(tmp_path: Path) -> None:
     assert make(tmp_path / "small") == [(done, 14) for done in range(1, 15)]
     make(tmp_path / "large", num_train=2, num_test_good=0, num_test_defect=7, parts=["assembly"])
     large = {str(path.relative_to(tmp_path / "large")) for path in (tmp_path / "large").rglob("*.png")}
@@ -282,7 +283,7 @@ def test_dataset_has_the_layout_and_does_not_depend_on_its_numbers(tmp_path: Pat
     assert cloth[:, :, 0].mean() > cloth[:, :, 2].mean()  # stored blue first: the cloth is blue
 
 
-def test_dataset_follows_its_seed(tmp_path: Path) -> None:
+def test_dataset_depends_on_its_seed(tmp_path: Path) -> None:
     options: dict[str, Any] = {"parts": ["textile"], "num_train": 1, "num_test_good": 0, "num_test_defect": 1}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         make(tmp_path / name, seed=seed, **options)
@@ -292,10 +293,10 @@ def test_dataset_follows_its_seed(tmp_path: Path) -> None:
         assert a != c
 
 
-def test_dataset_refuses_what_it_cannot_make(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'textil'.*did you mean 'textile'"):
+def test_dataset_refuses_invalid_arguments(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no part 'textil'; nearest: 'textile'; all: textile, machined, assembly"):
         make(tmp_path / "new", parts=["textil"])
-    with pytest.raises(UsageError, match="size 255"):
+    with pytest.raises(UsageError, match="size is 255; give 256 pixels or more"):
         make(tmp_path / "new", size=255)
     with pytest.raises(UsageError, match="num_test_good is -1"):
         make(tmp_path / "new", num_test_good=-1)
@@ -304,7 +305,7 @@ def test_dataset_refuses_what_it_cannot_make(tmp_path: Path) -> None:
     (tmp_path / "old" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
         make(tmp_path / "old")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match=r"notes\.txt cannot be written \(Not a directory\); choose another place"):
         make(tmp_path / "old" / "notes.txt")
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["notes.txt"]
 
@@ -312,15 +313,19 @@ def test_dataset_refuses_what_it_cannot_make(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "hole"}, r"no defect 'hole'.*scratch"),
-        ({"size": 0.0}, "size of a defect is 0.0"),
+        ({"kind": "hole"}, r"no defect 'hole'; nearest: .*; all: scratch"),
+        ({"size": 0.0}, "size of a defect is 0.0; give a number from 0.01 to 0.5"),
         ({"contrast": 1.5}, "contrast of a defect is 1.5"),
         ({"image": np.zeros((300, 420), np.uint8)}, "uint8 of shape"),
+        ({"image": np.zeros((300, 420, 3))}, "float64 of shape"),
+        ({"image": np.zeros((0, 0, 3), np.uint8)}, "uint8 of shape"),
+        ({"image": None}, "image is of type NoneType"),
+        ({"foreground": [[True]]}, "foreground is of type list"),
         ({"foreground": np.zeros((300, 420), np.bool_)}, "foreground is empty"),
         ({"foreground": np.ones((300, 300), np.bool_)}, "give bool"),
     ],
 )
-def test_defect_refuses_wrong_arguments(change: dict[str, Any], message: str) -> None:
+def test_defect_refuses_invalid_arguments(change: dict[str, Any], message: str) -> None:
     image, part = draw_image(colourful=True)
     options: dict[str, Any] = {
         "image": image,
@@ -333,11 +338,11 @@ def test_defect_refuses_wrong_arguments(change: dict[str, Any], message: str) ->
         draw_defect(options.pop("image"), options.pop("kind"), rng=np.random.default_rng(0), **options)
 
 
-def test_defect_that_cannot_show_is_an_error() -> None:
+def test_invisible_defect_is_refused() -> None:
     image, _ = draw_image(colourful=True)
     speck = np.zeros(image.shape[:2], np.bool_)
     speck[100, 100] = True
-    with pytest.raises(UsageError, match="shows nowhere on a part of 1 pixels"):
+    with pytest.raises(UsageError, match="is invisible on a part of 1 pixels"):
         draw_defect(image, "stain", size=0.2, contrast=0.5, foreground=speck, rng=np.random.default_rng(0))
 
 
@@ -345,3 +350,21 @@ def test_component_defect_needs_components() -> None:
     cloth = make_part("textile", size=256, rng=np.random.default_rng(0))
     with pytest.raises(UsageError, match="'textile' has no components"):
         draw_component_defect(cloth, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 0, 3), np.uint8), None]
+)
+def test_foreground_refuses_an_invalid_image(image: Any) -> None:
+    with pytest.raises(UsageError, match=r"^image is "):
+        estimate_foreground(image)
+
+
+def test_dataset_takes_a_string_and_needs_no_progress(tmp_path: Path) -> None:
+    numbers = {"num_train": 1, "num_test_good": 0, "num_test_defect": 0, "size": 256, "seed": 0}
+    make_dataset(str(tmp_path / "set"), parts=["textile"], **numbers)
+    assert (tmp_path / "set/textile/train/good/000.png").is_file()
+    with pytest.raises(UsageError, match="root is None of type NoneType; give a path as str or Path"):
+        make_dataset(None, parts=["textile"], **numbers)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"num_train is 1\.5; give a whole number of 0 or more"):
+        make_dataset(tmp_path / "new", parts=["textile"], **numbers | {"num_train": 1.5})  # type: ignore[arg-type]

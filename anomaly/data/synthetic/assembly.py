@@ -1,4 +1,4 @@
-"""A terminal board: some thirty components screwed and soldered to a green circuit board, lying in a fixture."""
+"""A terminal board: some thirty components on a green circuit board in a fixture."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy.typing as npt
 from anomaly.data.synthetic.camera import capture
 from anomaly.data.synthetic.components import DRAWINGS, Pen
 from anomaly.data.synthetic.noise import smooth_noise
-from anomaly.data.synthetic.rendered_part import Component, Field, Image, Mask, Part
+from anomaly.data.synthetic.rendered_part import Component, Field, Image, Mask, RenderedPart
 from anomaly.errors import UsageError
 
-BOARD = 0.92  # edge of the board in edges of the picture
-LIGHT = (-0.57, -0.82)  # where the light comes from, in the image plane (y down): the upper left
+BOARD = 0.92  # edge of the board in edges of the image
+LIGHT = (-0.57, -0.82)  # direction of the light in the image plane (y down): the upper left
 SHADOW = 0.55  # length of a shadow per height
-PARALLAX = 0.0032  # how far a tall top leans outwards, per height and distance from the middle
+PARALLAX = 0.0032  # outward shift of a top per height and distance from the middle
 PRINT = (148, 162, 150)  # colour of the white print, thin on the green
-PERCEPTIBLE = 3  # grey levels; a weaker change belongs neither to the picture nor to the mask
-DESIGN = 20240  # seeds the copper tracks, which are the same on every board
+MIN_CHANGE = 3  # grey levels; a weaker change is neither drawn nor part of the mask
+DESIGN = 20240  # seed of the copper tracks, which are the same on every board
 LAYOUT = (
     Component("terminals", 50, 11, 0, 62, 14, ""),
     *(Component("zinc screw", x, y, 0, 8.4, 8.4, "") for x, y in ((7.5, 7.5), (92.5, 7.5), (7.5, 92.5), (92.5, 92.5))),
@@ -44,7 +44,7 @@ LAYOUT = (
     Component("label", 29, 80, 0, 36, 17, ""),
     Component("header", 68, 86, 0, 33, 9, ""),
 )
-SWAPS = {  # what is put in by mistake; the other kinds go in the wrong way round
+SWAPS = {  # kind -> kind placed by mistake; other kinds are rotated by half a turn
     "resistor": "ceramic",
     "ceramic": "resistor",
     "capacitor": "inductor",
@@ -54,34 +54,42 @@ SWAPS = {  # what is put in by mistake; the other kinds go in the wrong way roun
 }
 
 
-def render_assembly(*, size: int, seed: int) -> Part:
-    """A image of a good board, `size` pixels square; the board is the foreground."""
+def render_assembly(*, size: int, seed: int) -> RenderedPart:
+    """Render a good board, `size` pixels square; the board is the foreground."""
     return _render(_place(np.random.default_rng([seed, 1])), size=size, seed=seed)
 
 
-def draw_component_defect(part: Part, *, rng: np.random.Generator) -> tuple[Image, Mask]:
-    """Render an assembly again with one component missing, swapped or displaced, each as likely as the others.
+def draw_component_defect(part: RenderedPart, *, rng: np.random.Generator) -> tuple[Image, Mask]:
+    """Render an assembly again with one component missing, swapped or displaced, with equal probability.
 
-    Returns the image and its mask (H, W): True where it differs from `part.image` by three grey levels or more, the
-    component's shadow included; outside the mask both are equal. Raises UsageError for a part without components.
+    Args:
+        part: an assembly of `make_part`.
+        rng: random generator of all choices.
+
+    Returns:
+        The image and its mask (H, W). The mask is True where the image differs from `part.image` by at least three grey
+        levels, including the component's shadow. Outside the mask both are equal.
+
+    Raises:
+        UsageError: a part without components.
     """
     if not part.components:
-        raise UsageError(f"a part of kind {part.kind!r} has no components: draw the defect with draw_defect")
+        raise UsageError(f"a part of kind {part.kind!r} has no components; use draw_defect")
     alter = COMPONENT_DEFECTS[str(rng.choice(list(COMPONENT_DEFECTS)))]
     altered = _render(alter(part.components, rng), size=len(part.image), seed=part.seed).image
-    changed = (cv2.absdiff(altered, part.image).max(axis=2) >= PERCEPTIBLE).astype(np.uint8)
+    changed = (cv2.absdiff(altered, part.image).max(axis=2) >= MIN_CHANGE).astype(np.uint8)
     mask: Mask = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
     return np.where(mask[:, :, None], altered, part.image), mask
 
 
 def remove_component(components: tuple[Component, ...], rng: np.random.Generator) -> tuple[Component, ...]:
-    """One component is missing; its pads lie bare."""
+    """Remove one component; its pads are bare."""
     pick = int(rng.integers(len(components)))
     return components[:pick] + components[pick + 1 :]
 
 
 def swap_component(components: tuple[Component, ...], rng: np.random.Generator) -> tuple[Component, ...]:
-    """One component is another of the same size or, where there is none, sits the wrong way round."""
+    """Replace one component by another of the same size, or else rotate it by half a turn."""
     pick = int(rng.integers(len(components)))
     good = components[pick]
     wrong = replace(good, kind=SWAPS[good.kind]) if good.kind in SWAPS else replace(good, angle=good.angle + 180.0)
@@ -89,13 +97,13 @@ def swap_component(components: tuple[Component, ...], rng: np.random.Generator) 
 
 
 def displace_component(components: tuple[Component, ...], rng: np.random.Generator) -> tuple[Component, ...]:
-    """One component, not a screw, has slipped and turned: by less the longer it is."""
+    """Shift and rotate one component other than a screw; a longer one rotates less."""
     loose = [number for number, component in enumerate(components) if component.kind != "zinc screw"]
     pick = int(rng.choice(loose))
     good = components[pick]
-    way, far = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.25, 0.6) * min(good.length, good.width)
+    direction, distance = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.25, 0.6) * min(good.length, good.width)
     turn = rng.choice((-1.0, 1.0)) * rng.uniform(0.3, 1.0) * min(35.0, 400.0 / good.length)
-    x, y = good.x + far * np.cos(way), good.y + far * np.sin(way)
+    x, y = good.x + distance * np.cos(direction), good.y + distance * np.sin(direction)
     wrong = replace(good, x=float(x), y=float(y), angle=float(good.angle + turn))
     return (*components[:pick], wrong, *components[pick + 1 :])
 
@@ -108,7 +116,7 @@ COMPONENT_DEFECTS: dict[str, Callable[[tuple[Component, ...], np.random.Generato
 
 
 def _place(rng: np.random.Generator) -> tuple[Component, ...]:
-    """The layout as a machine places it: a little off, screws at any angle, every label with its own number."""
+    """Place the layout as a machine does: slightly off, screws at any angle, an individual number on every label."""
     placed = []
     for component in LAYOUT:
         x, y = rng.normal((component.x, component.y), 0.15)
@@ -120,7 +128,7 @@ def _place(rng: np.random.Generator) -> tuple[Component, ...]:
     return tuple(placed)
 
 
-def _render(components: tuple[Component, ...], *, size: int, seed: int) -> Part:
+def _render(components: tuple[Component, ...], *, size: int, seed: int) -> RenderedPart:
     rng = np.random.default_rng([seed, 2])
     length = size * 3 // 2
     scale = BOARD * length / 100.0
@@ -137,17 +145,17 @@ def _render(components: tuple[Component, ...], *, size: int, seed: int) -> Part:
         angle = component.angle + lean
         _put(scene, sheet, height=drawing.height, gloss=drawing.gloss, angle=angle, foot=shift + away, top=top)
     scene *= _sheen(length, rng=rng)
-    picture = cv2.resize(cv2.merge(list(scene)), (size, size), interpolation=cv2.INTER_AREA)
+    reduced = cv2.resize(cv2.merge(list(scene)), (size, size), interpolation=cv2.INTER_AREA)
     corners = np.array([(-50.0, -50.0), (50.0, -50.0), (50.0, 50.0), (-50.0, 50.0)]) @ pose.T + shift
     outline = np.zeros((size, size), np.uint8)
     cv2.fillConvexPoly(outline, np.asarray(np.round(corners * size / length), dtype=np.int32), 1)
-    image = capture(np.asarray(picture, dtype=np.float32), rng=rng)
-    return Part(kind="assembly", image=image, foreground=outline > 0, seed=seed, components=components)
+    image = capture(np.asarray(reduced, dtype=np.float32), rng=rng)
+    return RenderedPart(kind="assembly", image=image, foreground=outline > 0, seed=seed, components=components)
 
 
 @lru_cache(maxsize=64)
 def _sheet(component: Component, scale: float) -> Pen:
-    """The component drawn; equal components share one sheet, whoever lays it down must not draw on it."""
+    """Draw the component; equal components share one sheet, which must not be changed."""
     pen = Pen(component.length, component.width, scale=scale)
     DRAWINGS[component.kind].draw(pen, component)
     return pen
@@ -163,7 +171,7 @@ def _put(
     foot: npt.NDArray[np.float64],
     top: npt.NDArray[np.float64],
 ) -> None:
-    """Lay a drawn sheet onto the (3, H, W) scene in place: shadow, side wall, then the top, lit from the upper left."""
+    """Add a drawn sheet to the scene (3, H, W) in place: shadow, side wall, then the top, lit from the upper left."""
     cast = SHADOW * height * sheet.scale
     reach = 0.5 * np.hypot(*sheet.cover.shape) + 2.0 * cast + 4.0
     corner = np.maximum(0, foot - reach).astype(int)
@@ -194,14 +202,14 @@ def _put(
 
 
 def _fixture(length: int, *, rng: np.random.Generator) -> Field:
-    """The milled aluminium plate under the board, (3, H, W)."""
+    """Render the milled aluminium plate under the board, (3, H, W)."""
     milled = 1.0 + 0.06 * smooth_noise((length, length), period=(1.5, 50.0), rng=rng)
     metal = np.asarray((0.25, 0.26, 0.27)) * rng.normal(1.0, 0.02)
     return np.stack([milled * np.float32(colour) for colour in metal])
 
 
 def _sheen(length: int, *, rng: np.random.Generator) -> Field:
-    """Brightness of the lamp's soft reflex and of the small unevenness of every surface, around 1."""
+    """Draw the brightness of the lamp's soft reflection and of uneven surfaces, around 1."""
     y, x = (axis.astype(np.float32) / length for axis in np.ogrid[:length, :length])
     lamp = 0.30 * np.exp(-((x - np.float32(0.30)) ** 2 + (y - np.float32(0.18)) ** 2) * 4.0)
     fine = 0.02 * smooth_noise((length, length), period=(2.0, 2.0), rng=rng)
@@ -211,7 +219,7 @@ def _sheen(length: int, *, rng: np.random.Generator) -> Field:
 
 @lru_cache(maxsize=4)
 def _board(scale: float) -> Pen:
-    """The bare board: solder mask, copper tracks, pads and white print, the same on every board."""
+    """Draw the bare board: solder mask, copper tracks, pads and white print, the same on every board."""
     design = np.random.default_rng(DESIGN)
     pen = Pen(100, 100, scale=scale)
     pen.box(0, 0, 100, 100, (20, 74, 54))
@@ -248,7 +256,7 @@ def _board(scale: float) -> Pen:
 
 
 def _pads(component: Component) -> list[tuple[float, float, float, float]]:
-    """x, y, length and width of each soldering pad, in units from the board's middle."""
+    """List x, y, length and width of each solder pad, in units from the middle of the board."""
     length, width = component.length, component.width
     if component.kind in ("label", "zinc screw"):
         return []

@@ -1,4 +1,4 @@
-"""What the components of a terminal board look like from above, drawn with a pen that works in board units."""
+"""Drawings of the components of a terminal board from above, in board units."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WHITE: Colour = (226, 226, 220)
 
 
 class Pen:
-    """Draws smooth shapes on a sheet of `length` × `width` units; x runs along the length, (0, 0) is the middle.
+    """A sheet of `length` × `width` units for smooth shapes; x is along the length, (0, 0) is the middle.
 
-    `colour` (h, w, 3) is uint8 RGB, already multiplied by `cover` (h, w) / 255, the share of the pixel drawn on.
+    `colour` (h, w, 3) is uint8 RGB, premultiplied by `cover` (h, w) / 255, the share of the pixel under a shape.
     """
 
     def __init__(self, length: float, width: float, *, scale: float) -> None:
@@ -37,20 +37,20 @@ class Pen:
         self.middle = (shape[1] / 2, shape[0] / 2)
 
     def polygon(self, corners: Sequence[tuple[float, float]], colour: Colour) -> None:
-        """A filled convex polygon."""
+        """Draw a filled convex polygon."""
         points = np.asarray(np.round((np.asarray(corners) * self.scale + self.middle) * 16 - 8), dtype=np.int32)
         cv2.fillConvexPoly(self.colour, points, colour, cv2.LINE_AA, 4)
         cv2.fillConvexPoly(self.cover, points, 255, cv2.LINE_AA, 4)
 
     def box(self, x: float, y: float, length: float, width: float, colour: Colour) -> None:
-        """A filled upright rectangle around (x, y)."""
+        """Draw a filled upright rectangle around (x, y)."""
         right, down = length / 2, width / 2
         self.polygon(
             [(x - right, y - down), (x + right, y - down), (x + right, y + down), (x - right, y + down)], colour
         )
 
     def disc(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        """A filled circle around (x, y)."""
+        """Draw a filled circle around (x, y)."""
         centre = (
             round((x * self.scale + self.middle[0]) * 16 - 8),
             round((y * self.scale + self.middle[1]) * 16 - 8),
@@ -59,14 +59,14 @@ class Pen:
             cv2.circle(sheet, centre, round(radius * self.scale * 16), value, -1, cv2.LINE_AA, 4)
 
     def line(self, corners: Sequence[tuple[float, float]], width: float, colour: Colour) -> None:
-        """An open line through the corners."""
+        """Draw an open line through the corners."""
         points = np.asarray(np.round((np.asarray(corners) * self.scale + self.middle) * 16 - 8), dtype=np.int32)
         thickness = max(1, round(width * self.scale))
         cv2.polylines(self.colour, [points], False, colour, thickness, cv2.LINE_AA, 4)
         cv2.polylines(self.cover, [points], False, 255, thickness, cv2.LINE_AA, 4)
 
     def text(self, words: str, x: float, y: float, height: float, colour: Colour) -> None:
-        """Words centred on (x, y)."""
+        """Draw words centred on (x, y)."""
         size = height * self.scale / 22.0
         thickness = max(1, round(size * 2.2))
         (width, ascent), _ = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
@@ -203,7 +203,7 @@ def _terminals(pen: Pen, component: Component) -> None:
     pen.box(0, 0, component.length, component.width, (46, 104, 142))
     pen.box(0, -0.40 * component.width, component.length, 0.16 * component.width, (36, 86, 120))
     pitch = component.length / 6
-    slopes = _lot(component).uniform(0.0, np.pi, 6)  # every clamp is screwed down to another angle
+    slopes = _random_of(component).uniform(0.0, np.pi, 6)  # each clamp screw has another angle
     for number, slope in enumerate(slopes):
         x = (number - 2.5) * pitch
         pen.box(x + pitch / 2, 0, 0.5, component.width, (34, 80, 112))
@@ -215,8 +215,8 @@ def _terminals(pen: Pen, component: Component) -> None:
         pen.box(x, 0.43 * component.width, 0.6 * pitch, 0.10 * component.width, (20, 44, 62))
 
 
-def _lot(component: Component) -> np.random.Generator:
-    """What differs from piece to piece, fixed by the marking."""
+def _random_of(component: Component) -> np.random.Generator:
+    """Random generator of the differences between pieces, fixed by the marking."""
     return np.random.default_rng([ord(letter) for letter in component.marking])
 
 
@@ -241,7 +241,7 @@ def _header(pen: Pen, component: Component) -> None:
 
 def _label(pen: Pen, component: Component) -> None:
     pen.box(0, 0, component.length, component.width, WHITE)
-    bars = _lot(component).uniform(0.25, 0.85, 34)
+    bars = _random_of(component).uniform(0.25, 0.85, 34)
     x = -0.44 * component.length
     for number, width in enumerate(bars):
         if number % 2 == 0:
@@ -251,7 +251,7 @@ def _label(pen: Pen, component: Component) -> None:
 
 
 class Drawing(NamedTuple):
-    """How a kind of component is drawn: `height` above the board in units, `gloss` from 0 (matt) to 1 (polished)."""
+    """Drawing of one kind of component: `height` above the board in units, `gloss` from 0 (matt) to 1 (polished)."""
 
     height: float
     gloss: float

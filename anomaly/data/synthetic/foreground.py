@@ -1,27 +1,35 @@
-"""Where the part is in a image, judged by what lies along the border."""
+"""Estimate of the part in an image, from the colours along the border."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
+from anomaly.data.synthetic._array_arguments import check_image
 from anomaly.data.synthetic.rendered_part import Image, Mask
 
-WORKING_SIZE = 256  # longer side while looking
+WORKING_SIZE = 256  # longer side of the reduced image
 BORDER = 0.03  # width of the border in shorter sides
 MIN_SEPARATION = 0.70  # share of the variance that lies between part and background
-MAX_BORDER_PART = 0.30  # share of the border that the part may touch
-CORE = 0.65  # of the part's typical distance from the background: shadows and glow lie below
-MIN_COHERENT = 0.60  # share of the split-off pixels that hang together
+MAX_BORDER_PART = 0.30  # largest share of the border on the part
+CORE = 0.65  # share of the part's typical distance from the background; shadows and glow are below
+MIN_COHERENT = 0.60  # smallest share of the largest connected piece
 
 
 def estimate_foreground(image: Image) -> Mask:
-    """The (H, W) bool mask of the part in a image on an even background; all True where there is none.
+    """Estimate the mask (H, W) bool of the part on an even background.
 
-    A plane per colour is fitted to the border, the distance from it is split by Otsu's threshold (1979), and the
-    largest connected piece is kept with its holes filled. Where the split does not separate or falls to pieces, or
-    where much of the border lies on the part's side, as in a picture filled by a texture, everything counts as part.
+    A plane per colour is fitted to the border, and Otsu's threshold (1979) splits the distance from it. The largest
+    connected piece is the part, with its holes filled. All pixels count as part if the split does not separate, if it
+    falls into pieces, or if much of the border is on the part's side, as in an image of a texture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+
+    Raises:
+        UsageError: another type, dtype or shape.
     """
+    check_image(image)
     height, width = image.shape[:2]
     everything = np.ones((height, width), np.bool_)
     zoom = min(1.0, WORKING_SIZE / max(height, width))

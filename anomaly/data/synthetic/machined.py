@@ -1,4 +1,4 @@
-"""A turned steel flange on a rubber belt, lying at any angle under a light that stays where it is."""
+"""A turned steel flange on a rubber belt, at any angle under a fixed light."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from anomaly.data.synthetic.camera import capture
 from anomaly.data.synthetic.noise import smooth_noise, smoothstep
-from anomaly.data.synthetic.rendered_part import Field, Mask, Part
+from anomaly.data.synthetic.rendered_part import Field, Mask, RenderedPart
 
-RADIUS = 0.43  # of the flange, in edges of the picture; all other lengths are in radii
-LIGHT = np.deg2rad(235.0)  # where the light comes from, in the image plane (y down): the upper left
+RADIUS = 0.43  # radius of the flange in edges of the image; all other lengths are in radii
+LIGHT = np.deg2rad(235.0)  # direction of the light in the image plane (y down): the upper left
 PROFILE_RADIUS = (0.0, 0.185, 0.215, 0.315, 0.33, 0.35, 0.595, 0.615, 0.63, 0.955, 1.0, 1.4)
 PROFILE_HEIGHT = (-0.03, -0.03, 0.0, 0.0, -0.03, -0.03, -0.03, -0.03, 0.0, 0.0, -0.045, -0.045)
 BORE = 0.19
@@ -23,7 +23,7 @@ ENGRAVING = "A7-316"
 
 @dataclass(frozen=True)
 class _Pose:
-    """Where each pixel lies on the flange, in the flange's own frame, and where the light comes from in that frame."""
+    """Position of each pixel and direction of the light in the frame of the flange."""
 
     x: Field
     y: Field
@@ -32,12 +32,12 @@ class _Pose:
 
     @property
     def lit_side(self) -> Field:
-        """Position along the direction to the light: positive on the side towards it."""
+        """Position along the direction to the light, positive on the lit side."""
         return np.asarray(self.x * np.float32(self.to_light[0]) + self.y * np.float32(self.to_light[1]), np.float32)
 
 
-def render_machined(*, size: int, seed: int) -> Part:
-    """A image of the flange, `size` pixels square; its holes belong to the background."""
+def render_machined(*, size: int, seed: int) -> RenderedPart:
+    """Render the flange, `size` pixels square; its holes belong to the background."""
     rng = np.random.default_rng(seed)
     length = size * 3 // 2
     pose = _lay(length, rng=rng)
@@ -50,11 +50,11 @@ def render_machined(*, size: int, seed: int) -> Part:
     warmth = np.asarray(rng.normal((1.0, 0.995, 0.985), 0.006), dtype=np.float32)
     image = capture(np.asarray(scene[:, :, None] * warmth, dtype=np.float32), rng=rng)
     foreground: Mask = cv2.resize(on_part, (size, size), interpolation=cv2.INTER_AREA) > 0.5
-    return Part(kind="machined", image=image, foreground=foreground, seed=seed, components=())
+    return RenderedPart(kind="machined", image=image, foreground=foreground, seed=seed, components=())
 
 
 def _lay(length: int, *, rng: np.random.Generator) -> _Pose:
-    """The flange put down near the middle of the picture and turned by any angle."""
+    """Place the flange near the middle of the image, rotated by any angle."""
     radius = RADIUS * length * rng.normal(1.0, 0.004)
     centre = length / 2 + length * rng.normal(0.0, 0.008, 2)
     turn, light = rng.uniform(0.0, 2.0 * np.pi), LIGHT + rng.normal(0.0, 0.03)
@@ -72,7 +72,7 @@ def _length(x: Field, y: Field) -> Field:
 
 
 def _relief(pose: _Pose) -> tuple[Field, Field]:
-    """Height of the surface, and how far each pixel is inside the part (negative in the holes and outside)."""
+    """Compute the height of the surface and the depth inside the part (negative in the holes and outside)."""
     table = np.interp(np.arange(1024) / 1024 * 1.4, PROFILE_RADIUS, PROFILE_HEIGHT).astype(np.float32)
     height = table[np.minimum(pose.radius * (1024 / 1.4), 1023).astype(np.intp)]
     keyway = np.maximum(np.abs(pose.y) - 0.045, np.maximum(-pose.x, pose.x - 0.245))
@@ -86,12 +86,12 @@ def _relief(pose: _Pose) -> tuple[Field, Field]:
 
 
 def _steel(pose: _Pose, height: Field, *, rng: np.random.Generator) -> Field:
-    """Brightness of the metal: turned face, brushed recess, chamfers that catch the light, an engraved number."""
+    """Compute the brightness of the metal: turned face, brushed recess, lit chamfers, engraved number."""
     length = height.shape[0]
     along = pose.lit_side
     to_light = along / np.maximum(pose.radius, np.float32(0.01))
     turned, brushed = _tool_marks(pose, length, rng=rng)
-    # grooves reflect the light where it stands across them (Kajiya, "Anisotropic Reflection Models", 1985)
+    # grooves reflect light that falls across them (Kajiya, "Anisotropic Reflection Models", 1985)
     across = 1.0 - to_light * to_light
     glare = 0.34 * np.exp(across * -13.0) * (1.0 + 0.5 * to_light) + 0.16 * np.exp(across * -2.5)
     turned_face = (0.40 + 0.07 * along + glare * (1.0 + 1.6 * turned)) * (1.0 + turned)
@@ -111,7 +111,7 @@ def _steel(pose: _Pose, height: Field, *, rng: np.random.Generator) -> Field:
 
 
 def _tool_marks(pose: _Pose, length: int, *, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Relative brightness of the rings left by turning and of the strokes left by brushing (mean about 0)."""
+    """Draw the relative brightness of the turning rings and of the brush strokes (mean about 0)."""
     rows = length // 2
     rings = 0.05 * smooth_noise((rows, 1), period=(1.5, 1), rng=rng) + 0.05 * smooth_noise(
         (rows, 1), period=(7, 1), rng=rng
@@ -130,7 +130,7 @@ def _tool_marks(pose: _Pose, length: int, *, rng: np.random.Generator) -> tuple[
 
 
 def _engraving(pose: _Pose) -> Field:
-    """How much of each pixel the engraved number covers."""
+    """Compute the coverage of each pixel by the engraved number."""
     plate = np.zeros((64, 256), np.uint8)
     cv2.putText(plate, ENGRAVING, (14, 46), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 255, 5, cv2.LINE_AA)
     column, row = (0.24 - pose.x) * np.float32(256 / 0.48), (0.85 - pose.y) * np.float32(64 / 0.12)
@@ -139,7 +139,7 @@ def _engraving(pose: _Pose) -> Field:
 
 
 def _belt(pose: _Pose, *, rng: np.random.Generator) -> Field:
-    """Brightness of the rubber belt, with the soft shadow of the flange and dark holes."""
+    """Compute the brightness of the rubber belt, with the soft shadow of the flange and dark holes."""
     length = pose.x.shape[0]
     shape = (length, length)
     grain = smooth_noise(shape, period=(3.5, 3.5), rng=rng) + 0.5 * smooth_noise(

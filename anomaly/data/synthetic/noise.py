@@ -1,4 +1,4 @@
-"""Smooth random fields, the raw material of every texture."""
+"""Smooth random fields for textures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from anomaly.data.synthetic.rendered_part import Field
 
 
 def smooth_noise(shape: tuple[int, int], *, period: tuple[float, float], rng: np.random.Generator) -> Field:
-    """A (H, W) random field of mean about 0 and deviation about 1, with one independent value per `period` pixels.
+    """Draw a random field (H, W) of mean about 0 and deviation about 1.
 
-    `period` is (vertical, horizontal), so that a long period on one axis gives streaks along it.
+    Args:
+        shape: height and width.
+        period: vertical and horizontal pixels per independent value; a long period on one axis gives streaks along it.
+        rng: random generator.
     """
     grid_shape = [max(2, round(length / step) + 2) for length, step in zip(shape, period, strict=True)]
     grid = rng.standard_normal(grid_shape, dtype=np.float32)
@@ -20,6 +23,6 @@ def smooth_noise(shape: tuple[int, int], *, period: tuple[float, float], rng: np
 
 
 def smoothstep(field: Field, *, low: float, high: float) -> Field:
-    """0 below `low`, 1 above `high`, and a cubic between."""
+    """Map a field to 0 below `low`, 1 above `high`, and a cubic between."""
     t = np.clip((field - low) / (high - low), 0.0, 1.0)
     return np.asarray(t * t * (3.0 - 2.0 * t), dtype=np.float32)

@@ -1,6 +1,6 @@
-"""Defects that are things: a foreign body on the part, and a component missing, swapped or displaced.
+"""Defects of objects: a foreign body on the part, and a component missing, swapped or displaced.
 
-Each takes the site and returns the changed region and the amplitude of the change, as the defects of the surface do.
+Arguments and results are those of the surface defects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NUM_SOURCES = 6
 
 
 def draw_foreign_body(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
-    """A fibre, a chip or a crumb that lies on the part and casts a soft shadow."""
+    """Draw a fibre, a chip or a crumb on the part, with a soft shadow."""
     body = (_fibre, _chip, _crumb)[rng.integers(3)]
     cover, shading, tint, height = body(site, rng)
     cover = cover / max(float(cover.max()), 1e-3)
@@ -27,10 +27,10 @@ def draw_foreign_body(site: Site, rng: np.random.Generator) -> tuple[Field, Fiel
     shadow = cv2.GaussianBlur(cv2.warpAffine(cover, move, cover.shape[::-1]), (0, 0), 0.6 + 0.5 * height)
     shadow = 0.55 * min(1.0, site.peak / 60.0) * shadow * (1.0 - cover)
     under = site.image * (1.0 - shadow[:, :, None])
-    # the body hides the texture below it, but no more than its own contrast
+    # the body hides the texture below it, limited by its own contrast
     covered = site.image[cover >= 0.5]
     hidden = np.float32(min(1.0, site.peak / (float(covered.std(axis=0).mean()) + 1.0)))
-    # it has its own colour, not the part's, as far as the contrast allows
+    # the body has another colour than the part, limited by the contrast
     level = covered.mean(axis=0)
     fade = level.mean() - level
     level = level + fade * min(1.0, 0.5 * site.peak / max(float(np.abs(fade).max()), 1e-3))
@@ -48,7 +48,7 @@ Body = tuple[Field, Field, tuple[float, float, float], float]  # cover, shading,
 
 
 def _fibre(site: Site, rng: np.random.Generator) -> Body:
-    """A hair or a thread, curled."""
+    """Draw a curled hair or thread."""
     heading = np.cumsum(rng.normal(0.0, 0.10, 64) + rng.normal(0.0, 0.035))
     line = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
     line -= line.mean(axis=0)
@@ -62,7 +62,7 @@ def _fibre(site: Site, rng: np.random.Generator) -> Body:
 
 
 def _chip(site: Site, rng: np.random.Generator) -> Body:
-    """A sharp-edged sliver of metal with a few facets."""
+    """Draw a sharp-edged sliver of metal with a few facets."""
     angles = (np.arange(6) + rng.uniform(0.0, 0.85, 6)) * np.pi / 3
     corners = np.stack([np.cos(angles), rng.uniform(0.25, 0.6) * np.sin(angles)], axis=1)
     corners *= site.extent / np.ptp(corners[:, 0])
@@ -80,7 +80,7 @@ def _chip(site: Site, rng: np.random.Generator) -> Body:
 
 
 def _crumb(site: Site, rng: np.random.Generator) -> Body:
-    """A lump with a grainy surface."""
+    """Draw a lump with a grainy surface."""
     cover = blob(site, aspect=rng.uniform(0.65, 0.95), softness=max(0.08, 3.0 / site.extent), rng=rng)
     lump = np.asarray(cv2.GaussianBlur(cover, (0, 0), max(0.8, 0.14 * site.extent)), dtype=np.float32)
     for share, depth in ((0.20, 0.14), (0.07, 0.035), (0.0, 0.012)):
@@ -94,7 +94,7 @@ def _crumb(site: Site, rng: np.random.Generator) -> Body:
 
 
 def draw_component(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
-    """A rectangular piece of the picture erased, moved, or replaced by another piece; the edges show a little."""
+    """Erase, move or replace a rectangular piece of the image, with faint edges."""
     aspect, corner = rng.uniform(0.5, 0.9), np.float32(0.08 * site.extent)
     out_x = np.maximum(np.abs(site.x) - np.float32(0.5 * site.extent) + corner, 0.0)
     out_y = np.maximum(np.abs(site.y) - np.float32(0.5 * site.extent * aspect) + corner, 0.0)
@@ -107,7 +107,7 @@ def draw_component(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
     largest = np.abs(change).max(axis=2)
     reached = float(np.quantile(largest[cover > 0.5], 0.98)) if (cover > 0.5).any() else 0.0
     change *= min(1.0, site.peak / max(reached, 1e-3))
-    # where the piece hardly differs from what was there, it is of another shade, with an edge that catches the light
+    # a piece too similar to the image gets another shade and a lit edge
     missing = np.float32(site.sign * max(0.0, site.peak - reached))
     bevel = cv2.Sobel(cover, cv2.CV_32F, 1, 0) * np.cos(LIGHT) + cv2.Sobel(cover, cv2.CV_32F, 0, 1) * np.sin(LIGHT)
     edge = np.clip(np.asarray(bevel, dtype=np.float32) * 0.5, -1.0, 1.0) * np.abs(missing) * np.float32(0.3)
@@ -117,7 +117,7 @@ def draw_component(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
 
 
 def _erased(site: Site, cover: Field, rng: np.random.Generator) -> list[Field]:
-    """The piece is missing: its surroundings grown over it, without texture."""
+    """Fill the piece from its surroundings, without texture."""
     height, width = cover.shape
     zoom = min(1.0, 96.0 / max(height, width))
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
@@ -129,18 +129,18 @@ def _erased(site: Site, cover: Field, rng: np.random.Generator) -> list[Field]:
 
 
 def _moved(site: Site, cover: Field, rng: np.random.Generator) -> list[Field]:
-    """The piece has slipped by a part of its length and turned a little."""
+    """Shift the piece by a share of its length and rotate it slightly."""
     height, width = cover.shape
     fills = []
     for _ in range(NUM_SOURCES):
-        way, far = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.15, 0.45) * site.extent
+        direction, distance = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.15, 0.45) * site.extent
         affine = cv2.getRotationMatrix2D((site.column, site.row), rng.uniform(-12.0, 12.0), 1.0)
-        affine[:, 2] += (far * np.cos(way), far * np.sin(way))
+        affine[:, 2] += (distance * np.cos(direction), distance * np.sin(direction))
         fill = cv2.warpAffine(site.image, affine, (width, height), borderMode=cv2.BORDER_REFLECT)
         fills.append(np.asarray(fill, dtype=np.float32))
     return fills
 
 
 def _replaced(site: Site, cover: Field, rng: np.random.Generator) -> list[Field]:
-    """Another piece of the same image sits there, either way round."""
+    """Take another piece of the same image, upright or upside down."""
     return [*site.donors, *(np.ascontiguousarray(donor[::-1, ::-1]) for donor in site.donors)]

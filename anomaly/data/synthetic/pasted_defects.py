@@ -1,11 +1,11 @@
-"""Defects that need no drawing: a piece of a image pasted elsewhere, and textures let through a Perlin mask.
+"""Defects from the pixels of images: a piece pasted elsewhere, and a texture blended through Perlin noise.
 
 C.-L. Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", 2021, arXiv 2104.04015 (§2.2:
 patch and scar, with jittered colours and rotation); V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610 (§3.3: a texture,
 augmented, blended by β through thresholded Perlin noise); K. Perlin, "Improving Noise", 2002 (the quintic fade).
-What differs, and why: what is pasted covers the part, not the background, where a paste would be no defect of the part; the
-texture comes from the images themselves, so that no outside data are needed. The mask is what changed, not the
-rectangle or the noise: pixels that stay within two grey levels are no defect.
+Differences from the papers, and why: a paste covers only the part, because a paste on the background is not a defect of
+the part. The texture comes from the given images, so no other data are needed. The mask holds the changed pixels, not the
+whole rectangle or noise: a change below two grey levels is not a defect.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from anomaly.data.synthetic.defects import check_request, draw_defect
+from anomaly.data.synthetic.defects import check_defect_arguments, draw_defect
 from anomaly.data.synthetic.rendered_part import Field, Image, Mask
 from anomaly.errors import UsageError
 
-VISIBLE = 2
-"""Grey levels by which a pixel must change in some channel to belong to the defect"""
+MIN_CHANGE = 2
+"""Smallest change of a defect pixel in some channel, in grey levels"""
 NUM_TRIES = 16
 PERLIN_SHARE = 0.12
-"""Share of the part that a texture covers at size 0.5"""
+"""Largest share of the part under a texture at size 0.5"""
 
 
 def paste_patch(
     image: Image, *, size: float, contrast: float, foreground: Mask, sources: Sequence[Image], rng: np.random.Generator
 ) -> tuple[Image, Mask]:
-    """Paste a piece of a image somewhere else on the part, turned and tinted: a patch, or a thin scar.
+    """Paste a piece of an image at another place on the part, rotated and tinted: a patch, or a thin scar.
 
     Args:
-        image: (H, W, 3) uint8 RGB, not written to.
-        size: the piece's longer side over the shorter side of the image, 0.01 to 0.5.
-        contrast: how far its colours are jittered, 0 to 1.
-        foreground: (H, W) bool, where the part is.
-        sources: images of any size that the piece may come from.
-        rng: of all choices.
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        size: longer side of the piece over the shorter side of the image, 0.01 to 0.5.
+        contrast: strength of the colour jitter, 0 to 1.
+        foreground: (H, W) bool, True on the part.
+        sources: images of any size, from which the piece is cut.
+        rng: random generator of all choices.
 
     Returns:
-        The image with the defect, and its mask (H, W): the pixels that changed by two grey levels or more.
+        The image with the defect, and its mask (H, W): True where a pixel changed by at least two grey levels.
 
     Raises:
-        UsageError: nothing visible could be pasted anywhere on the part.
+        UsageError: a paste that would be invisible everywhere on the part.
     """
     height, width = image.shape[:2]
     for _ in range(NUM_TRIES):
@@ -66,15 +66,16 @@ def paste_patch(
         found = _changed(image, piece, (cover > 0) & foreground)
         if found[1].any():
             return found
-    raise UsageError(f"a pasted patch of size {size} shows nowhere on the part: give a larger size or contrast")
+    raise UsageError(f"a pasted patch of size {size} is invisible on the part; give a larger size or contrast")
 
 
 def paste_texture(
     image: Image, *, size: float, contrast: float, foreground: Mask, sources: Sequence[Image], rng: np.random.Generator
 ) -> tuple[Image, Mask]:
-    """Let an augmented piece of another image through a mask of Perlin noise; arguments and result of `paste_patch`.
+    """Blend an augmented piece of another image through Perlin noise.
 
-    `size` is the extent of a blot over the shorter side of the image, `contrast` the opacity.
+    Arguments and result are those of `paste_patch`, but `size` is the extent of a blot over the shorter side of the
+    image, and `contrast` the opacity.
     """
     height, width = image.shape[:2]
     for _ in range(NUM_TRIES):
@@ -89,11 +90,11 @@ def paste_texture(
         found = _changed(image, np.rint(mixed).astype(np.uint8), cover)
         if found[1].any():
             return found
-    raise UsageError(f"a texture of size {size} and contrast {contrast} shows nowhere on the part: give larger ones")
+    raise UsageError(f"a texture of size {size} and contrast {contrast} is invisible on the part; give larger values")
 
 
 PASTED = {"pasted_patch": paste_patch, "pasted_texture": paste_texture}
-"""Kinds of defects that take what they show from images"""
+"""Kinds of defects made from the pixels of images"""
 
 
 def draw_any_defect(
@@ -106,15 +107,15 @@ def draw_any_defect(
     sources: Sequence[Image],
     rng: np.random.Generator,
 ) -> tuple[Image, Mask]:
-    """Draw a defect of a kind of `DEFECTS` or `PASTED`; arguments, result and errors are those of `paste_patch`."""
+    """Draw a defect of a kind in `DEFECTS` or `PASTED`, with the arguments, result and errors of `paste_patch`."""
     if kind in PASTED:
-        check_request(image, size=size, contrast=contrast, foreground=foreground)
+        check_defect_arguments(image, size=size, contrast=contrast, foreground=foreground)
         return PASTED[kind](image, size=size, contrast=contrast, foreground=foreground, sources=sources, rng=rng)
     return draw_defect(image, kind, size=size, contrast=contrast, foreground=foreground, rng=rng)
 
 
 def perlin_noise(shape: tuple[int, int], *, period: float, rng: np.random.Generator) -> Field:
-    """Gradient noise (H, W) float32 of mean about 0: random unit gradients every `period` pixels, quintic fade between."""
+    """Draw gradient noise (H, W) float32 of mean about 0: unit gradients every `period` pixels, quintic fade between."""
     rows, columns = (np.arange(n, dtype=np.float32) / np.float32(period) for n in shape)
     angle = rng.uniform(0, 2 * np.pi, (int(rows[-1]) + 2, int(columns[-1]) + 2))
     gradient = np.stack((np.sin(angle), np.cos(angle)), axis=-1).astype(np.float32)
@@ -132,7 +133,7 @@ def perlin_noise(shape: tuple[int, int], *, period: float, rng: np.random.Genera
 
 
 def _augmented(source: Image, height: int, width: int, rng: np.random.Generator) -> Image:
-    """A random crop of a image, enlarged, turned, tinted: three of the augmentations of DRAEM's list."""
+    """Crop an image at random, enlarge, rotate and tint it: three augmentations of DRAEM's list."""
     crop = rng.uniform(0.15, 0.7)
     tall, wide = (max(4, round(n * crop)) for n in source.shape[:2])
     top, left = (int(rng.integers(n - m + 1)) for n, m in zip(source.shape[:2], (tall, wide), strict=True))
@@ -152,7 +153,7 @@ def _pixel_of(foreground: Mask, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _changed(image: Image, candidate: Image, where: Mask) -> tuple[Image, Mask]:
-    """Take a candidate's pixels where they are asked for and visible, and say where that was."""
+    """Take the visible pixels of a candidate inside `where`, and return their mask."""
     difference = np.abs(candidate.astype(np.int16) - image.astype(np.int16)).max(axis=2)
-    mask = where & (difference >= VISIBLE)
+    mask = where & (difference >= MIN_CHANGE)
     return np.where(mask[..., None], candidate, image), mask

@@ -1,4 +1,4 @@
-"""The place in a image where a defect is drawn."""
+"""The place of a defect in an image."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from anomaly.data.synthetic.rendered_part import Field, Image, Mask
 NUM_TRIES = 24
 NUM_DONORS = 3
 MARGIN = 1.7  # edge of the region, in extents of the defect
-MAX_GRAIN = 3.0  # grey levels; what lies above is texture, not sensor noise
+MAX_GRAIN = 3.0  # grey levels; stronger variation is texture, not sensor noise
 
 
 @dataclass(frozen=True)
 class Site:
-    """The region around a defect that is to be drawn.
+    """The region around a defect.
 
     `image` (h, w, 3) is float32 in grey levels, `inside` (h, w) is 1 on the part and 0 off it. (`row`, `column`) is the
-    defect's centre in the region and `angle` its long axis in radians; `x`, `y` (h, w) are pixels from the centre along
-    and across that axis. `extent` is the longest extent in pixels, `stroke` the width of a thin line, `peak` the wanted
-    change in grey levels, `sign` +1 for a brighter mark and -1 for a darker one, where the image has room for it.
+    defect's centre in the region and `angle` its long axis in radians. `x`, `y` (h, w) are pixels from the centre along
+    and across that axis. `extent` is the longest extent in pixels, `stroke` the width of a thin line, `peak` the
+    requested change in grey levels. `sign` is +1 for a brighter defect and -1 for a darker one, as the image has room.
     `grain` is the deviation of the sensor noise in grey levels. `colourful` is False in a grey image. `donors` are
-    other regions of the same image, of the same shape as `image`.
+    other regions of the same image, in the shape of `image`.
     """
 
     image: Field
@@ -43,12 +43,12 @@ class Site:
     donors: tuple[Field, ...]
 
     def radius(self, aspect: float) -> Field:
-        """Distance from the centre, 1 on an ellipse as long as the defect and `aspect` as wide."""
+        """Distance (h, w) from the centre: 1 on an ellipse of the defect's length and `aspect` times its width."""
         reach = np.float32(2.0 / self.extent)
         return np.asarray(cv2.magnitude(self.x * reach, self.y * (reach / np.float32(aspect))), dtype=np.float32)
 
     def noise(self, rng: np.random.Generator) -> Field:
-        """Fresh sensor noise, for what covers the image's own."""
+        """Draw new sensor noise (h, w, 1) for pixels that replace the image."""
         grain = rng.standard_normal(self.image.shape[:2], dtype=np.float32) * np.float32(self.grain)
         return np.asarray(grain[:, :, None], dtype=np.float32)
 
@@ -56,9 +56,15 @@ class Site:
 def find_site(
     image: Image, *, foreground: Mask, extent: float, aspect: float, peak: float, rng: np.random.Generator
 ) -> tuple[Site, tuple[slice, slice]]:
-    """A random place where a defect `extent` pixels long lies on the foreground as well as it can, and its window.
+    """Find a random place for a defect, as far on the foreground as possible, and its window in the image.
 
-    `foreground` (H, W) has at least one True pixel; `aspect` is width over length, `peak` in grey levels.
+    Args:
+        image: (H, W, 3) uint8.
+        foreground: (H, W) bool with at least one True pixel.
+        extent: length of the defect in pixels.
+        aspect: width over length of the defect.
+        peak: requested change in grey levels.
+        rng: random generator.
     """
     rows, columns = np.nonzero(foreground)
     along, across = np.meshgrid(np.linspace(-0.45, 0.45, 9) * extent, np.linspace(-0.45, 0.45, 3) * extent * aspect)

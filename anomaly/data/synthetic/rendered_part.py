@@ -1,4 +1,4 @@
-"""A rendered part and what is needed to render it again with other components."""
+"""A rendered part, and the data to render it again with other components."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Field = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Component:
-    """One component of an assembly: its kind, where it sits and how it is marked.
+    """One component of an assembly: its kind, its place and its marking.
 
     `x`, `y`, `length` and `width` are in hundredths of the board's edge, `angle` in degrees, clockwise in the image.
     """
@@ -29,11 +29,11 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A image of a good part.
+class RenderedPart:
+    """An image of a good part.
 
-    `image` is (H, W, 3) uint8 RGB, `foreground` (H, W) is True on the part. `seed` fixes light, noise and lot, and
-    `components` is empty for every kind that is not an assembly: both together render the same image again.
+    `image` is (H, W, 3) uint8 RGB, `foreground` (H, W) is True on the part. `seed` fixes light, noise and lot.
+    `components` is empty unless the part is an assembly. Both together render the same image again.
     """
 
     kind: str

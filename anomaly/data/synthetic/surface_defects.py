@@ -1,7 +1,7 @@
-"""Defects of the surface itself: scratch, stain and dent.
+"""Defects of the surface: scratch, stain and dent.
 
-Each takes the site and returns the changed region (h, w, 3) in grey levels, and the amplitude (h, w) of the change in
-grey levels, without the holes where a bright side turns into a dark one.
+Each function takes the site and returns the changed region (h, w, 3) and the amplitude (h, w) of the change, both in
+grey levels. The amplitude has no holes between a bright and a dark side.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from anomaly.data.synthetic.rendered_part import Field
 
 Curve = npt.NDArray[np.float64]
 
-LIGHT = np.deg2rad(235.0)  # most cameras look at parts lit from the upper left, within SPREAD
+LIGHT = np.deg2rad(235.0)  # most parts are lit from the upper left, within SPREAD
 SPREAD = np.deg2rad(40.0)
-DARK_TINTS = ((0.80, 0.90, 1.0), (0.60, 0.85, 1.0), (1.0, 1.0, 1.0))  # what oil, rust and water take away
-PALE_TINTS = ((1.0, 1.0, 1.0), (1.0, 0.98, 0.92), (1.0, 0.95, 0.84))  # what lime, dried coolant and glue add
+DARK_TINTS = ((0.80, 0.90, 1.0), (0.60, 0.85, 1.0), (1.0, 1.0, 1.0))  # light absorbed by oil, rust and water
+PALE_TINTS = ((1.0, 1.0, 1.0), (1.0, 0.98, 0.92), (1.0, 0.95, 0.84))  # light added by lime, dried coolant and glue
 
 
 def draw_scratch(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
-    """A curved groove that fades at its ends, with a ridge of pushed-up material along one side."""
+    """Draw a curved groove that fades at its ends, with a ridge of material along one side."""
     t = np.linspace(-1.0, 1.0, 48)
     bow, wave = rng.normal(0.0, 0.10), rng.normal(0.0, 0.02)
     line = np.stack([0.5 * t, bow * (t * t - 0.5) + wave * np.sin(5.0 * t + rng.uniform(0, 6))], axis=1) * site.extent
@@ -37,7 +37,7 @@ def draw_scratch(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
 
 
 def draw_line(site: Site, line: Curve, *, strength: Curve, width: float) -> Field:
-    """Coverage (h, w), 0 to 1, of a line of varying strength (n,) through points (n, 2) along and across the axis."""
+    """Draw the coverage (h, w), 0 to 1, of a line of strength (n,) through points (n, 2) along and across the axis."""
     zoom = int(np.clip(1200 // max(site.x.shape), 1, 4))
     cos, sin = np.cos(site.angle), np.sin(site.angle)
     points = line @ np.array([[cos, sin], [-sin, cos]]) + (site.column, site.row)
@@ -51,7 +51,7 @@ def draw_line(site: Site, line: Curve, *, strength: Curve, width: float) -> Fiel
 
 
 def draw_stain(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
-    """A soft irregular blob of dried liquid: an even film with a darker rim where it dried last."""
+    """Draw a soft irregular blob of dried liquid: an even film with a darker rim."""
     film = blob(site, aspect=rng.uniform(0.6, 0.95), softness=0.5, rng=rng)
     step = max(3.0, 0.15 * site.extent)
     rim = 4.0 * film * (1.0 - film)
@@ -66,7 +66,7 @@ def draw_stain(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
 
 
 def blob(site: Site, *, aspect: float, softness: float, rng: np.random.Generator) -> Field:
-    """Coverage (h, w), 0 to 1, of an irregular spot about as long as the site's extent."""
+    """Draw the coverage (h, w), 0 to 1, of an irregular spot about as long as the site's extent."""
     radius = site.radius(aspect)
     step = max(site.extent / 4.0, 2.0)
     ragged = 0.16 * smooth_noise(radius.shape, period=(step, step), rng=rng)
@@ -76,7 +76,7 @@ def blob(site: Site, *, aspect: float, softness: float, rng: np.random.Generator
 
 
 def draw_dent(site: Site, rng: np.random.Generator) -> tuple[Field, Field]:
-    """A bump or a hollow: one side turns to the light, the other away from it, and the texture bends."""
+    """Draw a bump or a hollow: one side brighter, the other darker, with a bent texture."""
     radius = site.radius(rng.uniform(0.55, 1.0))
     step = max(site.extent / 3.0, 2.0)
     radius = radius * (1.0 + 0.08 * smooth_noise(radius.shape, period=(step, step), rng=rng))

@@ -10,16 +10,16 @@ import numpy.typing as npt
 
 from anomaly.data.synthetic.camera import capture
 from anomaly.data.synthetic.noise import smooth_noise, smoothstep
-from anomaly.data.synthetic.rendered_part import Field, Part
+from anomaly.data.synthetic.rendered_part import Field, RenderedPart
 
-NUM_YARNS = 36  # across the picture
+NUM_YARNS = 36  # across the image
 REPEAT = 3  # a warp yarn passes over two weft yarns, then under one
 WARP_COLOUR = (0.25, 0.32, 0.42)
 WEFT_COLOUR = (0.66, 0.64, 0.58)
 
 
-def render_textile(*, size: int, seed: int) -> Part:
-    """A image of the cloth, `size` pixels square; the cloth fills the picture."""
+def render_textile(*, size: int, seed: int) -> RenderedPart:
+    """Render the cloth, `size` pixels square; the cloth fills the image."""
     rng = np.random.default_rng(seed)
     length = size * 3 // 2
     warp, weft = _Yarns.lay(length, rng=rng), _Yarns.lay(length, rng=rng)
@@ -36,12 +36,14 @@ def render_textile(*, size: int, seed: int) -> Part:
     lot = rng.normal(1.0, 0.006, 3) * rng.normal(1.0, 0.025)
     colours = np.asarray([WEFT_COLOUR, WARP_COLOUR] * lot, dtype=np.float32)
     image = capture(np.asarray(share @ colours, dtype=np.float32), rng=rng)
-    return Part(kind="textile", image=image, foreground=np.ones((size, size), np.bool_), seed=seed, components=())
+    return RenderedPart(
+        kind="textile", image=image, foreground=np.ones((size, size), np.bool_), seed=seed, components=()
+    )
 
 
 @dataclass(frozen=True)
 class _Yarns:
-    """Parallel yarns of uneven thickness, told by the position across them: which yarn, and where on it (-1 to 1)."""
+    """Parallel yarns of uneven thickness: the yarn at each position across them, and the offset on it (-1 to 1)."""
 
     num: int
     phase: Field
@@ -59,10 +61,10 @@ class _Yarns:
         return cls(num, phase.astype(np.float32), index, (2.0 * (phase - index) - 1.0).astype(np.float32))
 
     def surface(self, over: Field, *, crossing: _Yarns, rng: np.random.Generator) -> tuple[Field, Field]:
-        """Height and reflectance (both with these yarns running down the rows), by which yarns they pass over."""
+        """Compute height and reflectance, with these yarns along the rows; `over` says which crossing yarns they cover."""
         length = len(self.phase)
         pitch = length / NUM_YARNS
-        # crimp: the yarn's centre line rises over one crossing yarn and dips under the next
+        # crimp: the centre line of a yarn rises over one crossing yarn and dips under the next
         at = crossing.phase - 0.5
         before = np.clip(np.floor(at).astype(np.intp), 0, crossing.num - 2)
         step = smoothstep((at - before).astype(np.float32), low=0.15, high=0.85)[:, None]
@@ -74,7 +76,7 @@ class _Yarns:
         across = (self.offset - centre.take(self.index, axis=1)) / thick.take(self.index, axis=1)
         round_ = np.sqrt(np.clip(1.0 - 0.92 * across * across, 0.0, 1.0))
         height = 0.60 * round_ + 0.36 * crimp.take(self.index, axis=1)
-        # twist: fibres run round the yarn as slanted stripes
+        # twist: fibres wind around the yarn as slanted stripes
         start = rng.uniform(0.0, 2.0 * np.pi, self.num).astype(np.float32)[self.index]
         row = np.arange(length, dtype=np.float32)[:, None] * np.float32(2.0 * np.pi / (0.42 * pitch))
         twist = np.sin(row + 3.2 * across + start)
@@ -85,7 +87,7 @@ class _Yarns:
 
 
 def _shade(relief: Field) -> Field:
-    """Light from the upper left onto the relief, with dark gaps between the yarns."""
+    """Light the relief from the upper left, with dark gaps between the yarns."""
     relief = np.asarray(cv2.GaussianBlur(relief, (0, 0), 0.8), dtype=np.float32)
     slope_x = cv2.Sobel(relief, cv2.CV_32F, 1, 0, ksize=3)
     slope_y = cv2.Sobel(relief, cv2.CV_32F, 0, 1, ksize=3)
@@ -95,7 +97,7 @@ def _shade(relief: Field) -> Field:
 
 
 def _drape(cloth: Field, *, rng: np.random.Generator) -> Field:
-    """The cloth laid by hand: turned by a degree or so, and pulled a little out of true."""
+    """Lay the cloth by hand: rotated by about a degree and slightly stretched."""
     length = cloth.shape[0]
     angle, zoom = np.deg2rad(rng.normal(0.0, 1.0)), rng.normal(0.97, 0.01)
     y, x = (axis.astype(np.float32) for axis in np.ogrid[:length, :length])
