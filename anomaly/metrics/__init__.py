@@ -1,4 +1,4 @@
-"""How well scores and anomaly maps rank defects above good parts, exactly and with intervals."""
+"""Figures of scores and anomaly maps on labelled images, exact and with intervals."""
 
 from __future__ import annotations
 

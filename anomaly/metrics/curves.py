@@ -1,11 +1,11 @@
 """Areas and maxima of ranking curves, from cumulative counts at falling thresholds.
 
-    fp, tp      good and defect items with score >= threshold; shape (..., num_thresholds), thresholds falling.
+    fp, tp      number of good and defect items with score >= threshold; shape (..., num_thresholds), thresholds falling.
                 The last threshold is at or below every defect, so tp[..., -1] is the number of defects, above 0.
     fpr         fp / number of good items
     hit_rate    tp / number of defects, or the mean overlap of the regions
 
-The leading axes are bootstrap resamples; a threshold that nothing reaches (fp = tp = 0) changes no value.
+The leading axes are bootstrap resamples. A threshold above all items (fp = tp = 0) changes no value.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ FloatArray = NDArray[np.float64]
 def area_under_curve(fpr: FloatArray, hit_rate: FloatArray, *, limit: float) -> FloatArray:
     """Integrate `hit_rate` over `fpr` from 0 to `limit` and divide by `limit`.
 
-    The curve runs straight from (0, 0) through the points to (1, 1) and is interpolated at the limit.
+    The curve is linear from (0, 0) through the points to (1, 1), and is interpolated at the limit.
 
     Args:
-        fpr: Shape (..., num_thresholds), rising, in [0, 1].
-        hit_rate: Same shape, rising, in [0, 1].
-        limit: In (0, 1]; 1 gives the area under the ROC curve.
+        fpr: (..., num_thresholds), rising, in [0, 1].
+        hit_rate: (..., num_thresholds), rising, in [0, 1].
+        limit: largest false positive rate, in (0, 1]; 1 gives the area under the ROC curve.
 
     Returns:
-        Shape (...), in [0, 1].
+        (...), in [0, 1].
     """
     ends = [(0, 0)] * (fpr.ndim - 1) + [(1, 1)]
     x = np.pad(fpr, ends, constant_values=(0, 1))
@@ -40,7 +40,7 @@ def area_under_curve(fpr: FloatArray, hit_rate: FloatArray, *, limit: float) -> 
 
 
 def average_precision_at(fp: FloatArray, tp: FloatArray) -> FloatArray:
-    """Sum precision over the steps of recall, without interpolation; shape (...), in [0, 1]."""
+    """Average the precision over the steps of recall, without interpolation; (...), in [0, 1]."""
     selected = fp + tp
     precision = np.divide(tp, selected, out=np.zeros_like(selected), where=selected > 0)
     area: FloatArray = np.sum(np.diff(tp, prepend=0) * precision, axis=-1) / tp[..., -1]
@@ -48,6 +48,6 @@ def average_precision_at(fp: FloatArray, tp: FloatArray) -> FloatArray:
 
 
 def f1_at(fp: FloatArray, tp: FloatArray) -> FloatArray:
-    """Give the harmonic mean of precision and recall at every threshold; shape (..., num_thresholds), in [0, 1]."""
+    """Compute the harmonic mean of precision and recall at every threshold; (..., num_thresholds), in [0, 1]."""
     scores: FloatArray = 2 * tp / (fp + tp + tp[..., -1:])
     return scores

@@ -1,12 +1,13 @@
-"""How near drawn images are to real ones, on feature vectors of both.
+"""Distances between drawn and real images, computed on feature vectors of both.
 
 Fréchet distance: M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017, arXiv 1706.08500 (eq. 6). Kernel
 distance: M. Bińkowski et al., "Demystifying MMD GANs", 2018, arXiv 1801.01401 (§3, cubic kernel, unbiased estimate).
 Precision and recall: T. Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", 2019,
 arXiv 1904.06991 (eq. 1 and 2).
 
-Notation: a -> features of real images (n, D); b -> features of drawn ones (m, D). The numbers depend on the features: name
-the network beside them. With fewer images than features the Fréchet distance is biased upwards, the kernel distance is not.
+Notation: a -> features of real images (n, D); b -> features of drawn images (m, D). The values depend on the features:
+report the network with them. With fewer images than features the Fréchet distance is biased upwards; the kernel distance
+is not biased.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ Features = NDArray[Any]
 
 
 def frechet_distance(a: Features, b: Features) -> float:
-    """Squared Fréchet distance of the Gaussians fitted to a and b: |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½).
+    """Compute the squared Fréchet distance of Gaussians fitted to a and b: |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½).
 
     Raises:
-        UsageError: features of different lengths, or fewer than two images on a side.
+        UsageError: the features have different lengths, or a set has fewer than two images.
     """
     a, b = _checked(a, b)
     covariance_a, covariance_b = (np.cov(side, rowvar=False).reshape(side.shape[1], -1) for side in (a, b))
@@ -38,10 +39,10 @@ def frechet_distance(a: Features, b: Features) -> float:
 
 
 def kernel_distance(a: Features, b: Features) -> float:
-    """Squared maximum mean discrepancy under k(u, v) = (u·v / D + 1)³, unbiased: may be below 0 for equal distributions.
+    """Estimate the squared maximum mean discrepancy for k(u, v) = (u·v / D + 1)³, without bias; it can be below 0.
 
     Raises:
-        UsageError: as `frechet_distance`.
+        UsageError: see `frechet_distance`.
     """
     a, b = _checked(a, b)
 
@@ -55,12 +56,20 @@ def kernel_distance(a: Features, b: Features) -> float:
 
 
 def precision_recall(a: Features, b: Features, *, k: int = 3) -> tuple[float, float]:
-    """Share of drawn images inside the manifold of the real ones (precision), and of real inside the drawn (recall).
+    """Compute the share of drawn images in the manifold of real ones, and of real images in that of drawn ones.
 
-    The manifold of a set is the union of balls around its members, each as wide as to their k-th nearest neighbour.
+    The manifold of a set is the union of balls around its members; each radius is the distance to the k-th nearest member.
+
+    Args:
+        a: (n, D) features of real images.
+        b: (m, D) features of drawn images.
+        k: number of the neighbour that sets the radius.
+
+    Returns:
+        Precision and recall, in [0, 1].
 
     Raises:
-        UsageError: as `frechet_distance`, or not more than k images on a side.
+        UsageError: see `frechet_distance`; or a set has k or fewer images.
     """
     a, b = _checked(a, b)
     if min(len(a), len(b)) <= k:
@@ -71,7 +80,7 @@ def precision_recall(a: Features, b: Features, *, k: int = 3) -> tuple[float, fl
 
 
 def distances(a: Features, b: Features) -> NDArray[np.float64]:
-    """Euclidean distance of every row of a (n, D) to every row of b (m, D): (n, m)."""
+    """Compute the Euclidean distances (n, m) from every row of a (n, D) to every row of b (m, D)."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * a @ b.T
     return np.asarray(np.sqrt(squares.clip(min=0)))
@@ -79,7 +88,9 @@ def distances(a: Features, b: Features) -> NDArray[np.float64]:
 
 def _checked(a: Features, b: Features) -> tuple[Features, Features]:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise UsageError(f"features {a.shape} and {b.shape}: give two tables (images, D) of one length")
+        raise UsageError(
+            f"the features have the shapes {a.shape} and {b.shape}: give two tables (images, D) with the same D"
+        )
     if min(len(a), len(b)) < 2:
         raise UsageError(f"{len(a)} real and {len(b)} drawn images: give at least 2 of each")
     return np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""How well one score per image ranks defects above good parts; ties count as scikit-learn counts them."""
+"""Figures of one score per image: how well defects rank above good parts. Ties count as in scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = 64  # resamples evaluated together
 
 @dataclass(frozen=True)
 class ImageMetrics:
-    """Ranking of images, each value with its 95 % bootstrap interval; `f1_threshold` selects score >= threshold."""
+    """Ranking of images, each figure with its 95 % bootstrap interval; `f1_threshold` selects score >= threshold."""
 
     num_good: int
     num_defect: int
@@ -33,17 +33,17 @@ class ImageMetrics:
 def image_metrics(scores: Scores, labels: Labels, *, seed: int, num_resamples: int = 1000) -> ImageMetrics:
     """Measure the ranking of images, with percentile intervals from resampled images.
 
-    Images are drawn with replacement, good and defect together; a resample that lacks a class is skipped.
+    Images are drawn with replacement, good and defect together. Resamples without one of the classes are skipped.
 
     Args:
-        scores: Shape (n,), higher is more anomalous.
-        labels: Shape (n,), True for a defect.
-        seed: Of the resampling.
-        num_resamples: Bootstrap resamples, at least 1.
+        scores: (n,), higher is more anomalous.
+        labels: (n,) bool, True for a defect.
+        seed: seed of the resampling.
+        num_resamples: number of bootstrap resamples, at least 1.
 
     Raises:
-        DataError: A class is absent, or a score is NaN.
-        UsageError: The shapes or types do not fit, or there are no resamples.
+        DataError: a class is missing, or a score is NaN.
+        UsageError: the shapes or types do not fit, or there are no resamples.
     """
     check_num_resamples(num_resamples)
     ranking = _Ranking(scores, labels)
@@ -67,35 +67,35 @@ def image_metrics(scores: Scores, labels: Labels, *, seed: int, num_resamples: i
 
 
 def auroc(scores: Scores, labels: Labels) -> float:
-    """Give the probability that a defect scores above a good image, a tie counting one half.
+    """Compute the probability that a defect scores above a good image; a tie counts one half.
 
     Args:
-        scores: Shape (n,), higher is more anomalous.
-        labels: Shape (n,), True for a defect.
+        scores: (n,), higher is more anomalous.
+        labels: (n,) bool, True for a defect.
 
     Returns:
         The area under the ROC curve, in [0, 1].
 
     Raises:
-        DataError: A class is absent, or a score is NaN.
-        UsageError: The shapes or types do not fit.
+        DataError: a class is missing, or a score is NaN.
+        UsageError: the shapes or types do not fit.
     """
     return float(_roc_area(*_Ranking(scores, labels).counts(np.ones(scores.size))))
 
 
 def average_precision(scores: Scores, labels: Labels) -> float:
-    """Give the precision averaged over the steps of recall, without interpolation.
+    """Average the precision over the steps of recall, without interpolation.
 
-    Args and errors as for `auroc`; returns a value in (0, 1].
+    Args and errors: see `auroc`. Returns a value in (0, 1].
     """
     return float(average_precision_at(*_Ranking(scores, labels).counts(np.ones(scores.size))))
 
 
 def f1_max(scores: Scores, labels: Labels) -> tuple[float, float]:
-    """Give the highest F1 over all limits, and the highest threshold t that reaches it by selecting score >= t.
+    """Find the highest F1 of all thresholds, and the highest threshold t with this F1 for score >= t.
 
-    Args and errors as for `auroc`. The threshold is chosen on the very labels it is judged by: it describes the
-    ranking and is no limit for a factory.
+    Args and errors: see `auroc`. The threshold is chosen on the labels that it is evaluated on. It describes the ranking; do
+    not use it in a factory.
     """
     ranking = _Ranking(scores, labels)
     values = f1_at(*ranking.counts(np.ones(scores.size)))
@@ -104,20 +104,20 @@ def f1_max(scores: Scores, labels: Labels) -> tuple[float, float]:
 
 
 def roc_curve(scores: Scores, labels: Labels) -> tuple[FloatArray, FloatArray]:
-    """Give the points (fpr, tpr) of the ROC curve at all distinct scores, from (0, 0) to (1, 1).
+    """Compute the points (fpr, tpr) of the ROC curve at all distinct scores, from (0, 0) to (1, 1).
 
-    Args and errors as for `auroc`; returns two arrays of shape (number of distinct scores + 1,), rising.
+    Args and errors: see `auroc`. Returns two rising arrays of shape (number of distinct scores + 1,).
     """
     fp, tp = _Ranking(scores, labels).counts(np.ones(scores.size))
     return np.concatenate([[0.0], fp / fp[-1]]), np.concatenate([[0.0], tp / tp[-1]])
 
 
 def check_scores(scores: Scores, labels: Labels) -> None:
-    """Refuse scores and labels that do not belong together.
+    """Refuse scores and labels that do not fit together.
 
     Raises:
-        DataError: A score is NaN.
-        UsageError: The shapes or types do not fit.
+        DataError: a score is NaN.
+        UsageError: the shapes or types do not fit.
     """
     if scores.ndim != 1 or scores.shape != labels.shape or labels.dtype != np.bool_:
         raise UsageError(
@@ -130,7 +130,7 @@ def check_scores(scores: Scores, labels: Labels) -> None:
 
 
 class _Ranking:
-    """The order of the images by falling score, with equal scores in one step."""
+    """Order of the images by falling score; equal scores form one step."""
 
     def __init__(self, scores: Scores, labels: Labels) -> None:
         check_scores(scores, labels)
@@ -146,7 +146,7 @@ class _Ranking:
         self.thresholds = falling[self._step_ends]
 
     def counts(self, weights: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """Count good and defect images at or above each threshold, image i counting `weights[..., i]` times."""
+        """Count good and defect images at or above each threshold; image i counts `weights[..., i]` times."""
         ordered = weights[..., self._order].astype(np.float64)
         fp = np.cumsum(ordered * ~self._is_defect, axis=-1)[..., self._step_ends]
         tp = np.cumsum(ordered * self._is_defect, axis=-1)[..., self._step_ends]

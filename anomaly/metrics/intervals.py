@@ -1,4 +1,4 @@
-"""Intervals: exact for a rate, by bootstrap over images for everything else."""
+"""Intervals: exact for rates, by bootstrap over images for all other figures."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Estimate:
 
 
 def binomial_interval(num_hits: int, num_trials: int, *, confidence: float) -> Interval:
-    """Bound a rate from below and above by the exact interval of Clopper and Pearson (Biometrika 26, 1934).
+    """Compute the exact interval of a rate: C. Clopper, E. Pearson, Biometrika 26, 1934.
 
     Args:
-        num_hits: Events seen, 0 to `num_trials`.
-        num_trials: Trials; with 0 of them nothing is known and the interval is [0, 1].
-        confidence: Coverage that is guaranteed, in (0, 1); each side is missed with at most half of the rest.
+        num_hits: number of events, 0 to `num_trials`.
+        num_trials: number of trials; the interval of 0 trials is [0, 1].
+        confidence: guaranteed coverage, in (0, 1); each side misses the rate with at most half of the rest.
 
     Returns:
         The interval, in [0, 1].
 
     Raises:
-        UsageError: The counts or the confidence are out of range.
+        UsageError: the counts or the confidence are out of range.
     """
     if not 0 <= num_hits <= num_trials:
         raise UsageError(f"{num_hits} hits in {num_trials} trials: give 0 <= hits <= trials")
@@ -58,11 +58,11 @@ def check_num_resamples(num_resamples: int) -> None:
         UsageError: `num_resamples` is below 1.
     """
     if num_resamples < 1:
-        raise UsageError(f"{num_resamples} bootstrap resamples give no interval: ask for at least 1, usually 1000")
+        raise UsageError(f"{num_resamples} bootstrap resamples give no interval: give at least 1, usually 1000")
 
 
 def resample_weights(num_images: int, *, num_resamples: int, seed: int) -> NDArray[np.uint16]:
-    """Draw how often each image occurs in each bootstrap resample.
+    """Draw the number of occurrences of each image in each bootstrap resample.
 
     Returns:
         Counts of shape (num_resamples, num_images); every row sums to `num_images`.
@@ -75,15 +75,15 @@ def resample_weights(num_images: int, *, num_resamples: int, seed: int) -> NDArr
 
 
 def percentile_interval(values: NDArray[np.float64]) -> Interval:
-    """Span the middle 95 % of bootstrap values (Efron's percentile interval).
+    """Compute the interval of the middle 95 % of bootstrap values (Efron's percentile interval).
 
     Args:
-        values: One value per usable resample, shape (num_resamples,).
+        values: (num_resamples,), one value for each usable resample.
 
     Raises:
-        DataError: No resample was usable.
+        DataError: no resample was usable.
     """
     if values.size == 0:
-        raise DataError("every bootstrap resample lacked a class: measure on more images or draw more resamples")
+        raise DataError("every bootstrap resample lacks a class: measure on more images or draw more resamples")
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(low), float(high))

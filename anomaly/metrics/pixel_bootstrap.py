@@ -1,10 +1,10 @@
-"""Intervals of pixel metrics: whole images resampled, each image reduced to counts at fixed thresholds.
+"""Intervals of pixel metrics: whole images are resampled, and each image is reduced to counts at fixed thresholds.
 
-A resample of images needs the curves of all its pixels. Here every image is reduced once to its counts at up to 4,096
-thresholds, so that a resample is a weighted sum of rows and all resamples are a few matrix products. Between two
-thresholds the curves are interpolated, or stepped for average precision; the thresholds are quantiles of the defect
-pixels and of a sample of the normal pixels, dense at low false positive rates, and the binning moves a value by some
-1e-4, which is small beside the width of an interval from a few hundred images. Point values never come from here.
+A resample of images needs the curves of all its pixels. Every image is reduced once to its counts at up to 4,096
+thresholds. So a resample is a weighted sum of rows, and all resamples are a few matrix products. Between two thresholds the
+curves are interpolated; for average precision they are steps. The thresholds are quantiles of the defect pixels and of a
+sample of the normal pixels, dense at low false positive rates. The binning moves a value by about 1e-4, far less than the
+width of an interval from a few hundred images. Point values are computed elsewhere, without bins.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BLOCK = 64  # resamples evaluated together
 
 @dataclass(frozen=True)
 class PixelIntervals:
-    """95 % percentile intervals; `aupro` is keyed by limit."""
+    """95 % percentile intervals; the keys of `aupro` are the limits."""
 
     auroc: Interval
     average_precision: Interval
@@ -37,7 +37,7 @@ class PixelIntervals:
 
 
 class NormalSample:
-    """A random sample of at most two million normal pixels of a stream of images, each pixel equally likely."""
+    """Random sample of at most two million normal pixels from a stream of images; all pixels are equally likely."""
 
     def __init__(self, *, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ class NormalSample:
         self.values: FloatMap = np.empty(0, np.float32)
 
     def add(self, normal: FloatMap) -> None:
-        """Draw from the normal pixels of one image, shape (n,)."""
+        """Draw from the normal pixels (n,) of one image."""
         if normal.size == 0:
             return
         drawn = self._rng.choice(normal, size=math.ceil(normal.size / self._pixels_per_draw), replace=False)
@@ -56,14 +56,14 @@ class NormalSample:
 
 
 def choose_thresholds(normal: FloatMap, *, defect_quantiles: FloatMap) -> FloatMap:
-    """Merge quantiles of normal pixels, half of them above the 75 % quantile, with given ones of defect pixels.
+    """Merge quantiles of normal pixels, half of them above the 75 % quantile, with quantiles of defect pixels.
 
     Args:
-        normal: A sample of normal pixels, shape (n,), n > 0.
-        defect_quantiles: Shape (m,); holds the lowest defect pixel.
+        normal: (n,) sample of normal pixels, n > 0.
+        defect_quantiles: (m,) quantiles of defect pixels, including the lowest pixel.
 
     Returns:
-        Distinct thresholds, falling, at most `NUM_QUANTILES` + m.
+        At most `NUM_QUANTILES` + m distinct thresholds, falling.
     """
     fpr = np.linspace(0, 1, NUM_QUANTILES) ** 2
     falling = np.sort(normal)[::-1]
@@ -72,16 +72,15 @@ def choose_thresholds(normal: FloatMap, *, defect_quantiles: FloatMap) -> FloatM
 
 
 class BinnedImages:
-    """Per image and threshold: normal pixels, defect pixels and summed region overlap at or above the threshold."""
+    """Counts per image and threshold: normal pixels, defect pixels and region overlap at or above the threshold.
+
+    Args:
+        thresholds: falling thresholds, the last one at or below every defect pixel.
+        num_normal: number of normal pixels in each image.
+        num_regions: number of regions in each image.
+    """
 
     def __init__(self, thresholds: FloatMap, *, num_normal: Sequence[int], num_regions: Sequence[int]) -> None:
-        """Start with empty counts.
-
-        Args:
-            thresholds: Falling, the last one at or below every defect pixel.
-            num_normal: Normal pixels of each image.
-            num_regions: Regions of each image.
-        """
         self._thresholds = thresholds
         self._num_normal = np.array(num_normal, np.float64)
         self._num_regions = np.array(num_regions, np.float64)
@@ -93,7 +92,7 @@ class BinnedImages:
         self._normal[index] = rising.size - np.searchsorted(rising, self._thresholds)
 
     def add_defect(self, index: int, values: FloatMap, region_sizes: NDArray[np.int32]) -> None:
-        """Count the defect pixels of image `index`, given with the size of the region that each belongs to."""
+        """Count the defect pixels of image `index`; `region_sizes` holds the size of each pixel's region."""
         order = np.argsort(values)
         num_selected = values.size - np.searchsorted(values[order], self._thresholds)
         overlap = np.concatenate([[0.0], np.cumsum(1 / region_sizes[order[::-1]])])
@@ -101,10 +100,10 @@ class BinnedImages:
         self._overlap[index] = overlap[num_selected]
 
     def intervals(self, limits: Sequence[float], *, seed: int, num_resamples: int) -> PixelIntervals:
-        """Resample the images; resamples without a normal or without a defect pixel are skipped.
+        """Resample the images; resamples without normal or without defect pixels are skipped.
 
         Raises:
-            DataError: No resample has both.
+            DataError: no resample has both.
         """
         weights = resample_weights(self._num_normal.size, num_resamples=num_resamples, seed=seed).astype(np.float64)
         weights = weights[(weights @ self._num_normal > 0) & (weights @ self._num_regions > 0)]

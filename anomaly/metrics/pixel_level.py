@@ -1,8 +1,8 @@
-"""How well anomaly maps rank the pixels of defects above normal pixels: exact, in two passes and bounded memory.
+"""Figures of anomaly maps: how well defect pixels rank above normal pixels. Exact, in two passes and bounded memory.
 
-All values depend only on where each defect pixel stands among the normal pixels of all test images, good ones
-included. The first pass keeps the defect pixels; the second counts the normal pixels above and at each of their
-values, and keeps none.
+All figures depend only on the rank of each defect pixel among the normal pixels of all test images, with the good images.
+The first pass keeps the defect pixels. The second pass counts the normal pixels above and at each of their values, and
+keeps none.
 
     v_j                 the distinct values of defect pixels, falling
     num_equal[j]        defect pixels = v_j
@@ -12,8 +12,8 @@ values, and keeps none.
     num_at_least[j]     normal pixels >= v_j
     F_gt, F_ge          the last two divided by the number of normal pixels
 
-Per-region overlap: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 129 (2021), section 5: regions are
-8-connected, the false positive rate is global, the area up to the limit is divided by the limit.
+Per-region overlap: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 129 (2021), section 5. Regions are
+8-connected, the false positive rate is global, and the area up to the limit is divided by the limit.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from anomaly.metrics.pixel_bootstrap import NUM_QUANTILES, BinnedImages, NormalS
 ImagePixels = tuple[NDArray[np.float32], NDArray[np.bool_]]
 Images = Callable[[], Iterator[ImagePixels]]
 
-_RUN = 1 << 24  # normal pixels ranked together: the longer the sorted run, the faster each finds its rank
-_BLOCK = 1 << 20  # defect values whose areas are summed together
+_RUN = 1 << 24  # normal pixels ranked together; a longer sorted run is faster
+_BLOCK = 1 << 20  # defect values with areas summed together
 _MAX_CURVE_POINTS = 2000
 
 
 @dataclass(frozen=True)
 class PixelCurve:
-    """At most 2,000 exact points of the ROC and PRO curves from (0, 0) to (1, 1), rising; arrays of shape (n,)."""
+    """At most 2,000 exact points of the ROC and PRO curves from (0, 0) to (1, 1); rising arrays (n,)."""
 
     fpr: FloatArray
     tpr: FloatArray
@@ -51,8 +51,8 @@ class PixelCurve:
 class PixelMetrics:
     """Ranking of the pixels of all images together.
 
-    Values are exact; their 95 % intervals come from resampled images and binned counts. `aupro` is keyed by limit.
-    `f1_threshold` is the highest threshold t at which selecting value >= t reaches the highest F1.
+    The figures are exact; their 95 % intervals come from resampled images and binned counts. The keys of `aupro` are the
+    limits. `f1_threshold` is the highest threshold t with the highest F1 for value >= t.
     """
 
     num_images: int
@@ -70,26 +70,26 @@ class PixelMetrics:
 def pixel_metrics(
     images: Images, *, limits: Sequence[float] = (0.30, 0.05), seed: int, num_resamples: int = 1000
 ) -> PixelMetrics:
-    """Measure how all pixels together are ranked, reading the images twice, one at a time.
+    """Measure the ranking of the pixels of all images together. Each of two passes reads one image at a time.
 
     Memory: at most 100 bytes per defect pixel, 120 kB per image and 1 GB; normal pixels are not kept.
 
     Args:
-        images: Called twice; gives the same images in the same order each time, as pairs of the anomaly map, float32
-            (H, W), already enlarged to the mask, higher is more anomalous, infinities allowed, and the mask, bool
-            (H, W), all False for a good image. Sizes may differ between images.
-        limits: False positive rates up to which the PRO curve is integrated, each in (0, 1].
-        seed: Of the resampling and of the choice of bins.
-        num_resamples: Bootstrap resamples of whole images, at least 1; those that lack a class are skipped.
+        images: function called twice; each call gives the same pairs of anomaly map and mask in the same order. A map is
+            (H, W) float32, enlarged to its mask; higher is more anomalous, and infinities are allowed. A mask is (H, W)
+            bool, all False for a good image. Sizes may differ between images.
+        limits: upper limits of the false positive rate for the area under the PRO curve, each in (0, 1].
+        seed: seed of the resampling and of the choice of bins.
+        num_resamples: number of bootstrap resamples of whole images, at least 1; resamples without a class are skipped.
 
     Raises:
-        DataError: A map holds NaN, is not float32 or does not fit its mask; there is no normal or no defect pixel;
-            the second pass gives other images than the first.
-        UsageError: A limit is outside (0, 1], or there are no resamples.
+        DataError: a map holds NaN, is not float32 or does not fit its mask; normal or defect pixels are missing; the
+            second pass gives other images than the first.
+        UsageError: a limit is outside (0, 1], or there are no resamples.
     """
     for limit in limits:
         if not 0 < limit <= 1:
-            raise UsageError(f"the limit {limit} of the false positive rate is outside (0, 1]: usual are 0.30 and 0.05")
+            raise UsageError(f"the limit {limit} of the false positive rate is outside (0, 1]: give e.g. 0.30 or 0.05")
     check_num_resamples(num_resamples)
 
     sample = NormalSample(seed=seed)
@@ -130,7 +130,7 @@ def pixel_metrics(
 
 @dataclass(frozen=True)
 class _Defects:
-    """Of each image: its defect pixels, the size of the region each lies in, and how many regions and normal pixels."""
+    """Of each image: defect pixels, the size of each pixel's region, and the number of regions and normal pixels."""
 
     values: list[NDArray[np.float32]]
     region_sizes: list[NDArray[np.int32]]
@@ -147,12 +147,12 @@ def _checked(images: Images) -> Iterator[ImagePixels]:
         if anomaly_map.dtype != np.float32 or mask.dtype != np.bool_:
             raise DataError(f"image {index}: map {anomaly_map.dtype}, mask {mask.dtype}: give float32 and bool")
         if np.isnan(anomaly_map).any():
-            raise DataError(f"image {index}: the anomaly map holds NaN: find out why before measuring")
+            raise DataError(f"image {index}: the anomaly map holds NaN: check the model, and score the image again")
         yield anomaly_map, mask
 
 
 def _read_defects(images: Images, sample: NormalSample) -> _Defects:
-    """Take the first pass."""
+    """Make the first pass over the images."""
     defects = _Defects([], [], [], [])
     for anomaly_map, mask in _checked(images):
         num_labels, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
@@ -165,14 +165,14 @@ def _read_defects(images: Images, sample: NormalSample) -> _Defects:
         sample.add(normal)
     num_images, num_normal = len(defects.num_normal), sum(defects.num_normal)
     if sum(defects.num_regions) == 0:
-        raise DataError(f"no defect pixel in {num_images} images: pixel metrics need a mask that marks a defect")
+        raise DataError(f"no defect pixel in {num_images} images: pixel metrics need a mask with defect pixels")
     if num_normal == 0:
-        raise DataError(f"no normal pixel in {num_images} images: pixel metrics need a mask that leaves some out")
+        raise DataError(f"no normal pixel in {num_images} images: pixel metrics need a mask with normal pixels")
     return defects
 
 
 def _group(defects: _Defects) -> tuple[NDArray[np.float32], FloatArray, FloatArray]:
-    """Give v_j, num_equal and share."""
+    """Compute v_j, num_equal and share."""
     pixels = np.concatenate(defects.values)
     order = np.argsort(pixels)[::-1]
     pixels = pixels[order]
@@ -184,9 +184,9 @@ def _group(defects: _Defects) -> tuple[NDArray[np.float32], FloatArray, FloatArr
 def _count_normal(
     images: Images, values: NDArray[np.float32], binned: BinnedImages, *, num_normal: Sequence[int]
 ) -> tuple[FloatArray, FloatArray]:
-    """Take the second pass; give num_above and num_at_least."""
+    """Make the second pass over the images; compute num_above and num_at_least."""
     rising = np.ascontiguousarray(values[::-1])
-    num_in_gap = np.zeros(values.size + 1)  # [k]: rising[k - 1] < x <= rising[k], without bound at either end
+    num_in_gap = np.zeros(values.size + 1)  # [k]: rising[k - 1] < x <= rising[k], unbounded at both ends
     num_tied = np.zeros(values.size)  # [k]: x = rising[k]
     for run in _runs(_read_normal(images, binned, num_normal=num_normal)):
         gaps = np.searchsorted(rising, run)
@@ -197,20 +197,20 @@ def _count_normal(
 
 
 def _read_normal(images: Images, binned: BinnedImages, *, num_normal: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-    """Give the sorted normal pixels of each image and enter them into the bins."""
+    """Yield the sorted normal pixels of each image, and count them in the bins."""
     num_images = 0
     for anomaly_map, mask in _checked(images):
         rising = np.sort(anomaly_map[~mask])
         if num_images == len(num_normal) or rising.size != num_normal[num_images]:
             raise DataError(
-                f"image {num_images} of the second pass is not that of the first: give the same images twice"
+                f"image {num_images} of the second pass differs from the first pass: give the same images twice"
             )
         binned.add_normal(num_images, rising)
         num_images += 1
         yield rising
     if num_images < len(num_normal):
         raise DataError(
-            f"{num_images} images in the second pass, {len(num_normal)} in the first: give a fresh iterator a call"
+            f"{num_images} images in the second pass, {len(num_normal)} in the first: give a new iterator in each call"
         )
 
 
@@ -231,8 +231,8 @@ def _runs(parts: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]
 def _area(above: FloatArray, at_least: FloatArray, rise: FloatArray, *, limit: float) -> float:
     """Integrate a curve up to `limit` and divide by it.
 
-    The curve rises by rise[j] in a straight line from F_gt[j] to F_ge[j], all at once where they are equal; each rise
-    adds itself times the mean width it has left of the limit.
+    The curve rises linearly by rise[j] from F_gt[j] to F_ge[j], or in one step if both are equal. Each rise adds itself times
+    the mean width between it and the limit.
     """
     area = 0.0
     for start in range(0, rise.size, _BLOCK):
@@ -246,7 +246,7 @@ def _area(above: FloatArray, at_least: FloatArray, rise: FloatArray, *, limit: f
 
 
 def _curve(above: FloatArray, at_least: FloatArray, rise: FloatArray, share: FloatArray) -> PixelCurve:
-    """Pick points evenly along both axes, more at low rates; each rise has a point below it and one above."""
+    """Pick points evenly along both axes, more at low rates; each rise has a point below and above."""
     tpr, pro = np.cumsum(rise), np.cumsum(share)
     levels = np.linspace(0, 1, (_MAX_CURVE_POINTS - 2) // 4)
     picked = np.union1d(

@@ -16,25 +16,25 @@ from anomaly.metrics.intervals import Interval, binomial_interval
 
 @dataclass(frozen=True)
 class Rate:
-    """A count of events among trials; the trials may be none."""
+    """Number of events among a number of trials, which may be 0."""
 
     num_hits: int
     num_trials: int
 
     @property
     def value(self) -> float:
-        """The fraction of hits, in [0, 1].
+        """Fraction of hits, in [0, 1].
 
         Raises:
-            DataError: There were no trials.
+            DataError: there are no trials.
         """
         if self.num_trials == 0:
-            raise DataError("a rate over 0 images has no value: look at num_trials first")
+            raise DataError("a rate over 0 images has no value: check num_trials first")
         return self.num_hits / self.num_trials
 
     @property
     def interval(self) -> Interval:
-        """The exact binomial interval at 95 %; [0, 1] without trials."""
+        """Exact binomial interval at 95 %; [0, 1] without trials."""
         return binomial_interval(self.num_hits, self.num_trials, confidence=0.95)
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a threshold does: good images rejected, defects accepted."""
+    """Errors at a threshold: good images rejected, defects accepted."""
 
     threshold: float
     false_alarms: Rate
@@ -54,16 +54,16 @@ class Rates:
 
 
 def rates_at_threshold(scores: NDArray[np.floating[Any]], labels: NDArray[np.bool_], *, threshold: float) -> Rates:
-    """Count false alarms and misses where the verdict is `score > threshold`.
+    """Count false alarms and misses of the verdict `score > threshold`.
 
     Args:
-        scores: Shape (n,), higher is more anomalous.
-        labels: Shape (n,), True for a defect. One class, or both, may be absent.
-        threshold: In the unit of the scores.
+        scores: (n,), higher is more anomalous.
+        labels: (n,) bool, True for a defect; classes may be missing.
+        threshold: threshold in the unit of the scores.
 
     Raises:
-        DataError: A score is NaN.
-        UsageError: The shapes or types do not fit, or the threshold is NaN.
+        DataError: a score is NaN.
+        UsageError: the shapes or types do not fit, or the threshold is NaN.
     """
     check_scores(scores, labels)
     if math.isnan(threshold):

@@ -1,4 +1,4 @@
-"""Distances of sets of images against closed forms and brute force."""
+"""Distances between sets of images, compared with closed forms and brute force."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from anomaly.metrics.generation import distances, frechet_distance, kernel_dista
 RNG = np.random.default_rng(0)
 
 
-def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
+def test_frechet_distance_of_gaussians_agrees_with_the_closed_form() -> None:
     a = RNG.standard_normal((40000, 3)) * (1.0, 2.0, 0.5) + (0, 1, 2)
     b = RNG.standard_normal((40000, 3)) * (2.0, 1.0, 0.5) + (1, 1, 0)
     expected = (1 + 0 + 4) + (1 - 2) ** 2 + (2 - 1) ** 2 + 0  # commuting covariances: sum of (s_a - s_b)²
     assert frechet_distance(a, b) == pytest.approx(expected, rel=0.02)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
-    turned, _ = np.linalg.qr(RNG.standard_normal((3, 3)))
-    assert frechet_distance(a @ turned, b @ turned) == pytest.approx(frechet_distance(a, b), rel=1e-6)
+    rotation, _ = np.linalg.qr(RNG.standard_normal((3, 3)))
+    assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(frechet_distance(a, b), rel=1e-6)
 
 
-def test_frechet_distance_takes_fewer_images_than_features() -> None:
+def test_frechet_distance_accepts_fewer_images_than_features() -> None:
     a, b = RNG.standard_normal((5, 20)), RNG.standard_normal((7, 20)) + 1
     assert np.isfinite(frechet_distance(a, b))
     assert frechet_distance(a, b) > 0
@@ -44,25 +44,25 @@ def test_kernel_distance_has_mean_zero_for_equal_distributions() -> None:
     assert min(found) < 0
 
 
-def test_precision_falls_for_strangers_and_recall_for_lost_modes() -> None:
+def test_precision_falls_for_foreign_images_and_recall_for_missing_modes() -> None:
     real = np.concatenate((RNG.normal(0, 0.1, (100, 2)), RNG.normal(5, 0.1, (100, 2))))
     one_mode = RNG.normal(0, 0.1, (100, 2))
-    strangers = np.concatenate((RNG.normal(0, 0.1, (100, 2)), RNG.normal(20, 0.1, (100, 2))))
+    foreign = np.concatenate((RNG.normal(0, 0.1, (100, 2)), RNG.normal(20, 0.1, (100, 2))))
     precision, recall = precision_recall(real, one_mode)
     assert precision > 0.9
     assert recall == pytest.approx(0.5, abs=0.05)
-    precision, _ = precision_recall(real, strangers)
+    precision, _ = precision_recall(real, foreign)
     assert precision == pytest.approx(0.5, abs=0.05)
     assert precision_recall(real, real) == (1.0, 1.0)
 
 
-def test_distances_are_those_of_numpy() -> None:
+def test_distances_agree_with_numpy() -> None:
     a, b = RNG.standard_normal((4, 3)), RNG.standard_normal((5, 3))
     assert np.allclose(distances(a, b), np.linalg.norm(a[:, None] - b, axis=2))
 
 
-def test_bad_sets_are_refused() -> None:
-    with pytest.raises(UsageError, match="of one length"):
+def test_invalid_sets_are_refused() -> None:
+    with pytest.raises(UsageError, match="with the same D"):
         frechet_distance(np.zeros((3, 2)), np.zeros((3, 4)))
     with pytest.raises(UsageError, match="at least 2"):
         kernel_distance(np.zeros((1, 2)), np.zeros((3, 2)))

@@ -18,7 +18,7 @@ Pixels = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 def draw(num_images: int, *, seed: int, size: int, num_levels: float) -> list[Pixels]:
-    """Maps with ties (few levels) or nearly without (many), of several shapes; every third image is good."""
+    """Draw maps of several shapes with many ties (few levels) or almost none (many levels); every third image is good."""
     rng = np.random.default_rng(seed)
     images = []
     for index in range(num_images):
@@ -31,7 +31,7 @@ def draw(num_images: int, *, seed: int, size: int, num_levels: float) -> list[Pi
     return images
 
 
-def again(images: Sequence[Pixels]) -> Images:
+def repeatable(images: Sequence[Pixels]) -> Images:
     return lambda: iter(images)
 
 
@@ -41,7 +41,7 @@ def trapezoid(y: ArrayLike, x: ArrayLike) -> float:
 
 
 def brute_force(images: list[Pixels], *, limits: tuple[float, ...]) -> dict[str, float]:
-    """Every metric from its definition, at every distinct value of any pixel."""
+    """Compute every metric from its definition, at every distinct pixel value."""
     values = np.concatenate([anomaly_map.ravel() for anomaly_map, _ in images])
     is_defect = np.concatenate([mask.ravel() for _, mask in images])
     regions = []
@@ -89,10 +89,10 @@ def intervals_of(metrics: PixelMetrics) -> list[Interval]:
 
 @pytest.mark.parametrize("num_levels", [0.5, 2, 10, 1e6])
 @pytest.mark.parametrize("seed", range(4))
-def test_values_are_those_of_brute_force(seed: int, num_levels: float) -> None:
+def test_values_agree_with_brute_force(seed: int, num_levels: float) -> None:
     images = draw(5, seed=seed, size=9, num_levels=num_levels)
     limits = (1.0, 0.3, 0.05, 0.001)
-    metrics = pixel_metrics(again(images), limits=limits, seed=0, num_resamples=2)
+    metrics = pixel_metrics(repeatable(images), limits=limits, seed=0, num_resamples=2)
     assert values_of(metrics) == pytest.approx(brute_force(images, limits=limits), abs=1e-12)
     is_defect = np.concatenate([mask.ravel() for _, mask in images])
     assert (metrics.num_images, metrics.num_normal, metrics.num_defect) == (5, (~is_defect).sum(), is_defect.sum())
@@ -102,10 +102,10 @@ def test_values_are_those_of_brute_force(seed: int, num_levels: float) -> None:
 
 
 @pytest.mark.parametrize("num_levels", [2, 1e6])
-def test_auroc_and_average_precision_are_those_of_scikit_learn(num_levels: float) -> None:
+def test_auroc_and_average_precision_agree_with_scikit_learn(num_levels: float) -> None:
     oracle = pytest.importorskip("sklearn.metrics")
     images = draw(6, seed=5, size=40, num_levels=num_levels)
-    metrics = pixel_metrics(again(images), seed=0, num_resamples=2)
+    metrics = pixel_metrics(repeatable(images), seed=0, num_resamples=2)
     labels = np.concatenate([mask.ravel() for _, mask in images])
     scores = np.concatenate([anomaly_map.ravel() for anomaly_map, _ in images])
     assert metrics.auroc.value == pytest.approx(oracle.roc_auc_score(labels, scores), abs=1e-12)
@@ -115,21 +115,21 @@ def test_auroc_and_average_precision_are_those_of_scikit_learn(num_levels: float
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("num_levels", [2, 1e6])
 @pytest.mark.parametrize("limit", [0.3, 0.05])
-def test_aupro_is_that_of_anomalib(limit: float, num_levels: float) -> None:
+def test_aupro_agrees_with_anomalib(limit: float, num_levels: float) -> None:
     oracle = pytest.importorskip("anomalib.metrics.aupro")
     torch = pytest.importorskip("torch")
     images = [(m[:, :24], mask[:, :24]) for m, mask in draw(6, seed=2, size=24, num_levels=num_levels)]
     metric = oracle._AUPRO(fpr_limit=limit)
     for anomaly_map, mask in images:
         metric.update(torch.tensor(anomaly_map)[None], torch.tensor(mask)[None].int())
-    metrics = pixel_metrics(again(images), limits=[limit], seed=0, num_resamples=2)
+    metrics = pixel_metrics(repeatable(images), limits=[limit], seed=0, num_resamples=2)
     assert metrics.aupro[limit].value == pytest.approx(float(metric.compute()), abs=1e-6)
 
 
-def test_constant_maps_rank_nothing() -> None:
+def test_constant_maps_have_chance_figures() -> None:
     masks = np.eye(8, dtype=np.bool_), np.zeros((4, 4), np.bool_)
     images = [(np.full(mask.shape, 3, np.float32), mask) for mask in masks]
-    metrics = pixel_metrics(again(images), seed=0, num_resamples=20)
+    metrics = pixel_metrics(repeatable(images), seed=0, num_resamples=20)
     assert values_of(metrics) == pytest.approx(
         {
             "auroc": 0.5,
@@ -142,48 +142,48 @@ def test_constant_maps_rank_nothing() -> None:
     assert metrics.f1_threshold == 3
 
 
-def test_perfect_maps_reach_one() -> None:
+def test_perfect_maps_have_figures_of_1() -> None:
     images = [(mask.astype(np.float32), mask) for _, mask in draw(6, seed=0, size=12, num_levels=1)]
-    metrics = pixel_metrics(again(images), seed=0, num_resamples=20)
+    metrics = pixel_metrics(repeatable(images), seed=0, num_resamples=20)
     assert values_of(metrics) == pytest.approx(dict.fromkeys(values_of(metrics), 1.0))
     np.testing.assert_allclose(intervals_of(metrics), 1.0)
 
 
-def test_regions_touch_at_corners_and_weigh_the_same() -> None:
+def test_regions_are_8_connected_and_have_equal_weight() -> None:
     mask = np.zeros((6, 6), np.bool_)
     mask[0, 0] = mask[1, 1] = True
     mask[3:, 3:] = True
     anomaly_map = np.zeros((6, 6), np.float32)
     anomaly_map[:2, :2] = np.eye(2)
-    metrics = pixel_metrics(again([(anomaly_map, mask)]), limits=[0.3], seed=0, num_resamples=1)
+    metrics = pixel_metrics(repeatable([(anomaly_map, mask)]), limits=[0.3], seed=0, num_resamples=1)
     assert metrics.num_regions == 2
     assert metrics.aupro[0.3].value == pytest.approx(0.5 + 0.5 * 0.15)
 
 
-def test_values_depend_on_ranks_alone() -> None:
+def test_values_depend_only_on_ranks() -> None:
     images = draw(4, seed=1, size=20, num_levels=50)
     levels = np.unique(np.concatenate([anomaly_map.ravel() for anomaly_map, _ in images]))
     stretched = np.exp(np.linspace(-80, 80, levels.size)).astype(np.float32)
     stretched[-1] = np.inf
     transformed = [(stretched[np.searchsorted(levels, anomaly_map)], mask) for anomaly_map, mask in images]
-    before, after = (pixel_metrics(again(i), seed=0, num_resamples=20) for i in (images, transformed))
+    before, after = (pixel_metrics(repeatable(i), seed=0, num_resamples=20) for i in (images, transformed))
     assert values_of(before) == values_of(after)
 
 
-def test_results_do_not_depend_on_how_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_block_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     images = draw(6, seed=1, size=20, num_levels=50)
-    whole = pixel_metrics(again(images), seed=0, num_resamples=20)
+    whole = pixel_metrics(repeatable(images), seed=0, num_resamples=20)
     monkeypatch.setattr(pixel_level, "_RUN", 20 * 20)
     monkeypatch.setattr(pixel_level, "_BLOCK", 7)
     monkeypatch.setattr(pixel_bootstrap, "_BLOCK", 3)
-    cut = pixel_metrics(again(images), seed=0, num_resamples=20)
-    assert values_of(cut) == pytest.approx(values_of(whole), abs=1e-12)
-    np.testing.assert_allclose(intervals_of(cut), intervals_of(whole), atol=1e-12)
+    in_blocks = pixel_metrics(repeatable(images), seed=0, num_resamples=20)
+    assert values_of(in_blocks) == pytest.approx(values_of(whole), abs=1e-12)
+    np.testing.assert_allclose(intervals_of(in_blocks), intervals_of(whole), atol=1e-12)
 
 
-def test_curve_lies_on_the_exact_one_with_few_points() -> None:
+def test_curve_approximates_the_exact_one_with_few_points() -> None:
     images = draw(6, seed=4, size=60, num_levels=1e6)
-    metrics = pixel_metrics(again(images), limits=[1.0], seed=0, num_resamples=2)
+    metrics = pixel_metrics(repeatable(images), limits=[1.0], seed=0, num_resamples=2)
     fpr, tpr, pro = metrics.curve.fpr, metrics.curve.tpr, metrics.curve.pro
     assert 1500 < fpr.size == tpr.size == pro.size <= 2000
     for axis in (fpr, tpr, pro):
@@ -199,22 +199,22 @@ def test_curve_lies_on_the_exact_one_with_few_points() -> None:
     assert trapezoid(pro, fpr) == pytest.approx(metrics.aupro[1.0].value, abs=1e-4)
 
 
-def test_intervals_are_those_of_repeated_images_where_no_value_falls_between_bins() -> None:
+def test_intervals_agree_with_repeated_images_for_values_on_bins() -> None:
     images = draw(7, seed=6, size=8, num_levels=3)
     limits = (0.3, 0.05)
     expected = []
     for weights in resample_weights(7, num_resamples=25, seed=9):
         repeated = [image for image, weight in zip(images, weights, strict=True) for _ in range(weight)]
         expected.append(list(brute_force(repeated, limits=limits).values()))
-    metrics = pixel_metrics(again(images), limits=limits, seed=9, num_resamples=25)
+    metrics = pixel_metrics(repeatable(images), limits=limits, seed=9, num_resamples=25)
     np.testing.assert_allclose(intervals_of(metrics), np.quantile(expected, [0.025, 0.975], axis=0).T, atol=1e-12)
 
 
-def test_intervals_hold_the_point_and_shrink_with_more_images() -> None:
+def test_intervals_contain_the_value_and_shrink_with_more_images() -> None:
     widths = []
     for num_images in (12, 192):
         images = draw(num_images, seed=0, size=24, num_levels=1e6)
-        metrics = pixel_metrics(again(images), seed=0, num_resamples=200)
+        metrics = pixel_metrics(repeatable(images), seed=0, num_resamples=200)
         for value, interval in zip(values_of(metrics).values(), intervals_of(metrics), strict=True):
             assert interval.low < value < interval.high
         widths.append([high - low for low, high in intervals_of(metrics)])
@@ -254,7 +254,7 @@ def test_normal_sample_is_bounded_and_fair(monkeypatch: pytest.MonkeyPatch) -> N
     assert sample.values.std() == pytest.approx(100 / np.sqrt(12), rel=0.05)
 
 
-def test_second_pass_must_give_the_images_of_the_first() -> None:
+def test_second_pass_with_other_images_is_refused() -> None:
     images = draw(4, seed=0, size=8, num_levels=3)
     once = iter(images)
     with pytest.raises(DataError, match="0 images in the second pass, 4 in the first"):
@@ -268,7 +268,7 @@ def test_second_pass_must_give_the_images_of_the_first() -> None:
             pixel_metrics(partial(next, map(iter, (images, second))), seed=0)
 
 
-def test_wrong_images_are_named() -> None:
+def test_wrong_images_are_refused_by_number() -> None:
     good, bad = draw(2, seed=0, size=8, num_levels=3)
     nan = good[0].copy()
     nan[3, 4] = np.nan
@@ -279,10 +279,10 @@ def test_wrong_images_are_named() -> None:
         ((good[0], good[1].astype(np.uint8)), "image 1: map float32, mask uint8"),
     ):
         with pytest.raises(DataError, match=message):
-            pixel_metrics(again([bad, wrong]), seed=0)  # type: ignore[list-item]
+            pixel_metrics(repeatable([bad, wrong]), seed=0)  # type: ignore[list-item]
 
 
-def test_both_kinds_of_pixels_are_needed() -> None:
+def test_images_without_normal_or_defect_pixels_are_refused() -> None:
     anomaly_map = np.zeros((4, 4), np.float32)
     for images, message in (
         ([(anomaly_map, anomaly_map > 0)], "no defect pixel in 1 images"),
@@ -290,13 +290,13 @@ def test_both_kinds_of_pixels_are_needed() -> None:
         ([], "no defect pixel in 0 images"),
     ):
         with pytest.raises(DataError, match=message):
-            pixel_metrics(again(images), seed=0)
+            pixel_metrics(repeatable(images), seed=0)
 
 
 @pytest.mark.parametrize("limit", [0.0, -0.1, 1.1, float("nan")])
-def test_limit_must_be_a_rate(limit: float) -> None:
+def test_limit_outside_0_to_1_is_refused(limit: float) -> None:
     with pytest.raises(UsageError, match="outside"):
-        pixel_metrics(again([]), limits=[limit], seed=0)
+        pixel_metrics(repeatable([]), limits=[limit], seed=0)
 
 
 def test_bootstrap_without_a_usable_resample_is_refused() -> None:
@@ -304,7 +304,7 @@ def test_bootstrap_without_a_usable_resample_is_refused() -> None:
         (np.zeros((2, 2), np.float32), np.full((2, 2), has_defect, np.bool_)) for has_defect in (False, True)
     )
     seed = next(s for s in range(20) if 2 in resample_weights(2, num_resamples=1, seed=s))
-    with pytest.raises(DataError, match="every bootstrap resample lacked a class"):
-        pixel_metrics(again([good, defect]), seed=seed, num_resamples=1)
+    with pytest.raises(DataError, match="every bootstrap resample lacks a class"):
+        pixel_metrics(repeatable([good, defect]), seed=seed, num_resamples=1)
     with pytest.raises(UsageError, match="0 bootstrap resamples"):
-        pixel_metrics(again([good, defect]), seed=0, num_resamples=0)
+        pixel_metrics(repeatable([good, defect]), seed=0, num_resamples=0)

@@ -16,14 +16,14 @@ from anomaly.metrics import (
     binomial_interval,
     f1_max,
     image_metrics,
-    rates_at_limit,
+    rates_at_threshold,
     roc_curve,
 )
 from anomaly.metrics.intervals import resample_weights
 
 
 def draw(num_images: int, *, seed: int, num_levels: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Scores with ties (few levels) or nearly without (many), both classes present."""
+    """Draw scores with many ties (few levels) or almost none (many levels), with both classes."""
     rng = np.random.default_rng(seed)
     labels = rng.random(num_images) < 0.4
     labels[:2] = False, True
@@ -32,7 +32,7 @@ def draw(num_images: int, *, seed: int, num_levels: int) -> tuple[NDArray[np.flo
 
 @pytest.mark.parametrize("num_levels", [1, 3, 10**9])
 @pytest.mark.parametrize("seed", range(5))
-def test_ranking_is_that_of_scikit_learn(seed: int, num_levels: int) -> None:
+def test_ranking_agrees_with_scikit_learn(seed: int, num_levels: int) -> None:
     oracle = pytest.importorskip("sklearn.metrics")
     scores, labels = draw(60, seed=seed, num_levels=num_levels)
     assert auroc(scores, labels) == pytest.approx(oracle.roc_auc_score(labels, scores), abs=1e-12)
@@ -45,7 +45,7 @@ def test_ranking_is_that_of_scikit_learn(seed: int, num_levels: int) -> None:
     np.testing.assert_allclose(roc_curve(scores, labels), (fpr, tpr), atol=1e-12)
 
 
-def test_constant_scores_rank_nothing() -> None:
+def test_constant_scores_have_chance_figures() -> None:
     scores, labels = np.full(10, 0.25, np.float32), np.arange(10) < 3
     assert auroc(scores, labels) == 0.5
     assert average_precision(scores, labels) == pytest.approx(0.3)
@@ -53,7 +53,7 @@ def test_constant_scores_rank_nothing() -> None:
     assert [list(axis) for axis in roc_curve(scores, labels)] == [[0, 1], [0, 1]]
 
 
-def test_bootstrap_intervals_are_those_of_repeated_images() -> None:
+def test_bootstrap_intervals_agree_with_repeated_images() -> None:
     oracle = pytest.importorskip("sklearn.metrics")
     scores, labels = draw(12, seed=3, num_levels=2)
     values = []
@@ -79,7 +79,7 @@ def test_bootstrap_skips_resamples_without_a_class() -> None:
     assert metrics.auroc.interval == Interval(1, 1)
 
 
-def test_image_metrics_hold_the_point_values_and_shrink_with_more_images() -> None:
+def test_intervals_contain_the_value_and_shrink_with_more_images() -> None:
     widths = []
     for num_images in (50, 5000):
         scores, labels = draw(num_images, seed=1, num_levels=10**9)
@@ -94,7 +94,7 @@ def test_image_metrics_hold_the_point_values_and_shrink_with_more_images() -> No
     assert widths[1] == pytest.approx(widths[0] / 10, rel=0.5)
 
 
-def test_seed_decides_the_interval() -> None:
+def test_seed_determines_the_interval() -> None:
     scores, labels = draw(40, seed=1, num_levels=10**9)
     first, again, other = (image_metrics(scores, labels, seed=s, num_resamples=100) for s in (0, 0, 1))
     assert first == again
@@ -102,7 +102,7 @@ def test_seed_decides_the_interval() -> None:
 
 
 @pytest.mark.parametrize("labels", [[True, True], [False, False]])
-def test_one_class_has_no_ranking(labels: list[bool]) -> None:
+def test_ranking_of_one_class_is_refused(labels: list[bool]) -> None:
     with pytest.raises(DataError, match="at least one of each"):
         auroc(np.array([0.1, 0.2]), np.array(labels))
 
@@ -121,26 +121,26 @@ def test_wrong_scores_are_refused() -> None:
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
 @pytest.mark.parametrize(("num_hits", "num_trials"), [(0, 1), (1, 1), (0, 99), (3, 20), (17, 40), (40, 40), (1, 5000)])
-def test_binomial_interval_is_that_of_scipy(num_hits: int, num_trials: int, confidence: float) -> None:
+def test_binomial_interval_agrees_with_scipy(num_hits: int, num_trials: int, confidence: float) -> None:
     stats = pytest.importorskip("scipy.stats")
     exact = stats.binomtest(num_hits, num_trials).proportion_ci(confidence, method="exact")
     found = binomial_interval(num_hits, num_trials, confidence=confidence)
     assert found == pytest.approx((exact.low, exact.high), abs=1e-11)
 
 
-def test_binomial_interval_without_trials_knows_nothing() -> None:
+def test_binomial_interval_without_trials_is_0_to_1() -> None:
     assert binomial_interval(0, 0, confidence=0.95) == Interval(0, 1)
 
 
 @pytest.mark.parametrize(("num_hits", "num_trials", "confidence"), [(-1, 5, 0.9), (6, 5, 0.9), (1, 5, 0), (1, 5, 1)])
-def test_binomial_interval_refuses_what_is_out_of_range(num_hits: int, num_trials: int, confidence: float) -> None:
+def test_binomial_interval_refuses_arguments_out_of_range(num_hits: int, num_trials: int, confidence: float) -> None:
     with pytest.raises(UsageError):
         binomial_interval(num_hits, num_trials, confidence=confidence)
 
 
-def test_rates_count_the_limit_itself_as_good() -> None:
+def test_score_equal_to_the_threshold_counts_as_good() -> None:
     scores = np.array([0.2, 1.0, 1.5, 1.0, 3.0], np.float32)
-    rates = rates_at_limit(scores, np.array([False, False, False, True, True]), limit=1.0)
+    rates = rates_at_threshold(scores, np.array([False, False, False, True, True]), threshold=1.0)
     assert rates.false_alarms == Rate(1, 3)
     assert rates.misses == Rate(1, 2)
     assert rates.misses.value == 0.5
@@ -148,8 +148,8 @@ def test_rates_count_the_limit_itself_as_good() -> None:
     assert str(rates.misses) == "1/2 = 50.0% (1.3% to 98.7%)"
 
 
-def test_rates_of_an_absent_class_have_no_value() -> None:
-    rates = rates_at_limit(np.array([0.2, 2.0]), np.array([False, False]), limit=1.0)
+def test_rates_of_a_missing_class_have_no_value() -> None:
+    rates = rates_at_threshold(np.array([0.2, 2.0]), np.array([False, False]), threshold=1.0)
     assert rates.false_alarms == Rate(1, 2)
     assert str(rates.misses) == "n/a"
     assert rates.misses.interval == Interval(0, 1)
@@ -158,10 +158,10 @@ def test_rates_of_an_absent_class_have_no_value() -> None:
 
 
 def test_rates_refuse_nan() -> None:
-    with pytest.raises(UsageError, match="limit is NaN"):
-        rates_at_limit(np.zeros(1), np.array([True]), limit=float("nan"))
+    with pytest.raises(UsageError, match="threshold is NaN"):
+        rates_at_threshold(np.zeros(1), np.array([True]), threshold=float("nan"))
     with pytest.raises(DataError, match="image 0 is NaN"):
-        rates_at_limit(np.array([np.nan]), np.array([True]), limit=1.0)
+        rates_at_threshold(np.array([np.nan]), np.array([True]), threshold=1.0)
 
 
 def test_metrics_import_without_the_training_packages() -> None:
