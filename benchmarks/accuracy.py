@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from anomaly.commands.evaluate import evaluate
-from anomaly.export.detector import export
+from anomaly.evaluation.evaluate import evaluate
+from anomaly.export.model_file import export_model
 from anomaly.export.parity import verify
 from anomaly.system.run_card import RunCard
 from anomaly.training.fit import fit
@@ -30,9 +30,9 @@ def measure(data: Path, config: dict[str, Any], *, seed: int, precision: str, fo
         run = fit(data, out=folder, seed=seed, precision=precision, **config)  # type: ignore[arg-type]
     cell.facts["seconds"] |= {"fit": json.loads((run / "run.json").read_text(encoding="utf-8"))["seconds"]["fit"]}
     with cell.timed("export"):
-        model = export(run)
+        model = export_model(run)
     certificate = verify(run)
-    figures = evaluate(model, data, out=folder / "test.json")
+    figures = evaluate(model, data).to_dict()
     estimates = {
         "image_auroc": figures["image"]["auroc"],
         "image_average_precision": figures["image"]["average_precision"],

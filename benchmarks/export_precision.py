@@ -21,7 +21,8 @@ from typing import Any
 import onnxruntime as ort
 
 from anomaly.errors import ParityError
-from anomaly.export.detector import export, trace_graph
+from anomaly.export.detector import trace_graph
+from anomaly.export.model_file import export_model
 from anomaly.export.reduced_precision import read_images
 from anomaly.inference.artifact import INPUT, Precision
 from anomaly.inference.session import open_session
@@ -82,7 +83,7 @@ def main() -> None:
             file = Path(folder) / f"{name}.onnx"
             begin = time.perf_counter()
             try:
-                export(asked.run, out=str(file), precision=precision, fixed=fixed)
+                export_model(asked.run, out=str(file), precision=precision, fixed=fixed)
             except ParityError as error:
                 result[name] = {"refused": str(error).replace(str(file), name)}
                 continue

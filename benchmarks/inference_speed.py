@@ -21,7 +21,7 @@ import torch
 
 from anomaly.detectors.fastflow import FastFlow
 from anomaly.export.detector import export_graph
-from anomaly.nn.backbones import weights_at_hand
+from anomaly.nn.backbones import available_weights
 from anomaly.system.processors import num_cpus
 from anomaly.system.run_card import RunCard
 from benchmarks.training_speed import new_reference
@@ -60,7 +60,7 @@ def main() -> None:
     ours = open_session(export_graph(FastFlow()).SerializeToString(), device=options.device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "anomalib.onnx"
-        network = new_reference(weights_at_hand("resnet18")).model.eval()
+        network = new_reference(available_weights("resnet18")).model.eval()
         torch.onnx.export(
             network, (torch.zeros(2, 3, 256, 256),), str(file), dynamo=False, opset_version=18,
             input_names=["input"], dynamic_axes={"input": {0: "batch"}},

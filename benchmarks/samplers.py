@@ -30,10 +30,10 @@ from torch.nn import functional
 
 from anomaly.data.synthetic import make_dataset
 from anomaly.errors import Unsupported
-from anomaly.export.detector import export
+from anomaly.export.model_file import export_model
 from anomaly.export.parity import verify
 from anomaly.export.sampler import SAMPLER_FILE
-from anomaly.generation.base import Options, Process
+from anomaly.generation.base import Options, SamplingLoop
 from anomaly.generation.contact_sheet import contact_sheet, to_bytes
 from anomaly.generation.onnx_sampler import OnnxSampler
 from anomaly.imaging.image_file import read_image, write_png
@@ -74,12 +74,12 @@ def measure(category: Path, config: Path, *, num: int, batch_size: int, seed: in
     with tempfile.TemporaryDirectory() as folder:
         run = fit(category, out=Path(folder), detector=asked["detector"], model=asked["model"], seed=seed)
         seconds = json.loads((run / "run.json").read_text(encoding="utf-8"))["seconds"]
-        export(run)
+        export_model(run)
         certificate = verify(run)
         detector, description = load(run)
         assert isinstance(detector, Sampler)
         exported = OnnxSampler(run / SAMPLER_FILE, device="cpu", num_threads=torch.get_num_threads())
-        process, trained = exported.drawing(), detector.drawing()
+        loop, trained = exported.sampling_loop(), detector.sampling_loop()
         parts = {
             name: np.concatenate(
                 [exported.prepare(read_image(p, white=description.white, max_pixels=MAX_PIXELS)[None]) for p in paths]
@@ -87,14 +87,14 @@ def measure(category: Path, config: Path, *, num: int, batch_size: int, seed: in
             for name, paths in (("train", description.train), ("calibration_images", description.calibration_images))
         }
         rng = np.random.default_rng(seed)
-        batches = [process.sample(batch_size, rng=rng, options=Options()) for _ in range(-(-num // batch_size))]
+        batches = [loop.sample(batch_size, rng=rng, options=Options()) for _ in range(-(-num // batch_size))]
         drawn = np.concatenate(batches)[:num]
         result = _quality(drawn, parts) | _likelihood(detector, parts["calibration_images"])
-        result |= _speed(process, trained, num=batch_size, seed=seed)
+        result |= _speed(loop, trained, num=batch_size, seed=seed)
         result["parity"] = json.loads((run / "sampler.certificate.json").read_text(encoding="utf-8"))["functions"]
         result["certificate of the detector"] = certificate.get("score")
         result["peak MiB of drawing"] = _peak_memory(run / SAMPLER_FILE, Path(folder) / "drawn", num=batch_size)
-        sheets = {"samples": drawn[:NUM_SHOWN]} | _other_pictures(process, parts["calibration_images"], seed=seed)
+        sheets = {"samples": drawn[:NUM_SHOWN]} | _other_pictures(loop, parts["calibration_images"], seed=seed)
     place = pictures / category.name
     place.mkdir(parents=True, exist_ok=True)
     for name, images in sheets.items():
@@ -148,17 +148,17 @@ def _likelihood(sampler: Sampler, calibration_images: NDArray[np.float32]) -> di
     return {"bits per dimension": float(bits.mean())}
 
 
-def _speed(exported: Process, trained: Process, *, num: int, seed: int) -> dict[str, Any]:
+def _speed(exported: SamplingLoop, trained: SamplingLoop, *, num: int, seed: int) -> dict[str, Any]:
     """Seconds of the same draw through ONNX Runtime and through torch, in turn, medians."""
     taken: dict[str, list[float]] = {"onnx": [], "torch": []}
     for _ in range(NUM_TIMED):
-        for name, process in (("onnx", exported), ("torch", trained)):
+        for name, loop in (("onnx", exported), ("torch", trained)):
             begin = time.perf_counter()
-            process.sample(num, rng=np.random.default_rng(seed), options=Options())
+            loop.sample(num, rng=np.random.default_rng(seed), options=Options())
             taken[name].append(time.perf_counter() - begin)
     onnx, by_torch = (statistics.median(taken[name]) for name in ("onnx", "torch"))
     found = {"seconds per image": onnx / num, "onnx over torch": onnx / by_torch}
-    if "steps" in exported.knows:
+    if "steps" in exported.known_options:
         found["seconds per step and image"] = onnx / num / Options().steps
     return found
 
@@ -182,7 +182,7 @@ def _peak_memory(model: Path, out: Path, *, num: int) -> float:
     return int(told.stdout.split()[-1]) / per_unit
 
 
-def _other_pictures(process: Process, x: NDArray[np.float32], *, seed: int) -> dict[str, NDArray[np.float32]]:
+def _other_pictures(loop: SamplingLoop, x: NDArray[np.float32], *, seed: int) -> dict[str, NDArray[np.float32]]:
     """Reconstructions, a walk and a filled hole, of what the sampler can."""
     rng = np.random.default_rng(seed)
     options, some = Options(), x[:8]
@@ -191,12 +191,12 @@ def _other_pictures(process: Process, x: NDArray[np.float32], *, seed: int) -> d
     mask[:, height // 3 : height * 2 // 3, width // 3 : width * 2 // 3] = True
     shown = {}
     for name, make in (
-        ("reconstructions", lambda: np.concatenate((some, process.reconstruct(some, rng=rng, options=options)))),
-        ("interpolation", lambda: process.interpolate(x[0], x[1], num=8, options=options)),
+        ("reconstructions", lambda: np.concatenate((some, loop.reconstruct(some, rng=rng, options=options)))),
+        ("interpolation", lambda: loop.interpolate(x[0], x[1], num=8, options=options)),
         (
             "inpainting",
             lambda: np.concatenate(
-                (np.where(mask[:, None], np.float32(0.5), some), process.inpaint(some, mask, rng=rng, options=options))
+                (np.where(mask[:, None], np.float32(0.5), some), loop.inpaint(some, mask, rng=rng, options=options))
             ),
         ),
     ):
@@ -229,11 +229,11 @@ def main(arguments: Sequence[str]) -> None:
                 Path(folder), parts=[kind], size=SYNTHETIC_SIDE, seed=asked.seed, progress=lambda *_: None, **counts
             )
         for config in asked.configs:
-            facts = measure(
+            info = measure(
                 category, config, num=asked.num, batch_size=asked.batch_size, seed=asked.seed, pictures=asked.pictures
             )
-            write_json(asked.out / category.name / f"{config.stem}.json", facts)
-            print(config.stem, json.dumps(facts["result"], indent=1), flush=True)
+            write_json(asked.out / category.name / f"{config.stem}.json", info)
+            print(config.stem, json.dumps(info["result"], indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import numpy as np
 
 from anomaly.imaging.image_file import read_image
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.runs.run_directory import SUMMARY
+from anomaly.runs.run_files import SUMMARY
 from anomaly.system.processors import num_cpus
 from anomaly.system.run_card import RunCard
 

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.export.detector import export
+from anomaly.export.model_file import export_model
 from anomaly.imaging.image_file import write_png
 from anomaly.inference.artifact import calibration_tensors, load_graph
 from anomaly.inference.scorer import OnnxScorer
@@ -117,7 +117,7 @@ def main() -> None:
         models = {}
         for name, options in DETECTORS.items():
             run = fit(images, out=Path(folder, name), detector=name, model=options, tile=f"{TILE},{TILE}", device="cpu")
-            models[name] = export(run)
+            models[name] = export_model(run)
             result["difference"][name] = difference(models[name])
             print(name, result["difference"][name])
         model = models["autoencoder"]

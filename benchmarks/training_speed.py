@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from anomaly.data.folders import find_category
-from anomaly.evaluation.evaluate import evaluate
+from anomaly.evaluation.evaluate import evaluate_samples
 from anomaly.inference.scorer import Scores
-from anomaly.nn.backbones import weights_at_hand
+from anomaly.nn.backbones import available_weights
 from anomaly.system.run_card import RunCard
 from benchmarks.accuracy import measure
 
@@ -51,8 +51,10 @@ class AnomalibScorer:
         )
 
 
-def new_reference(weights: str) -> Any:
+def new_reference(weights: str | None) -> Any:
     """An untrained anomalib FastFlow on ResNet-18 with 3×3 kernels, its backbone from a local file."""
+    if weights is None:
+        raise SystemExit("no pretrained weights of resnet18 on this machine: set ANOMALY_WEIGHTS to their folder")
     model = Fastflow(
         backbone="resnet18", pre_trained=False, flow_steps=8, conv3x3_only=True, evaluator=False, visualizer=False
     )
@@ -64,7 +66,7 @@ def new_reference(weights: str) -> Any:
     return model
 
 
-def train_reference(data: Path, *, weights: str, folder: Path) -> tuple[Any, float]:
+def train_reference(data: Path, *, weights: str | None, folder: Path) -> tuple[Any, float]:
     """Train anomalib's FastFlow by its engine; gives the model and the seconds of `fit`."""
     model = new_reference(weights)
     loader = Folder(
@@ -89,12 +91,12 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning").setLevel(logging.WARNING)
-    weights = weights_at_hand("resnet18")
+    weights = available_weights("resnet18")
     card = RunCard("benchmarks/training_speed.py", config={"data": options.data.name, "epochs of anomalib": EPOCHS})
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         model, seconds = train_reference(options.data, weights=weights, folder=Path(folder))
-        found = evaluate(
+        found = evaluate_samples(
             find_category(options.data).test, scorer=AnomalibScorer(model), resize="stretch", white=255, threshold=1.0,
             max_pixels=100_000_000, batch_size=8, seed=0,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bundles for machines without a network: what needs none is tested here, the whole way by `benchmarks/offline.py`."""
+"""Bundles for machines without a network: what needs none is tested here, the whole way by `benchmarks/bundle.py`."""
 
 from __future__ import annotations
 

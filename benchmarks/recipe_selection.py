@@ -1,6 +1,6 @@
 """Which of several recipes tells drawn defects from good images: the way recipes are chosen here, without test images.
 
-    python -m benchmarks.selection DATA... --config configs/detectors/autoencoder.yaml --vary '{}' '{"skips": 2}' --out X.json
+    python -m benchmarks.recipe_selection DATA... --config configs/detectors/autoencoder.yaml --vary '{}' '{"skips": 2}' --out X.json
 
 Each candidate learns from the `train` part; defects are drawn onto the `stopping` part, which neither trains nor calibrates,
 and the figure is the AUROC of drawn defects against those images undrawn, image and pixel, over all kinds, sizes and
@@ -113,7 +113,7 @@ def main() -> None:
     asked = parser.parse_args()
     config = yaml.safe_load(asked.config.read_text(encoding="utf-8"))
     card = RunCard(
-        "benchmarks/selection.py", config={"config": config, "seed": asked.seed, "precision": asked.precision}
+        "benchmarks/recipe_selection.py", config={"config": config, "seed": asked.seed, "precision": asked.precision}
     )
     card.facts["candidates"] = []
     for vary in asked.vary:

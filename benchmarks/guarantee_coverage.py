@@ -1,6 +1,6 @@
 """The guarantee by resampling: how often limits set on calibration synthetic good images keep what they guarantee.
 
-    python -m benchmarks.guarantee --out benchmarks/results/guarantee.json
+    python -m benchmarks.guarantee_coverage --out benchmarks/results/guarantee_coverage.json
 
 One detector is fitted on synthetic good parts and scores other good parts that it was not fitted on, through its exported
 file. Those are split at random, again and again, into images that calibrate and images that count false alarms.
@@ -21,7 +21,7 @@ from anomaly.conformal.calibration import GuaranteeKind, fit_scale, guarantee_fo
 from anomaly.data.folders import find_category
 from anomaly.data.synthetic import make_dataset
 from anomaly.evaluation.evaluate import score_samples
-from anomaly.export.detector import export
+from anomaly.export.model_file import export_model
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.system.run_card import RunCard
 from anomaly.training.fit import fit
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--detector", default="autoencoder")
     parser.add_argument("--num-good", type=int, default=1000)
     options = parser.parse_args()
-    card = RunCard("benchmarks/guarantee.py", config=vars(options))
+    card = RunCard("benchmarks/guarantee_coverage.py", config=vars(options))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_dataset(
@@ -75,7 +75,7 @@ def main() -> None:
             size=256, seed=0, progress=lambda done, total: None,
         )  # fmt: skip
         run = fit(root / "data" / options.part, out=root / "run", detector=options.detector, precision="fastest")
-        scorer = OnnxScorer(export(run), device="cpu", num_threads=0)
+        scorer = OnnxScorer(export_model(run), device="cpu", num_threads=0)
         good = [s for s in find_category(root / "data" / options.part).test if not s.label]
         scores = score_samples(good, scorer=scorer, white=255, max_pixels=10**8, batch_size=8)[0].astype(np.float64)
     card.facts["result"] = [

@@ -1,6 +1,6 @@
 """Bundles for machines without a network: how large, and how long from `pip install` to the first verdict, off and on line.
 
-    python -m benchmarks.offline --out benchmarks/results/offline.json [--extra train]
+    python -m benchmarks.bundle --out benchmarks/results/bundle.json [--extra train]
 
 `anomaly offline` writes a bundle of the serving island from the network, with a model that was fitted here on synthetic parts.
 Then, in a network namespace of its own that has no network (`unshare -n`, which wants root), the bundle installs itself and
@@ -28,7 +28,7 @@ from typing import Any
 
 from anomaly.data.synthetic import make_dataset
 from anomaly.deployment.bundle import bundle as make_bundle
-from anomaly.export.detector import export
+from anomaly.export.model_file import export_model
 from anomaly.system.files import write_json
 from anomaly.system.run_card import RunCard
 from anomaly.training.fit import fit
@@ -80,7 +80,7 @@ def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict
     """The bundle of the serving island and its first verdict, without a network and with one."""
     data = make_parts(place)
     run = fit(data, out=place / "run", detector="autoencoder", model=TINY)
-    model, image = export(run), next((data / "test").rglob("*.png"))
+    model, image = export_model(run), next((data / "test").rglob("*.png"))
     bundle, begin = place / "bundle", time.perf_counter()
     make_bundle(bundle, extra="serve-cpu", model=str(model), constraints=str(constraints))
     seconds_of_bundle = round(time.perf_counter() - begin, 1)
@@ -160,7 +160,7 @@ def main() -> None:
         )
     if not subprocess.run([*OFFLINE, sys.executable, "-c", PROBE], capture_output=True, check=False).returncode:
         raise SystemExit("the namespace without a network reaches one")
-    card = RunCard("benchmarks/offline.py", config={"extra": asked.extra})
+    card = RunCard("benchmarks/bundle.py", config={"extra": asked.extra})
     os.environ.pop("PIP_FIND_LINKS", None)  # wheels that lie here are not those of the registry
     os.environ["PIP_NO_CACHE_DIR"] = "1"
     measure = measure_serving if asked.extra == "serve-cpu" else measure_training

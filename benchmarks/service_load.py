@@ -1,6 +1,6 @@
 """The service under load on loopback: requests a second and latency, what gathering costs, memory, and the bound on p99.
 
-    python -m benchmarks.service MODEL.onnx IMAGE --out benchmarks/results/service.json [--device cuda] [--memory 20000]
+    python -m benchmarks.service_load MODEL.onnx IMAGE --out benchmarks/results/service_load.json [--device cuda] [--memory 20000]
 
 The service runs in a process of its own; the clients are one other process with a thread each, which send IMAGE as the raw
 tensor of one inference, and as a file to `POST /score`. Gathering (`--batch-size` images) and one image
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else ran on the machine")
     asked = parser.parse_args()
     card = RunCard(
-        "benchmarks/service.py",
+        "benchmarks/service_load.py",
         config={**vars(asked), **{name: getattr(asked, name).name for name in ("model", "image", "out")}},
     )
     scorer = OnnxScorer(asked.model, device=asked.device, num_threads=0)

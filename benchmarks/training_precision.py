@@ -1,6 +1,6 @@
 """What bf16 is worth in training: seconds of a pass in fp32 and in bf16 for every shipped detector, in turn, in one run.
 
-    ANOMALY_WEIGHTS=FOLDER python -m benchmarks.precision --out benchmarks/results/precision.json
+    ANOMALY_WEIGHTS=FOLDER python -m benchmarks.training_precision --out benchmarks/results/training_precision.json
 
 Each detector trains on made-up images with its shipped options for `--passes` passes in either precision; frozen
 features are kept as in a real fit, so that what is timed is what repeats. Set OMP_NUM_THREADS to fix the number of threads.
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     asked = parser.parse_args()
     config = {"passes": asked.passes, "images": NUM_IMAGES, "threads": os.environ.get("OMP_NUM_THREADS", "all")}
-    card = RunCard("benchmarks/precision.py", config=config)
+    card = RunCard("benchmarks/training_precision.py", config=config)
     result: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
         for number, image in enumerate(draw_parts(NUM_IMAGES, seed=0).numpy()):

@@ -1,6 +1,6 @@
 """The drift watch measured: how often undrifted runs alarm, and after how many images nine corruptions do.
 
-    python -m benchmarks.drift --out benchmarks/results/drift.json
+    python -m benchmarks.drift_monitor --out benchmarks/results/drift_monitor.json
 
 Undrifted runs are drawn scores and statistics in random order. Corruptions are applied to images of synthetic parts;
 each repetition deals them anew into calibration images, a clean beginning and a corrupted rest. Without `--model`, a
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--num-repeats", type=int, default=20)
     parser.add_argument("--length", type=int, default=20_000)
     options = parser.parse_args()
-    card = RunCard("benchmarks/drift.py", config=vars(options))
+    card = RunCard("benchmarks/drift_monitor.py", config=vars(options))
     result: dict[str, list[dict[str, Any]]] = {"error": [], "error_of_watch": [], "delay": [], "defects": []}
 
     def note(table: str, row: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Pictures of the service's page and of the review over the demo's synthetic parts: light, dark and 360 pixels wide.
 
-python -m benchmarks.page_pictures demo-out --out benchmarks/pictures
+python -m benchmarks.page_screenshots demo-out --out benchmarks/pictures
 
 needs a folder of `anomaly demo` and Chromium.
 """

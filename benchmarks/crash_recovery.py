@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and resumed: how many give other bytes than a run that was left alone.
 
-    python -m benchmarks.kills MODEL.onnx IMAGES... --out benchmarks/results/kills.json [--runs 50]
+    python -m benchmarks.crash_recovery MODEL.onnx IMAGES... --out benchmarks/results/crash_recovery.json [--runs 50]
 
 Each run scores the same few hundred files with a real model in a process of its own, is killed (SIGKILL) at a random moment
 between its start and the usual end, again and again until it ends, and is compared file by file with the run that was left
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from anomaly.runs.run_directory import LEDGER, LOCK, MANIFEST, check_manifest, hash_files, read_ledger
+from anomaly.runs.run_files import LEDGER, LOCK, MANIFEST, check_manifest, hash_files, read_ledger
 from anomaly.system.run_card import RunCard
 from benchmarks.throughput import MAIN, link_images
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000, help="images of a run")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    card = RunCard("benchmarks/kills.py", config={"runs": asked.runs, "num": asked.num, "seed": asked.seed})
+    card = RunCard("benchmarks/crash_recovery.py", config={"runs": asked.runs, "num": asked.num, "seed": asked.seed})
     draw = random.Random(asked.seed)
     kills: list[int] = []
     progress: list[float] = []
