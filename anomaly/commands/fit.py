@@ -1,5 +1,97 @@
 """The verb `fit`."""
 
-from anomaly.training.fit import fit
+from __future__ import annotations
 
-__all__ = ["fit"]
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from anomaly.conformal.calibration import GuaranteeKind
+from anomaly.inference.artifact import Brightness
+from anomaly.system.run_card import RunCard
+from anomaly.training.fit import fit_model
+from anomaly.training.fitted_model import CARD_FILE, FittedModel
+from anomaly.training.loop import Precision, TrainingDevice
+
+
+def fit(
+    data: Path,
+    *,
+    out: Path,
+    detector: str = "fastflow",
+    model: dict[str, Any] | None = None,
+    alpha: float | None = None,
+    guarantee: GuaranteeKind = "expected",
+    seed: int = 0,
+    part_group: str | None = None,
+    exclude: Path | None = None,
+    roi: str | None = None,
+    white: int | None = None,
+    max_pixels: int = 100_000_000,
+    precision: Precision = "fp32",
+    device: TrainingDevice = "auto",
+    cache_gib: float = 2.0,
+    resume: bool = False,
+    tile: str | None = None,
+    windows: int | None = None,
+    brightness: Brightness = "kept",
+) -> FittedModel:
+    """Train a detector or a sampler on good images and calibrate it on other good images. Test images are never read.
+
+    Args:
+        data: category in a known layout, or plain folder of good images.
+        out: folder for the fitted model.
+        detector: registry name of a detector or a sampler, or package.module:Class.
+        model: arguments of the constructor of the detector or sampler.
+        alpha: largest share of good parts above the threshold; by default 0.01, or the tightest that the images support.
+        guarantee: `expected` bounds the expected share by alpha, `bound` its 95 % upper bound.
+        seed: seed of the split, the initial weights and the training order.
+        part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
+        exclude: text file with names of excluded images, one per line.
+        roi: region of interest, x,y,w,h in pixels or the path of a mask.
+        white: stored value of 16-bit images that becomes 255; by default from the brightest image.
+        max_pixels: largest width × height that is decoded.
+        precision: number format of training; `fastest` is bf16 where the hardware supports it. Calibration is fp32.
+        device: training device.
+        cache_gib: memory for decoded images in GiB.
+        resume: continue the interrupted fit in the folder `out`.
+        tile: tile size H,W in pixels: large images are scored in seamless tiles, and training uses crops.
+        windows: window distance in pixels: large images are scored in overlapping windows of the network's size.
+        brightness: `levelled` scales every image to the training images' mean grey level. Varying light then changes no
+            score, and a part that is too bright or too dark as a whole is not a defect.
+
+    Returns:
+        The fitted model.
+    """
+    options = dict(locals())
+    card = RunCard("fit", config=dict(options))
+    fitted = fit_model(options.pop("data"), options=options.pop("model"), **options)
+    card.facts["config"]["model"] = fitted.description.config
+    card.facts["seconds"] |= fitted.seconds
+    card.facts["result"] = _result(fitted)
+    card.write(fitted.folder / CARD_FILE)
+    return fitted
+
+
+def _result(fitted: FittedModel) -> dict[str, Any]:
+    description = fitted.description
+    result: dict[str, Any] = {
+        "alpha": description.alpha,
+        "white": description.white,
+        "num_train": len(description.train),
+        "num_calibration": len(description.calibration_images),
+        "num_stopping": len(description.stopping),
+        "num_excluded": len(description.calibration.excluded),
+    }
+    if description.tiling:
+        result["tiling"] = asdict(description.tiling) | {"largest_difference": fitted.seam_difference}
+    return result
+
+
+def show(fitted: FittedModel) -> None:
+    """Print where the fitted model is and the next step."""
+    description = fitted.description
+    print(
+        f"{fitted.folder}: {description.detector} fitted on {len(description.train)} images, calibrated on"
+        f" {description.calibration.num_images}; next: anomaly export {fitted.folder}"
+    )

@@ -110,9 +110,9 @@ def tightest_alpha(num_images: int, *, guarantee: GuaranteeKind) -> float:
     return -math.expm1(math.log(1 - CONFIDENCE) / num_images)
 
 
-def resolve_alpha(alpha: float | Literal["default"], *, num_images: int, guarantee: GuaranteeKind) -> float:
+def resolve_alpha(alpha: float | None, *, num_images: int, guarantee: GuaranteeKind) -> float:
     """Find the alpha to certify: the given one, or by default 1 % or the smallest that the images support."""
-    if alpha != "default":
+    if alpha is not None:
         return alpha
     return max(DEFAULT_ALPHA, tightest_alpha(num_images, guarantee=guarantee))
 

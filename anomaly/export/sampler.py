@@ -20,7 +20,6 @@ from anomaly.inference.artifact import CONTRACT, graph_sha256, write_model
 from anomaly.inference.scorer import relative_difference
 from anomaly.inference.session import Device, open_session
 from anomaly.samplers.base import Sampler
-from anomaly.system.files import write_json
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import commit, hardware, now, versions
 from anomaly.training.fitted_model import Description, config_to_travel
@@ -86,9 +85,9 @@ def export_sampler(sampler: Sampler, description: Description, path: Path) -> di
         contract=CONTRACT,
         kind="sampler",
         sampler=description.detector,
-        process=sampler.process,
+        loop=sampler.loop,
         density=sampler.density,
-        facts=sampler.process_facts(),
+        info=sampler.info(),
         functions={name: [given.name for given in graph.graph.input] for name, graph in graphs.items()},
         category=description.category,
         config=config_to_travel(description),
@@ -109,30 +108,30 @@ def export_sampler(sampler: Sampler, description: Description, path: Path) -> di
     return {"file": path.name, "graph": metadata.sha256, "functions": list(metadata.functions)}
 
 
-def verify_sampler(
+def compare_sampler(
     sampler: Sampler, path: Path, *, images: Sequence[NDArray[np.uint8]], device: Device, seed: int
 ) -> dict[str, Any]:
-    """Compare the functions of a trained sampler and of its file, on images and on drawn latents.
+    """Compare the functions of a trained sampler with those of its file, on images and on random inputs.
 
     Args:
-        sampler: the trained one.
-        path: of its file.
-        images: (H, W, 3) uint8 RGB, `NUM_COMPARED` or more: what functions of images are compared on, because a flow
-            enlarges rounding without bound on what no image looks like.
-        device: that the file runs on.
-        seed: of the other inputs.
+        sampler: trained sampler.
+        path: exported file.
+        images: calibration images, (H, W, 3) uint8 RGB, at least `NUM_COMPARED`. Functions of images are compared on them:
+            far from images a flow amplifies rounding without bound.
+        device: device of the exported file.
+        seed: seed of the random inputs.
 
     Returns:
-        The certificate, also written as `<sampler>.certificate.json`.
+        The certificate as JSON values.
 
     Raises:
-        ParityError: a difference above the tolerance; the certificate is written all the same.
+        ModelError: a missing or damaged file.
     """
     exported = OnnxSampler(path, device=device, num_threads=0)
     x = np.concatenate([exported.prepare(image[None]) for image in images[:NUM_COMPARED]])
     rng = np.random.default_rng(seed)
     worst: dict[str, float] = {}
-    limits: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
     for name, example in sampler.functions().items():
         inputs = [
             x
@@ -140,33 +139,49 @@ def verify_sampler(
             else draw_input(given, (NUM_COMPARED, *part.shape[1:]), largest=_largest(part), rng=rng)
             for given, part in zip(sampler.input_names(name), example, strict=True)
         ]
-        a, b = sampler.call(name, *inputs), exported.call(name, *inputs)
-        if np.issubdtype(a.dtype, np.integer):  # codes: two that are nearly tied may change places
+        a, b = sampler.run_function(name, *inputs), exported.run_function(name, *inputs)
+        if np.issubdtype(a.dtype, np.integer):  # codes: two nearly equal ones may change places
             worst[name] = float((a != b).mean())
-            limits[name] = MOST_CODES
+            tolerances[name] = MOST_CODES
         else:
             worst[name] = float(np.nan_to_num(relative_difference(a, b), nan=np.inf).max())
-            limits[name] = REFUSE
-    certificate = {
+            tolerances[name] = REFUSE
+    return {
         "kind": "parity of a sampler",
         "sampler": exported.metadata.sampler,
         "graph": exported.metadata.sha256,
         "functions": worst,
         "target": TARGET,
-        "refused_above": limits,
+        "refused_above": tolerances,
         "versions": versions(),
         "hardware": hardware(),
         "date": now(),
     }
-    write_json(path.with_suffix(".certificate.json"), certificate)
-    name = max(worst, key=lambda key: worst[key] / limits[key])
-    if not worst[name] <= limits[name]:
+
+
+def worst_function(certificate: dict[str, Any]) -> tuple[str, float, float]:
+    """Give name, difference and tolerance of the function nearest to its tolerance, or farthest above it."""
+    worst, tolerances = certificate["functions"], certificate["refused_above"]
+    name = max(worst, key=lambda key: worst[key] / tolerances[key])
+    return name, worst[name], tolerances[name]
+
+
+def check_sampler_certificate(certificate: dict[str, Any], *, path: Path) -> None:
+    """Refuse a sampler's file whose certificate shows a difference above the tolerance.
+
+    Args:
+        certificate: result of `compare_sampler`.
+        path: exported file, for the message.
+
+    Raises:
+        ParityError: the worst function, its difference and the tolerance.
+    """
+    name, difference, tolerance = worst_function(certificate)
+    if not difference <= tolerance:
         raise ParityError(
-            f"{path}: its {name} differs from the trained one by {worst[name]:.3g}, above {limits[name]:g}: do not ship it;"
-            " export it again, and see the certificate beside it"
+            f"{path}: its function {name} differs from the trained sampler by {difference:.3g}, above {tolerance:g}:"
+            " do not ship it; export it again, and see the certificate beside it"
         )
-    print(f"{path}: parity {worst[name]:.2g} (target {TARGET:g}, refused above {limits[name]:g})")
-    return certificate
 
 
 def _largest(example: Tensor) -> int | None:

@@ -1,25 +1,25 @@
-"""Drawing from generative models: the loops over their functions, and the file that holds them; numpy and ONNX Runtime."""
+"""Image generation by exported samplers: the sampling loops and the sampler's file, on numpy and ONNX Runtime."""
 
 from __future__ import annotations
 
 import importlib
 
-from anomaly.generation.base import Process
+from anomaly.generation.base import SamplingLoop
 
-PROCESSES: dict[str, str] = {
-    "decoder": "anomaly.generation.decoder:DecoderProcess",
-    "linear": "anomaly.generation.decoder:LinearProcess",
-    "mixture": "anomaly.generation.mixture:MixtureProcess",
-    "autoregressive": "anomaly.generation.autoregressive:AutoregressiveProcess",
-    "codes": "anomaly.generation.codes:CodesProcess",
-    "diffusion": "anomaly.generation.diffusion:DiffusionProcess",
-    "latent_diffusion": "anomaly.generation.latent_diffusion:LatentDiffusionProcess",
+SAMPLING_LOOPS: dict[str, str] = {
+    "decoder": "anomaly.generation.decoder:DecoderLoop",
+    "linear": "anomaly.generation.linear:LinearLoop",
+    "mixture": "anomaly.generation.mixture:MixtureLoop",
+    "autoregressive": "anomaly.generation.autoregressive:AutoregressiveLoop",
+    "codes": "anomaly.generation.codes:CodesLoop",
+    "diffusion": "anomaly.generation.diffusion:DiffusionLoop",
+    "latent_diffusion": "anomaly.generation.latent_diffusion:LatentDiffusionLoop",
 }
-"""Name -> `module:Class`, imported only when asked for"""
+"""Name -> `module:Class`, imported on first use"""
 
 
-def process_class(name: str) -> type[Process]:
-    """Find a process by its name."""
-    module, _, found = PROCESSES[name].partition(":")
-    process: type[Process] = getattr(importlib.import_module(module), found)
-    return process
+def sampling_loop_class(name: str) -> type[SamplingLoop]:
+    """Return the sampling loop of that name."""
+    module, _, attribute = SAMPLING_LOOPS[name].partition(":")
+    found: type[SamplingLoop] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -1,8 +1,8 @@
-"""The file of a sampler: one `.onnx` that holds all its functions side by side, with what the process must know.
+"""The file of a sampler: one `.onnx` with all its functions side by side, and the metadata of the sampling loop.
 
-Each function is a graph of its own within the file: the inputs of `denoise` are `denoise.x` and `denoise.t`, its output is
-`denoise`. Weights that two functions share stand in the file once. A session is made of one function at a time
-(`function_graph`); a foreign program cuts it out in the same way, with `onnx.utils.extract_model`.
+Each function is a separate graph in the file. The inputs of `denoise` are `denoise.x` and `denoise.t`, its output is
+`denoise`. Shared weights are stored once. A session runs one function, which `function_graph` cuts out. A foreign program uses
+`onnx.utils.extract_model`.
 """
 
 from __future__ import annotations
@@ -17,51 +17,51 @@ import onnx
 from onnx import compose, utils
 
 from anomaly.errors import ModelError
-from anomaly.generation.base import Facts
+from anomaly.generation.base import SamplerInfo
 from anomaly.inference.artifact import IR_VERSION, OPSET, check_graph, load_graph, stored_values
 
 
 @dataclass(frozen=True)
 class SamplerMetadata:
-    """All that travels in the file beside the functions."""
+    """Metadata of a sampler's file."""
 
     contract: int
     kind: str
     """`sampler`"""
     sampler: str
-    """its name in the registry"""
-    process: str
-    """the loop that draws, a key of `anomaly.generation.PROCESSES`"""
+    """registry name, or package.module:Class"""
+    loop: str
+    """name of the sampling loop, a key of `anomaly.generation.SAMPLING_LOOPS`"""
     density: str
     """`exact`, `bound` or `none`"""
-    facts: Facts
+    info: SamplerInfo
     functions: dict[str, list[str]]
-    """function -> names of its inputs in the graph, in order; its output has its own name"""
+    """function -> names of its inputs in the graph, in order; the output has the function's name"""
     category: str
     config: dict[str, Any]
     white: int
     """stored value of a 16-bit image that becomes 255"""
     versions: dict[str, str]
-    commit: str
+    commit: str | None
     seed: int
     sha256: str
-    """of the graph's bytes without metadata"""
+    """hash of the graph's bytes without metadata"""
     golden: dict[str, list[float]]
-    """function -> mean and deviation of its output on inputs drawn from seed 0"""
+    """function -> mean and deviation of its output on random inputs of seed 0"""
 
 
 def merge(functions: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
-    """Put the graphs of several functions side by side into one.
+    """Merge the graphs of several functions into one model, side by side.
 
     Args:
-        functions: name -> its graph, whose inputs and outputs already have names that no other has.
+        functions: name -> graph with unique names of inputs and outputs.
 
     Returns:
-        One model with all inputs and outputs, and every weight once.
+        One model with all inputs and outputs, and one copy of every weight.
     """
     graph = onnx.GraphProto(name="sampler")
     domains: dict[str, int] = {"": OPSET}
-    held: dict[str, str] = {}
+    stored: dict[str, str] = {}
     local: list[onnx.FunctionProto] = []
     for name, model in functions.items():
         own = compose.add_prefix(model, f"{name}/", rename_inputs=False, rename_outputs=False)
@@ -71,10 +71,10 @@ def merge(functions: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
             bare.CopyFrom(tensor)
             bare.name = ""
             key = hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
-            if key in held:
-                renamed[tensor.name] = held[key]
+            if key in stored:
+                renamed[tensor.name] = stored[key]
             else:
-                held[key] = tensor.name
+                stored[key] = tensor.name
                 graph.initializer.append(tensor)
         _rename_inputs(own.graph, renamed)
         graph.node.extend(own.graph.node)
@@ -104,13 +104,15 @@ def _rename_inputs(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
 
 
 def function_graph(model: onnx.ModelProto, metadata: SamplerMetadata, function: str) -> bytes:
-    """Cut one function out of a sampler's file, serialised.
+    """Extract one function of a sampler's file as a serialised model.
 
     Raises:
-        ModelError: the file holds no such function.
+        ModelError: the function does not exist in the file.
     """
     if function not in metadata.functions:
-        raise ModelError(f"this sampler's file has no function {function!r}; it has {', '.join(metadata.functions)}")
+        raise ModelError(
+            f"no function {function!r} in this sampler's file; its functions are {', '.join(metadata.functions)}"
+        )
     part = utils.Extractor(model).extract_model(metadata.functions[function], [function])
     return bytes(part.SerializeToString())
 
@@ -119,17 +121,17 @@ def read_sampler(path: Path) -> tuple[onnx.ModelProto, SamplerMetadata]:
     """Read and check the file of a sampler.
 
     Raises:
-        ModelError: a corrupt or foreign file, another contract, a detector, or a graph that is not the one hashed at export.
+        ModelError: a corrupt or foreign file, another contract, a detector, or a graph changed since export.
     """
     model = load_graph(path)
     values = stored_values(model, name=str(path))
     try:
         if values["kind"] != "sampler":
             raise ModelError(
-                f"{path} is a {values['kind']}, which scores and does not draw: give the sampler.onnx that"
-                " `anomaly export` writes for a sampler, or `anomaly score` this one"
+                f"{path} is a {values['kind']}, which scores and does not draw: give the sampler.onnx of a sampler,"
+                " or run `anomaly score` on this file"
             )
-        values["facts"] = Facts(**values["facts"])
+        values["info"] = SamplerInfo(**values["info"])
         metadata = SamplerMetadata(**{field.name: values[field.name] for field in fields(SamplerMetadata)})
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path} has damaged metadata ({error!r}): export it again") from error

@@ -1,4 +1,4 @@
-"""What a process is: the loop that draws images through the functions of a sampler, trained or exported alike."""
+"""`SamplingLoop`: the loop that draws images through the functions of a sampler, trained or exported."""
 
 from __future__ import annotations
 
@@ -14,122 +14,160 @@ from anomaly.errors import Unsupported, UsageError
 Array = NDArray[np.float32]
 
 
-class Call(Protocol):
-    """Runs a function of a sampler on arrays whose first axis counts images."""
+class RunFunction(Protocol):
+    """Runs a function of a sampler on arrays with the images along their first axis."""
 
     def __call__(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
-        """Run `function`, e.g. `decode`, on inputs in the order of its parameters."""
+        """Run `function`, e.g. `decode`, on its inputs in order."""
         ...
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a process knows of its sampler beside the functions."""
+class SamplerInfo:
+    """Properties of a sampler that its sampling loop needs; they travel in the exported file."""
 
     sampler: str
+    """class name of the sampler"""
     size: list[int]
     """height and width of the images"""
     latent_shape: list[int]
-    """of one image; empty where there is no decoder"""
-    lacks: dict[str, str]
-    """ability -> why the sampler has it not"""
-    own: dict[str, Any]
-    """of its family, such as a noise schedule"""
+    """shape of one image's latent; empty without a decoder"""
+    unsupported: dict[str, str]
+    """unsupported ability -> reason"""
+    settings: dict[str, Any]
+    """settings of the loop, such as a noise schedule"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to draw; what a family does not know is refused by it."""
+    """Sampling options. Each loop reads some of them (`known_options`)."""
 
     steps: int = 50
     """denoising steps of a diffusion model"""
     eta: float = 0.0
-    """0 draws by DDIM, 1 by DDPM"""
+    """share of fresh noise per step: 0 is DDIM, 1 is DDPM"""
     temperature: float = 1.0
-    """factor on the deviation of the latent, or of the logits' inverse"""
+    """factor on the latent's standard deviation; logits are divided by it"""
     strength: float = 0.5
-    """of a partial diffusion, in (0, 1]: how far along the schedule the image is noised"""
-    label: int = -1
-    """class to draw, where the sampler is conditional; -1 draws without"""
+    """noise level of a partial diffusion as a share of the schedule, in (0, 1]"""
+    label: int | None = None
+    """class of a conditional sampler; None draws without a class"""
 
 
-class Process:
-    """Base of the loops. Images are float32 (n, 3, h, w) in [0, 1]; randomness is numpy's, drawn on the host.
+class SamplingLoop:
+    """Base of the sampling loops. Images are float32 (n, 3, h, w) in [0, 1]; random numbers come from numpy on the host.
 
     Args:
-        call: runs a function of the sampler.
-        facts: what the sampler says of itself.
+        run_function: runs a function of the sampler.
+        info: properties of the sampler.
     """
 
-    knows: frozenset[str] = frozenset({"temperature"})
-    """The options that this loop reads"""
+    known_options: frozenset[str] = frozenset({"temperature"})
+    """Names of the options that this loop reads"""
 
-    def __init__(self, call: Call, facts: Facts) -> None:
-        self.call = call
-        self.facts = facts
+    def __init__(self, run_function: RunFunction, info: SamplerInfo) -> None:
+        self.run_function = run_function
+        self.info = info
 
     def sample(self, n: int, *, rng: np.random.Generator, options: Options) -> Array:
         """Draw n images."""
         raise self.unsupported("sample")
 
     def reconstruct(self, x: Array, *, rng: np.random.Generator, options: Options) -> Array:
-        """Give the nearest image that the model takes for normal."""
+        """Return the nearest images (n, 3, h, w) that the model considers normal."""
         raise self.unsupported("reconstruct")
 
     def interpolate(self, a: Array, b: Array, *, num: int, options: Options) -> Array:
-        """Give `num` images on the way from a (3, h, w) to b (3, h, w), both ends included."""
+        """Return `num` images between a (3, h, w) and b (3, h, w), both ends included."""
         raise self.unsupported("interpolate")
 
     def inpaint(self, x: Array, mask: NDArray[np.bool_], *, rng: np.random.Generator, options: Options) -> Array:
-        """Draw what lies under a mask.
+        """Draw the pixels under a mask.
 
         Args:
-            x: (n, 3, h, w).
-            mask: (n, h, w), True where the image is unknown; known pixels come back as they are.
-            rng: of the draws.
-            options: how to draw.
+            x: images (n, 3, h, w).
+            mask: (n, h, w), True at unknown pixels. Known pixels stay unchanged.
+            rng: random generator of the draws.
+            options: sampling options.
         """
         raise self.unsupported("inpaint")
 
     def attribute(self, x: Array, present: Array, absent: Array, *, strength: float, options: Options) -> Array:
-        """Move images along the direction from those without an attribute to those with it.
+        """Move images along the latent direction of an attribute.
 
         Args:
-            x: (n, 3, h, w), the images to change.
-            present: (a, 3, h, w), images with the attribute.
-            absent: (b, 3, h, w), images without it.
-            strength: factor on the direction; 1 moves by the difference of the means.
-            options: how to draw.
+            x: images (n, 3, h, w).
+            present: images (a, 3, h, w) with the attribute.
+            absent: images (b, 3, h, w) without the attribute.
+            strength: factor on the direction; 1 moves by the difference of the mean latents.
+            options: sampling options.
         """
         raise self.unsupported("attribute")
 
     def unsupported(self, ability: str) -> Unsupported:
-        """Say that the sampler lacks an ability, and why."""
-        reason = self.facts.lacks.get(ability, "the family does not define it")
-        return Unsupported(f"{self.facts.sampler} has no {ability}: {reason}")
+        """Build the error for an unsupported ability, with the reason."""
+        reason = self.info.unsupported.get(ability, "the family does not define it")
+        return Unsupported(f"{self.info.sampler} does not support {ability}: {reason}")
 
     def check(self, ability: str) -> None:
-        """Refuse an ability that the sampler names among what it lacks.
+        """Refuse an ability that the sampler does not support.
 
         Raises:
-            Unsupported: with the reason.
+            Unsupported: the text gives the reason.
         """
-        if ability in self.facts.lacks:
+        if ability in self.info.unsupported:
             raise self.unsupported(ability)
+
+    def check_images(self, x: NDArray[Any]) -> None:
+        """Refuse images that do not have the sampler's size.
+
+        Raises:
+            UsageError: the shape is not (n, 3, h, w) with that size.
+        """
+        height, width = self.info.size
+        if x.ndim != 4 or x.shape[1:] != (3, height, width):
+            raise UsageError(
+                f"images of shape {x.shape}, {self.info.sampler} takes (n, 3, {height}, {width}): resize them first"
+            )
 
 
 def in_batches(
     draw: Callable[[int], Array], *, num: int, batch_size: int, report: Callable[[int, int], None]
 ) -> list[Array]:
-    """Draw `num` images in batches, the last one smaller.
+    """Draw `num` images in batches; the last batch may be smaller.
 
     Raises:
-        UsageError: fewer than one image asked for.
+        UsageError: fewer than one image.
     """
     if num < 1:
-        raise UsageError(f"{num} images asked for: ask for at least 1")
+        raise UsageError(f"{num} images requested: request at least 1")
     batches = []
     for start in range(0, num, batch_size):
         batches.append(draw(min(batch_size, num - start)))
         report(min(num, start + batch_size), num)
     return batches
+
+
+def check_mask(x: Array, mask: NDArray[np.bool_]) -> None:
+    """Refuse a mask that is not one bool per pixel of images (n, 3, h, w).
+
+    Raises:
+        UsageError: the shape or the type differs.
+    """
+    expected = (len(x), *x.shape[2:])
+    if mask.shape != expected or mask.dtype != np.bool_:
+        raise UsageError(
+            f"mask of shape {mask.shape} {mask.dtype} to images of shape {x.shape}: give {expected} bool, one value per pixel"
+        )
+
+
+def check_interpolation(a: Array, b: Array, *, num: int) -> None:
+    """Refuse an interpolation of fewer than two images or between images of different sizes.
+
+    Raises:
+        UsageError: `num` is below 2, or the shapes differ.
+    """
+    if num < 2:
+        raise UsageError(f"{num} images of an interpolation: both ends are included, give 2 or more, e.g. 8")
+    if a.shape != b.shape:
+        raise UsageError(f"images of shapes {a.shape} and {b.shape}: give two of one size")

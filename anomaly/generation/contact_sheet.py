@@ -1,4 +1,4 @@
-"""Contact sheets: many small images in a grid, as one picture."""
+"""Contact sheets: a grid of small images in one image."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from anomaly.errors import UsageError
 from anomaly.generation.base import Array
 
 GAP = 2
-"""Pixels of white between images"""
+"""White pixels between images"""
 
 
 def to_bytes(x: Array) -> NDArray[np.uint8]:
-    """Turn images (n, 3, h, w) in [0, 1] into (n, h, w, 3) uint8 RGB, rounded to nearest."""
+    """Convert images (n, 3, h, w) in [0, 1] to (n, h, w, 3) uint8 RGB, rounded to nearest."""
     return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def contact_sheet(image: NDArray[np.uint8], *, num_columns: int = 0) -> NDArray[np.uint8]:
-    """Lay images (n, h, w, 3) uint8 out in rows, on white.
+def contact_sheet(image: NDArray[np.uint8], *, num_columns: int | None = None) -> NDArray[np.uint8]:
+    """Arrange images in rows on a white background.
 
     Args:
-        image: the images, in reading order.
-        num_columns: images a row; 0 makes the sheet about square.
+        image: images (n, h, w, 3) in reading order.
+        num_columns: images per row; None makes the sheet about square.
 
     Raises:
         UsageError: no image.
     """
     num, height, width, _ = image.shape
     if not num:
-        raise UsageError("a contact sheet of no image: give at least one")
+        raise UsageError("a contact sheet without images: give at least one")
     columns = num_columns or math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)
     shape = (GAP + rows * (height + GAP), GAP + columns * (width + GAP), 3)

@@ -24,7 +24,7 @@ from anomaly.data.synthetic import DEFECTS, PASTED, draw_any_defect, estimate_fo
 from anomaly.errors import OutputError, Unsupported, UsageError
 from anomaly.generation.base import Options
 from anomaly.generation.contact_sheet import contact_sheet
-from anomaly.generation.latent_diffusion import LatentDiffusionProcess
+from anomaly.generation.latent_diffusion import LatentDiffusionLoop
 from anomaly.generation.onnx_sampler import OnnxSampler
 from anomaly.imaging.image_file import read_image, write_png
 from anomaly.imaging.overlay import enlarge_map
@@ -192,12 +192,12 @@ class _LearnedDefects:
 
     def __init__(self, model: Path, *, device: Device, steps: int) -> None:
         self._sampler = OnnxSampler(model, device=device, num_threads=0)
-        process = self._sampler.drawing()
-        if not isinstance(process, LatentDiffusionProcess):
+        loop = self._sampler.sampling_loop()
+        if not isinstance(loop, LatentDiffusionLoop):
             raise Unsupported(
-                f"{model} holds {process.facts.sampler}, which draws no defect into a mask: fit --detector latent_diffusion"
+                f"{model} holds {loop.info.sampler}, which draws no defect into a mask: fit --detector latent_diffusion"
             )
-        self._process = process
+        self._process = loop
         self._options = Options(steps=steps)
 
     def draw(

@@ -1,4 +1,4 @@
-"""An exported sampler in ONNX Runtime: its functions as sessions, opened when first called, and its process over them."""
+"""`OnnxSampler`: an exported sampler in ONNX Runtime, with one session per function, opened on first use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from anomaly.errors import ModelError
-from anomaly.generation import process_class
+from anomaly.generation import sampling_loop_class
 from anomaly.generation.artifact import function_graph, read_sampler
-from anomaly.generation.base import Array, Process
+from anomaly.generation.base import Array, SamplingLoop
 from anomaly.inference.artifact import GOLDEN_TOLERANCE
 from anomaly.inference.scorer import relative_difference
 from anomaly.inference.session import Device, open_session
@@ -23,40 +23,40 @@ PREPARE = "prepare"
 
 
 class OnnxSampler:
-    """The functions of an exported sampler.
+    """Functions of an exported sampler.
 
-    Opening a function runs it on inputs drawn from seed 0 and refuses a result that is not the one of export.
+    Each function runs once on inputs of seed 0 before its first use. A result that differs from export is refused.
 
     Args:
-        path: of the `.onnx` file.
-        device: as `OnnxScorer` has it.
-        num_threads: of one inference on the CPU; 0 takes all this process may use.
+        path: path of sampler.onnx.
+        device: inference device, as in `OnnxScorer`.
+        num_threads: CPU threads per inference; 0 for all usable ones.
 
     Raises:
-        ModelError: a corrupt or foreign file, a detector, or a function that computes something else than at export.
-        ProviderError: the device is not to be had.
+        ModelError: a corrupt or foreign file, a detector, or a function with another result than at export.
+        ProviderError: the device is not available.
     """
 
-    def __init__(self, path: Path, *, device: Device, num_threads: int) -> None:
-        self.path = path
-        self._graph, self.metadata = read_sampler(path)
+    def __init__(self, path: str | Path, *, device: Device = "auto", num_threads: int = 0) -> None:
+        self.path = Path(path)
+        self._graph, self.metadata = read_sampler(self.path)
         self._device: Device = device
         self._num_threads = num_threads
         self._sessions: dict[str, ort.InferenceSession] = {}
 
-    def call(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
-        """Run a function on arrays whose first axis counts images."""
+    def run_function(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
+        """Run a function on arrays with the images along their first axis."""
         session = self._session(function)
         feed = dict(zip(self.metadata.functions[function], inputs, strict=True))
         return np.asarray(session.run([function], feed)[0])
 
     def prepare(self, image: NDArray[np.uint8]) -> Array:
         """Turn raw images (n, H, W, 3) uint8 RGB into x (n, 3, h, w) float32 in [0, 1]."""
-        return self.call(PREPARE, image)
+        return self.run_function(PREPARE, image)
 
-    def drawing(self) -> Process:
-        """Give the process over these functions: `sample`, `reconstruct`, `interpolate`, `inpaint`."""
-        return process_class(self.metadata.process)(self.call, self.metadata.facts)
+    def sampling_loop(self) -> SamplingLoop:
+        """Return the sampling loop over these functions: `sample`, `reconstruct`, `interpolate`, `inpaint`."""
+        return sampling_loop_class(self.metadata.loop)(self.run_function, self.metadata.info)
 
     def _session(self, function: str) -> ort.InferenceSession:
         if function not in self._sessions:
@@ -77,32 +77,30 @@ class OnnxSampler:
         difference = float(relative_difference(np.array(stored), np.array(found)).max())
         if not difference <= GOLDEN_TOLERANCE:
             raise ModelError(
-                f"{function} of {self.path} does not compute on {session.get_providers()[0]} what it did at export:"
-                f" mean and deviation are {found}, were {stored}; use another provider or version, or export it again"
+                f"{function} of {self.path} differs on {session.get_providers()[0]} from its result at export: mean and"
+                f" deviation are {found}, were {stored}; use another provider or version, or export it again"
             )
 
 
 def golden_of(session: ort.InferenceSession, function: str) -> list[float]:
-    """Mean and deviation of a function's output on inputs of one image drawn from seed 0, integers being 0."""
+    """Compute mean and deviation of a function's output on random inputs of seed 0 for one image; integers are 0."""
     rng = np.random.default_rng(0)
     inputs = {
-        wanted.name: draw_input(
-            wanted.name, [1, *wanted.shape[1:]], largest=0 if "int" in wanted.type else None, rng=rng
-        )
-        for wanted in session.get_inputs()
+        node.name: draw_input(node.name, [1, *node.shape[1:]], largest=0 if "int" in node.type else None, rng=rng)
+        for node in session.get_inputs()
     }
-    said = session.run([function], inputs)[0]
-    return [float(np.mean(said, dtype=np.float64)), float(np.std(said, dtype=np.float64))]
+    output = session.run([function], inputs)[0]
+    return [float(np.mean(output, dtype=np.float64)), float(np.std(output, dtype=np.float64))]
 
 
 def draw_input(name: str, shape: Sequence[int], *, largest: int | None, rng: np.random.Generator) -> NDArray[Any]:
-    """Draw an input of a function: an image in [0, 1] where it is called x, else normal numbers.
+    """Draw a random input of a function: uniform in [0, 1] for an image x, else standard normal.
 
     Args:
-        name: of the input.
-        shape: of the input.
-        largest: of integers from 0 on; None for real numbers.
-        rng: of the draw.
+        name: name of the input.
+        shape: shape of the input.
+        largest: largest integer; None for real numbers.
+        rng: random generator of the draw.
     """
     if largest is not None:
         return rng.integers(0, largest + 1, shape, dtype=np.int64)

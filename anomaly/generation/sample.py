@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from anomaly.data.folders import list_images
 from anomaly.errors import DataError, OutputError, UsageError
-from anomaly.generation.base import Array, Options, Process, in_batches
+from anomaly.generation.base import Array, Options, SamplingLoop, in_batches
 from anomaly.generation.contact_sheet import contact_sheet, to_bytes
 from anomaly.generation.onnx_sampler import OnnxSampler
 from anomaly.imaging.image_file import read_image, read_mask, write_png
@@ -88,12 +88,12 @@ def sample(
     if num < 1 or batch_size < 1:
         raise UsageError(f"{num} images in batches of {batch_size}: ask for at least 1 of each")
     sampler = OnnxSampler(model, device=device, num_threads=num_threads)
-    process = sampler.drawing()
+    loop = sampler.sampling_loop()
     mode = modes[0] if modes else "sample"
     is_attribute = mode == "attribute"
     partial = Options.strength if strength == "default" or is_attribute else float(strength)
     options = Options(steps=steps, eta=eta, temperature=temperature, strength=partial, label=label)
-    check_options(process, options)
+    check_options(loop, options)
     rng = np.random.default_rng(seed)
 
     def read(path: str) -> NDArray[np.uint8]:
@@ -106,7 +106,7 @@ def sample(
         if mode == "sample":
             drawn = np.concatenate(
                 in_batches(
-                    lambda n: process.sample(n, rng=rng, options=options),
+                    lambda n: loop.sample(n, rng=rng, options=options),
                     num=num,
                     batch_size=batch_size,
                     report=report,
@@ -116,7 +116,7 @@ def sample(
         elif mode == "reconstruct":
             paths = list_images(reconstruct)
             drawn, given = _in_turn(
-                paths, prepared, lambda x: process.reconstruct(x, rng=rng, options=options), batch_size, report
+                paths, prepared, lambda x: loop.reconstruct(x, rng=rng, options=options), batch_size, report
             )
             sheet = _pairs(given, drawn)
         elif mode == "interpolate":
@@ -127,14 +127,14 @@ def sample(
                     " give two images of one size"
                 )
             ends = prepared(interpolate)
-            drawn = process.interpolate(ends[0], ends[1], num=num, options=options)
+            drawn = loop.interpolate(ends[0], ends[1], num=num, options=options)
             sheet = contact_sheet(to_bytes(drawn), num_columns=len(drawn))
         elif mode == "inpaint":
             image, unknown = read(inpaint), read_mask(Path(mask), max_pixels=max_pixels)
-            x, m = prepared([inpaint]), fitted_mask(unknown, image, size=sampler.metadata.facts.size)
+            x, m = prepared([inpaint]), fitted_mask(unknown, image, size=sampler.metadata.info.size)
             drawn = np.concatenate(
                 in_batches(
-                    lambda n: process.inpaint(
+                    lambda n: loop.inpaint(
                         np.repeat(x, n, axis=0), np.repeat(m[None], n, axis=0), rng=rng, options=options
                     ),
                     num=num,
@@ -148,7 +148,7 @@ def sample(
             present, absent = (prepared(list_images(folder)) for folder in attribute)
             given = absent[:num]
             factor = 1.0 if strength == "default" else float(strength)
-            drawn = process.attribute(given, present, absent, strength=factor, options=options)
+            drawn = loop.attribute(given, present, absent, strength=factor, options=options)
             sheet = _pairs(given, drawn)
         report(len(drawn), len(drawn))
     write_images(to_bytes(drawn), sheet, out=out)
@@ -158,16 +158,16 @@ def sample(
     return out
 
 
-def check_options(process: Process, options: Options) -> None:
+def check_options(loop: SamplingLoop, options: Options) -> None:
     """Refuse an option that was moved and that the loop does not read.
 
     Raises:
         UsageError: with the options that it reads.
     """
     for field in fields(Options):
-        if getattr(options, field.name) != field.default and field.name not in process.knows:
-            known = ", ".join(f"--{name}" for name in sorted(process.knows)) or "none"
-            raise UsageError(f"{process.facts.sampler} does not read --{field.name}; of these options it reads {known}")
+        if getattr(options, field.name) != field.default and field.name not in loop.known_options:
+            known = ", ".join(f"--{name}" for name in sorted(loop.known_options)) or "none"
+            raise UsageError(f"{loop.info.sampler} does not read --{field.name}; of these options it reads {known}")
 
 
 def fitted_mask(mask: NDArray[np.bool_], image: NDArray[np.uint8], *, size: Sequence[int]) -> NDArray[np.bool_]:

@@ -164,7 +164,7 @@ class Ddpm(Sampler):
         return {"alphas_cumprod": self.alphas_cumprod}
 
     def functions(self) -> dict[str, tuple[Tensor, ...]]:
-        """`denoise` alone: sampling, inversion and the way back are loops of the process over it."""
+        """`denoise` alone: sampling, inversion and the way back are loops of the loop over it."""
         return {"denoise": (torch.zeros(2, 3, *self.preprocess.size), torch.tensor([1, 2]))}
 
     @property

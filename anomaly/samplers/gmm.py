@@ -1,7 +1,7 @@
 """Mixture of Gaussians over the patches of an image, with weights that know the place.
 
 C. Bishop, "Pattern Recognition and Machine Learning", 2006, chapter 9.2; of patches: D. Zoran and Y. Weiss, "From Learning
-Models of Natural Image Patches to Whole Image Restoration", 2011. Drawing and inpainting are the work of the process,
+Models of Natural Image Patches to Whole Image Restoration", 2011. Drawing and inpainting are the work of the loop,
 `anomaly.generation.mixture.MixtureLoop`.
 
 Notation: x -> image; y -> a patch of it as a vector of D values, cell c of a grid without overlap; U -> d orthonormal

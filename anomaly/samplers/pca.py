@@ -1,7 +1,7 @@
 """Probabilistic principal components: an image is a mean, a few directions of variation, and noise.
 
 M. Tipping and C. Bishop, "Probabilistic Principal Component Analysis", 1999, Journal of the Royal Statistical Society B 61
-(eq. 3 to 8). Projection with missing pixels and the robust one are the work of the process,
+(eq. 3 to 8). Projection with missing pixels and the robust one are the work of the loop,
 `anomaly.generation.decoder.LinearLoop`.
 
 Notation: x -> image as a vector of D values; z -> latent, N(0, I_k); mu -> mean; U -> k orthonormal directions (k, D);

@@ -180,7 +180,7 @@ class PixelCnn(Sampler):
         """Log of the probability mass of the quantised image in nats, (N,); of the pixels in the region of interest."""
         return -self.anomaly_map(x).sum(dim=2).sum(dim=1)
 
-    def _map(self, x: Tensor) -> Tensor:
+    def smoothed_map(self, x: Tensor) -> Tensor:
         return smoothed(self._nats(x), window=self.smooth)
 
     # training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anomaly.nn.backbones import weights_at_hand
+from anomaly.nn.backbones import available_weights
 
 
 def choose_detector(name: str) -> tuple[str, str]:
@@ -18,7 +18,7 @@ def choose_detector(name: str) -> tuple[str, str]:
     """
     if name != "auto":
         return name, "requested by name"
-    weights = weights_at_hand("resnet18")
+    weights = available_weights("resnet18")
     if weights:
         return "fastflow", f"its pretrained backbone is available: {Path(weights).name}"
     return (

@@ -1,4 +1,4 @@
-"""Crops of images at their own resolution, for models that see large images window by window."""
+"""Crops of training images at their own resolution, for models that score large images window by window."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 NUM_OPEN = 8
-"""Images whose crops are mixed with one another, so that each is decoded once in an epoch"""
+"""Images with mixed crops, so that each image is decoded once per epoch"""
 Crop = tuple[int, int, int]
-"""Number of the image, and the crop's top row and left column"""
+"""Number of the image, top row and left column of the crop"""
 
 
 class Crops(Dataset[tuple[Tensor, str]]):
-    """Square crops of images; the place in a image is part of a crop's path, since what is cached goes by paths.
+    """Square crops of images. The crop's position is part of its path, because caches use paths as keys.
 
     Args:
-        images: by their number, as (H, W, 3) uint8 RGB and path.
+        images: dataset of (H, W, 3) uint8 RGB images and their paths.
         size: height and width of a crop in pixels.
     """
 
@@ -35,16 +35,15 @@ class Crops(Dataset[tuple[Tensor, str]]):
 
 
 class CropOrder(Sampler[Crop]):
-    """Crops of one epoch after the other: as many of a image as cover it, at random places spread evenly over it.
+    """Random crops of each epoch, as many per image as cover it.
 
-    One is centred in each cell of a grid over the image, at random, and moved inside where it sticks out: no part is
-    left out for long, and the last pixel of the border is seen half as often as the others. Everything follows from the
-    seed and the epoch's number.
+    One crop is centred at random in each cell of a grid over the image, and moved inside the border. Every area of an image
+    is seen regularly; the outermost pixels are seen half as often as the others. Seed and epoch number determine the order.
 
     Args:
-        shapes: height and width of the images.
-        size: height and width of a crop in pixels, not above any of them.
-        seed: of all epochs.
+        shapes: height and width of each image.
+        size: height and width of a crop in pixels, at most those of the smallest image.
+        seed: seed of all epochs.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], *, size: tuple[int, int], seed: int) -> None:
@@ -52,15 +51,15 @@ class CropOrder(Sampler[Crop]):
         self._size = size
         self._seed = seed
         self._epoch = 0
-        self._seen: dict[int, int] = {}
+        self._num_skipped: dict[int, int] = {}
         self._num = sum(-(-height // size[0]) * -(-width // size[1]) for height, width in shapes)
 
     def skip(self, num_images: int, *, epoch: int) -> None:
-        """Leave out the first crops of an epoch, which was interrupted after them, the next time that it is gone through."""
-        self._seen[epoch] = num_images
+        """Skip the first crops of an interrupted epoch in its next pass."""
+        self._num_skipped[epoch] = num_images
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is next; the trainer calls this."""
+        """Set the number of the next epoch; called by the trainer."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -71,11 +70,11 @@ class CropOrder(Sampler[Crop]):
         images = draw.permutation(len(self._shapes)).tolist()
         crops: list[Crop] = []
         for first in range(0, len(images), NUM_OPEN):
-            mixed = [crop for n in images[first : first + NUM_OPEN] for crop in self._places(n, draw)]
+            mixed = [crop for n in images[first : first + NUM_OPEN] for crop in self._crops(n, draw)]
             crops += [mixed[n] for n in draw.permutation(len(mixed))]
-        return iter(crops[self._seen.pop(self._epoch, 0) :])
+        return iter(crops[self._num_skipped.pop(self._epoch, 0) :])
 
-    def _places(self, number: int, draw: np.random.Generator) -> list[Crop]:
+    def _crops(self, number: int, draw: np.random.Generator) -> list[Crop]:
         (height, width), (h, w) = self._shapes[number], self._size
         num_rows, num_columns = -(-height // h), -(-width // w)
         row, column = np.mgrid[:num_rows, :num_columns]

@@ -1,4 +1,4 @@
-"""Samples on disk as a torch data set that yields `Batch`es of images as read."""
+"""Datasets and data loaders of good images, in `Batch`es of uint8 images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from anomaly.training.crops import Crop, CropOrder, Crops
 
 
 class GoodImages(Dataset[tuple[Tensor, str]]):
-    """Good images, decoded once and kept while they fit into memory.
+    """Good images, decoded once and cached up to a memory limit.
 
     Args:
-        samples: good ones; a defect is refused, because nothing here may learn from one.
+        samples: good samples; a defect is refused.
         white: stored value of a 16-bit image that becomes 255.
         max_pixels: largest width × height that is decoded.
-        cache_gib: memory in GiB for decoded images.
+        cache_gib: memory for decoded images in GiB.
     """
 
     def __init__(self, samples: Sequence[Sample], *, white: int, max_pixels: int, cache_gib: float) -> None:
@@ -35,8 +35,8 @@ class GoodImages(Dataset[tuple[Tensor, str]]):
         self.samples = list(samples)
         self._white = white
         self._max_pixels = max_pixels
-        self._room = int(cache_gib * 2**30)
-        self._kept: dict[int, Tensor] = {}
+        self._free_bytes = int(cache_gib * 2**30)
+        self._cache: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -45,24 +45,24 @@ class GoodImages(Dataset[tuple[Tensor, str]]):
         """Read height and width of the images from their headers.
 
         Raises:
-            ImageError: a file that cannot be read or is no image.
+            ImageError: a file cannot be read or is not an image.
         """
         headers = (image_header(read_file(s.path, max_pixels=self._max_pixels), name=str(s.path)) for s in self.samples)
         return [(header.height, header.width) for header in headers]
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         path = str(self.samples[index].path)
-        if index in self._kept:
-            return self._kept[index], path
+        if index in self._cache:
+            return self._cache[index], path
         image = torch.from_numpy(read_image(path, white=self._white, max_pixels=self._max_pixels))
-        if image.numel() <= self._room:
-            self._room -= image.numel()
-            self._kept[index] = image
+        if image.numel() <= self._free_bytes:
+            self._free_bytes -= image.numel()
+            self._cache[index] = image
         return image, path
 
 
 def collate(items: Sequence[tuple[Tensor, str]]) -> Batch:
-    """Stack images of one size to (N, H, W, 3); images of several sizes stay a list."""
+    """Stack images of equal size to (N, H, W, 3); images of different sizes stay a list."""
     images = [image for image, _ in items]
     label = torch.zeros(len(items), dtype=torch.bool)
     path = [path for _, path in items]
@@ -74,25 +74,25 @@ def collate(items: Sequence[tuple[Tensor, str]]) -> Batch:
 
 
 class SeededOrder(Sampler[int]):
-    """An order of training drawn anew for each epoch from the seed and the epoch's number, so that it survives a resume.
+    """Random training order of each epoch. Seed and epoch number determine it, so a resumed fit repeats it.
 
     Args:
-        num_images: to put into order.
-        seed: of all epochs.
+        num_images: number of images.
+        seed: seed of all epochs.
     """
 
     def __init__(self, num_images: int, *, seed: int) -> None:
         self._num_images = num_images
         self._seed = seed
         self._epoch = 0
-        self._seen: dict[int, int] = {}
+        self._num_skipped: dict[int, int] = {}
 
     def skip(self, num_images: int, *, epoch: int) -> None:
-        """Leave out the first images of an epoch, which was interrupted after them, the next time that it is gone through."""
-        self._seen[epoch] = num_images
+        """Skip the first images of an interrupted epoch in its next pass."""
+        self._num_skipped[epoch] = num_images
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is next; the trainer calls this."""
+        """Set the number of the next epoch; called by the trainer."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -100,21 +100,21 @@ class SeededOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         draw = np.random.default_rng((self._seed, self._epoch))
-        return iter(draw.permutation(self._num_images)[self._seen.pop(self._epoch, 0) :].tolist())
+        return iter(draw.permutation(self._num_images)[self._num_skipped.pop(self._epoch, 0) :].tolist())
 
 
 class GoodData(pl.LightningDataModule):
-    """Loaders of the good parts of a split: `train` shuffled by the seed, `calibration_images` and `stopping` in order.
+    """Data loaders of a split: `train` in random order, `calibration_images` and `stopping` in the given order.
 
     Args:
-        train: samples to learn from.
-        calibration_images: samples to calibrate on, never trained on.
-        stopping: samples of a stopping signal, disjoint from both; may be empty.
+        train: training samples.
+        calibration_images: calibration samples, disjoint from `train`.
+        stopping: early-stopping validation samples, disjoint from both; may be empty.
         batch_size: images per batch.
-        read: builds the data set of some samples.
-        seed: of the order of training.
-        crop: height and width of crops to train on, at the images' own resolution; none where they are trained on
-            whole. Calibration images are whole in any case.
+        read: builds the dataset of some samples.
+        seed: seed of the training order.
+        crop: height and width of training crops at the images' own resolution; None trains on whole images.
+            Calibration images are always whole.
     """
 
     def __init__(
@@ -140,25 +140,25 @@ class GoodData(pl.LightningDataModule):
         if crop:
             self._train, self._stopping = (Crops(some, size=crop) for some in images)
             self._order, fixed = (CropOrder(some.sizes(), size=crop, seed=seed) for some in images)
-            self._stopping_order = list(fixed)  # the same ones in each epoch
+            self._stopping_order = list(fixed)  # the same crops in each epoch
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training batches."""
+        """Return training batches in random order."""
         return DataLoader(self._train, batch_size=self._batch_size, sampler=self._order, collate_fn=collate)
 
     def skip_batches(self, num: int, *, epoch: int) -> None:
-        """Leave out the first batches of an epoch, which was interrupted after them."""
+        """Skip the first batches of an interrupted epoch."""
         self._order.skip(num * self._batch_size, epoch=epoch)
 
     def probe_dataloader(self, batch_size: int) -> DataLoader[Any]:
-        """Training batches of another size, to find one that fits into memory."""
+        """Return training batches of another size, for the search of a size that fits into memory."""
         return DataLoader(self._train, batch_size=batch_size, sampler=list(self._order), collate_fn=collate)
 
     def calibration_dataloader(self) -> DataLoader[Any]:
-        """Calibration good batches, in order."""
+        """Return calibration batches in order."""
         return DataLoader(self._calibration_images, batch_size=self._batch_size, collate_fn=collate)
 
     def stopping_dataloader(self) -> DataLoader[Any]:
-        """Batches of the stopping part, in order."""
+        """Return early-stopping validation batches in order."""
         order: Any = self._stopping_order
         return DataLoader(self._stopping, batch_size=self._batch_size, sampler=order, collate_fn=collate)

@@ -1,12 +1,15 @@
-"""From a folder of good images to a calibrated detector in a run folder."""
+"""`fit_model`: from a folder of good images to a trained and calibrated model."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import asdict
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,237 +18,255 @@ from numpy.typing import NDArray
 
 from anomaly.conformal.calibration import GuaranteeKind, guarantee_for, resolve_alpha
 from anomaly.data.duplicates import duplicate_files
-from anomaly.data.folders import Sample, find_category
-from anomaly.data.splits import drop_excluded, find_part_groups, split
-from anomaly.errors import DataError, OutputError, UsageError
-from anomaly.imaging.header import image_header
-from anomaly.imaging.image_file import read_file, read_image, read_mask, stored_maximum, white_level
+from anomaly.data.folders import Category, Sample, find_category
+from anomaly.data.splits import Split, drop_excluded, find_part_groups, split
+from anomaly.detectors.base import Detector
+from anomaly.errors import OutputError, UsageError
+from anomaly.imaging.image_file import read_image
 from anomaly.imaging.statistics import image_statistics, summarise
 from anomaly.inference.artifact import Brightness, CalibrationRecord, golden_png
-from anomaly.registry import detector_class
+from anomaly.registry import model_class
+from anomaly.samplers.base import Sampler
 from anomaly.system.progress import progress_bar
-from anomaly.system.run_card import RunCard, now
+from anomaly.system.run_card import now
 from anomaly.training.dataset import GoodData, GoodImages
-from anomaly.training.fitted_model import CARD_FILE, Description, build_detector, save
+from anomaly.training.fitted_model import Description, FittedModel, build_model, detector_of, save
 from anomaly.training.loop import INTERRUPTED, Precision, TrainingDevice, train
+from anomaly.training.options import choose_white, read_names, read_roi
 from anomaly.training.tiling import check_seam, choose_tiling, raw_scores
 
 
-def fit(
-    data: Path,
+def fit_model(
+    data: str | Path,
     *,
-    out: Path,
+    out: str | Path | None = None,
     detector: str = "fastflow",
-    model: dict[str, Any] | None = None,
-    alpha: float | Literal["default"] = "default",
+    options: Mapping[str, Any] | None = None,
+    alpha: float | None = None,
     guarantee: GuaranteeKind = "expected",
     seed: int = 0,
     part_group: str | None = None,
-    exclude: str | None = None,
-    roi: str = "",
-    white: int | Literal["from-images"] = "from-images",
+    exclude: str | Path | None = None,
+    roi: str | Path | None = None,
+    white: int | None = None,
     max_pixels: int = 100_000_000,
     precision: Precision = "fp32",
     device: TrainingDevice = "auto",
     cache_gib: float = 2.0,
     resume: bool = False,
-    tile: str = "",
-    windows: int = 0,
+    tile: str | None = None,
+    windows: int | None = None,
     brightness: Brightness = "kept",
-) -> Path:
-    """Train a detector or a sampler on good images, calibrate what scores on calibration images; no test image is touched.
+) -> FittedModel:
+    """Train a detector or a sampler on good images and calibrate it on other good images. Test images are never read.
 
     Args:
-        data: a category in a known layout, or a plain folder of good images.
-        out: the run folder to write.
-        detector: a name of the registry, of a detector or a sampler, or package.module:Class.
-        model: options of the detector's constructor.
-        alpha: share of good parts that may be rejected; by default 0.01, or the tightest that the images support.
-        guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
-        seed: of the split, the initial weights and the order of training.
+        data: category in a known layout, or plain folder of good images.
+        out: folder for the fitted model; None keeps it in a temporary folder that lives as long as the result.
+        detector: registry name of a detector or a sampler, or package.module:Class.
+        options: arguments of the constructor of the detector or sampler.
+        alpha: largest share of good parts above the threshold; None is 0.01, or the tightest that the images support.
+        guarantee: `expected` bounds the expected share by alpha, `bound` its 95 % upper bound.
+        seed: seed of the split, the initial weights and the training order.
         part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
-        exclude: text file with the names of images to leave out, one a line.
+        exclude: text file with names of excluded images, one per line.
         roi: region of interest, x,y,w,h in pixels or the path of a mask.
-        white: stored value of 16-bit images that becomes 255.
+        white: stored value of 16-bit images that becomes 255; None derives it from the brightest image.
         max_pixels: largest width × height that is decoded.
-        precision: of training, `fastest` is bf16 where the processor has it; calibration and export are fp32.
-        device: to train on.
-        cache_gib: memory in GiB for decoded images.
-        resume: go on from an interrupted fit in `out`.
-        tile: H,W in pixels: large images are scored in seamless tiles of their own pixels, by a fully convolutional detector
-            that learns from crops of its size; its options `resize` and `cache_gib` then mean nothing.
-        windows: pixels from one window to the next: large images are scored in overlapping windows of the detector's size.
-        brightness: `levelled` gives every image the mean grey level of the training ones, by one factor and in the
-            graph: varying light then moves no score, and a part too bright or too dark as a whole is no defect.
+        precision: number format of training; `fastest` is bf16 where the hardware supports it. Calibration is fp32.
+        device: training device.
+        cache_gib: memory for decoded images in GiB.
+        resume: whether to continue the interrupted fit in `out`.
+        tile: tile size H,W in pixels: large images are scored in seamless tiles, and training uses crops.
+        windows: window distance in pixels: large images are scored in overlapping windows of the network's size.
+        brightness: `levelled` scales every image to the training images' mean grey level, inside the graph. Varying
+            light then changes no score, and a part that is too bright or too dark as a whole is not a defect.
 
     Returns:
-        The run folder.
+        The fitted model.
 
     Raises:
-        DataError: images that cannot be used, or too few.
-        CalibrationError: an alpha that the calibration images cannot support.
-        TrainingError: a loss that is no number, or too little memory; what was learned is kept for `resume`.
-        OutputError: a run folder that cannot be written.
-        UsageError: an option that cannot be, such as tiles of a detector that has none, with the reason.
+        DataError: unusable images, or too few of them.
+        CalibrationError: the calibration images cannot support alpha.
+        TrainingError: a loss that is not finite, or too little memory; `resume` continues from the checkpoint.
+        OutputError: the folder cannot be written.
+        UsageError: an invalid option, or tiles for a detector without support for them.
     """
     if brightness not in get_args(Brightness):
         raise UsageError(f"brightness {brightness!r} is not known: give {' or '.join(get_args(Brightness))}")
-    card = RunCard("fit", config=dict(locals()))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"run folder {out} cannot be made: {error.strerror}; choose another place") from error
-    category = find_category(data)
-    given = set(category.calibration_images)
-    kept, dropped = drop_excluded([*category.train, *category.calibration_images], read_names(exclude))
-    with progress_bar("look at the images") as report:
-        duplicates = duplicate_files([s.path for s in kept], max_pixels=max_pixels, progress=report)
-    white = choose_white(white, kept, max_pixels=max_pixels)
+    if resume and out is None:
+        raise UsageError("resume continues a fit in its folder: give that folder as `out`")
+    temporary = tempfile.TemporaryDirectory(prefix="anomaly-") if out is None else None
+    folder = _make_folder(Path(out if out is not None else temporary.name))  # type: ignore[union-attr]
+    category = find_category(Path(data))
+    samples, excluded = drop_excluded([*category.train, *category.calibration_images], read_names(exclude))
+    with progress_bar("read the images") as report:
+        duplicates = duplicate_files([s.path for s in samples], max_pixels=max_pixels, progress=report)
+    white = choose_white(white, samples, max_pixels=max_pixels)
+    images = _Images(white=white, max_pixels=max_pixels, cache_gib=cache_gib)
     pl.seed_everything(seed, verbose=False)
-    options = dict(model or {})
-    if (tile or windows) and "cache_gib" in inspect.signature(detector_class(detector)).parameters:
-        options["cache_gib"] = 0.0  # no crop comes twice
-    built = build_detector(detector, options)
-    card.facts["config"]["model"] = dict(built.hparams)
-    groups = find_part_groups(kept, root=category.root, part_group=part_group, duplicates=duplicates)
-    parts = split(
-        [s for s in kept if s not in given],
-        groups,
-        seed=seed,
-        stopping=built.needs_stopping_images,
-        given=[s for s in kept if s in given],
+    model = build_model(
+        detector, _constructor_options(detector, options, crops=tile is not None or windows is not None)
     )
+    part_groups = find_part_groups(samples, root=category.root, part_group=part_group, duplicates=duplicates)
+    parts = _split(samples, category, part_groups, model=model, seed=seed)
     alpha = resolve_alpha(alpha, num_images=len(parts.calibration_images), guarantee=guarantee)
-    guarantee_for(len(parts.calibration_images), alpha=alpha, guarantee=guarantee)  # refuse before training, not after
-
-    def read(some: Sequence[Sample]) -> GoodImages:
-        return GoodImages(some, white=white, max_pixels=max_pixels, cache_gib=cache_gib)
-
-    def image(sample: Sample) -> NDArray[np.uint8]:
-        return read_image(sample.path, white=white, max_pixels=max_pixels)
-
+    guarantee_for(len(parts.calibration_images), alpha=alpha, guarantee=guarantee)  # refuses before the training
     tiling = None
-    if tile or windows:
-        heights, widths = zip(*read(kept).sizes(), strict=True)
-        smallest = min(heights), min(widths)
-        tiling = choose_tiling(built, tile=tile, windows=windows, smallest=smallest, roi=roi, brightness=brightness)
+    if tile is not None or windows is not None:
+        heights, widths = zip(*images.dataset(samples).sizes(), strict=True)
+        tiling = choose_tiling(
+            model, tile=tile, windows=windows, smallest=(min(heights), min(widths)), roi=roi, brightness=brightness
+        )
     loaders = GoodData(
         train=parts.train,
         calibration_images=parts.calibration_images,
         stopping=parts.stopping,
-        batch_size=built.batch_size,
-        read=read,
+        batch_size=model.batch_size,
+        read=images.dataset,
         seed=seed,
-        crop=built.preprocess.size if tiling else None,
+        crop=model.preprocess.size if tiling else None,
     )
-    if roi:
-        height, width = image(parts.calibration_images[0]).shape[:2]
-        mask = read_roi(roi, height=height, width=width, max_pixels=max_pixels)
-        built.preprocess.set_roi(torch.from_numpy(mask))
-        if not built.preprocess.roi.any():
-            height, width = built.preprocess.size
-            raise UsageError(f"region {roi!r} holds no whole pixel of the network's {width}×{height}: make it larger")
+    if roi is not None:
+        _set_roi(model, roi, example=images.read(parts.calibration_images[0]), max_pixels=max_pixels)
     if brightness == "levelled":
-        built.preprocess.level_brightness(batch.image for batch in loaders.probe_dataloader(built.batch_size))
-    with card.timed("fit"):
-        train(built, loaders, out=out, precision=precision, device=device, resume=resume)
-    scores, difference = np.zeros(0), 0.0
-    if built.scores:
-        with card.timed("calibrate"):
+        model.preprocess.level_brightness(batch.image for batch in loaders.probe_dataloader(model.batch_size))
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "fit"):
+        train(model, loaders, out=folder, precision=precision, device=device, resume=resume)
+    scorer, scores, seam_difference = detector_of(model), np.zeros(0), None
+    if scorer is not None:
+        with _timed(seconds, "calibrate"):
             if tiling:
-                raw = raw_scores(built, map(image, parts.calibration_images), tiling=tiling)
-                scores = built.calibration.fit(*raw, alpha=alpha, guarantee=guarantee)
-                difference = check_seam(built, image(parts.calibration_images[0]), tiling=tiling)
+                raw = raw_scores(scorer, map(images.read, parts.calibration_images), tiling=tiling)
+                scores = scorer.calibration.fit(*raw, alpha=alpha, guarantee=guarantee)
+                seam_difference = check_seam(scorer, images.read(parts.calibration_images[0]), tiling=tiling)
             else:
-                scores = built.calibrate(loaders.calibration_dataloader(), alpha=alpha, guarantee=guarantee)
-    typical = parts.calibration_images[int(np.argsort(scores)[len(scores) // 2]) if built.scores else 0]
+                scores = scorer.calibrate(loaders.calibration_dataloader(), alpha=alpha, guarantee=guarantee)
+    typical = parts.calibration_images[int(np.argsort(scores)[len(scores) // 2]) if len(scores) else 0]
     description = Description(
         detector=detector,
-        config=dict(built.hparams),
-        provenance=built.provenance,
+        config=dict(model.hparams),
+        provenance=model.provenance,
         category=category.name,
         white=white,
-        roi=roi,
+        roi=None if roi is None else str(roi),
         alpha=alpha,
         guarantee=guarantee,
         seed=seed,
         max_pixels=max_pixels,
         calibration=CalibrationRecord(
             num_images=len(scores),
-            num_part_groups=len({groups[s.path] for s in parts.calibration_images}),
+            num_part_groups=len({part_groups[s.path] for s in parts.calibration_images}),
             scores=[float(s) for s in np.sort(scores)],
             date=now(),
             source="calibration",
-            excluded=sorted(s.path.name for s in dropped),
+            excluded=sorted(s.path.name for s in excluded),
         ),
-        image_stats=summarise([image_statistics(image(s)) for s in parts.calibration_images]),
-        golden=golden_png(image(typical)),
+        image_stats=summarise([image_statistics(images.read(s)) for s in parts.calibration_images]),
+        golden=golden_png(images.read(typical)),
         train=[str(s.path) for s in parts.train],
         calibration_images=[str(s.path) for s in parts.calibration_images],
         stopping=[str(s.path) for s in parts.stopping],
         tiling=tiling,
         brightness=brightness,
     )
-    save(built, description, out)
-    card.facts["result"] = {
-        "alpha": alpha,
-        "white": white,
-        "num_train": len(parts.train),
-        "num_calibration": len(parts.calibration_images),
-        "num_stopping": len(parts.stopping),
-        "num_excluded": len(dropped),
-    }
-    if tiling:
-        card.facts["result"]["tiling"] = asdict(tiling) | {"largest_difference": difference}
-    card.write(out / CARD_FILE)
-    (out / INTERRUPTED).unlink(missing_ok=True)
-    return out
+    fitted = FittedModel(
+        model=model,
+        detector=scorer,
+        description=description,
+        folder=folder,
+        seconds=seconds,
+        seam_difference=seam_difference,
+        temporary=temporary,
+    )
+    save(fitted)
+    (folder / INTERRUPTED).unlink(missing_ok=True)
+    return fitted
 
 
-def read_names(file: str | None) -> list[str]:
-    """Read a list of file names, one a line; no file, no names.
+@dataclass(frozen=True)
+class _Images:
+    """Access to good images under one set of reading options."""
 
-    Raises:
-        DataError: the list cannot be read.
-    """
-    if not file:
-        return []
+    white: int
+    max_pixels: int
+    cache_gib: float
+
+    def dataset(self, samples: Sequence[Sample]) -> GoodImages:
+        return GoodImages(samples, white=self.white, max_pixels=self.max_pixels, cache_gib=self.cache_gib)
+
+    def read(self, sample: Sample) -> NDArray[np.uint8]:
+        return read_image(sample.path, white=self.white, max_pixels=self.max_pixels)
+
+
+def _make_folder(folder: Path) -> Path:
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"the list {file} cannot be read ({error}); give a text file in UTF-8, one name a line"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {folder} cannot be made: {error.strerror}; choose another place") from error
+    return folder
 
 
-def choose_white(white: int | Literal["from-images"], samples: Sequence[Sample], *, max_pixels: int) -> int:
-    """Choose the stored value of 16-bit images that becomes 255: as asked, or from the images' maximum."""
-    if white != "from-images":
-        return white
-    deep = [
-        stored_maximum(s.path, max_pixels=max_pixels)
-        for s in samples
-        if image_header(read_file(s.path, max_pixels=max_pixels), name=str(s.path)).bits > 8
-    ]
-    return white_level(max(deep)) if deep else 255
+def _constructor_options(name: str, options: Mapping[str, Any] | None, *, crops: bool) -> dict[str, Any]:
+    found = dict(options or {})
+    if crops and "cache_gib" in inspect.signature(model_class(name)).parameters:
+        found["cache_gib"] = 0.0  # no crop occurs twice
+    return found
 
 
-def read_roi(roi: str, *, height: int, width: int, max_pixels: int) -> NDArray[np.bool_]:
-    """Read a region of interest, `x,y,w,h` in pixels or the path of a mask, as (height, width) bool.
+def _split(
+    samples: Sequence[Sample],
+    category: Category,
+    part_groups: Mapping[Path, str],
+    *,
+    model: Detector | Sampler,
+    seed: int,
+) -> Split:
+    """Split good images; the category's own calibration images stay calibration images."""
+    given = set(category.calibration_images)
+    return split(
+        [s for s in samples if s not in given],
+        part_groups,
+        seed=seed,
+        stopping=model.needs_stopping_images,
+        calibration_images=[s for s in samples if s in given],
+    )
 
-    Raises:
-        UsageError: a region that does not lie within the images.
-    """
-    parts = roi.split(",")
-    if len(parts) == 4 and all(part.strip().isdigit() for part in parts):
-        x, y, w, h = (int(part) for part in parts)
-        if not w or not h or x + w > width or y + h > height:
-            raise UsageError(f"region {roi!r} (x,y,w,h from the top left) does not lie within {width}×{height} pixels")
-        mask: NDArray[np.bool_] = np.zeros((height, width), dtype=bool)
-        mask[y : y + h, x : x + w] = True
-        return mask
-    mask = read_mask(Path(roi), max_pixels=max_pixels)
-    if mask.shape != (height, width):
-        raise UsageError(f"region {roi} is {mask.shape[1]}×{mask.shape[0]}, the images are {width}×{height}")
-    return mask
+
+def _set_roi(model: Detector | Sampler, roi: str | Path, *, example: NDArray[np.uint8], max_pixels: int) -> None:
+    height, width = example.shape[:2]
+    mask = read_roi(roi, height=height, width=width, max_pixels=max_pixels)
+    model.preprocess.set_roi(torch.from_numpy(mask))
+    if not model.preprocess.roi.any():
+        height, width = model.preprocess.size
+        raise UsageError(f"region {str(roi)!r} holds no whole pixel of the network's {width}×{height}: make it larger")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[step] = round(time.perf_counter() - begin, 3)
+
+
+def fit(data: str | Path, *, out: str | Path, model: Mapping[str, Any] | None = None, **options: Any) -> Path:
+    """Fit a model into a folder; to be replaced by `fit_model`."""
+    from dataclasses import asdict
+
+    from anomaly.system.run_card import RunCard
+    from anomaly.training.fitted_model import CARD_FILE
+
+    card = RunCard("fit", config={"data": data, "out": out, **options})
+    fitted = fit_model(data, out=out, options=model, **options)
+    d = fitted.description
+    card.facts["config"]["model"] = d.config
+    card.facts["seconds"] |= fitted.seconds
+    card.facts["result"] = {
+        "alpha": d.alpha, "white": d.white, "num_train": len(d.train), "num_calibration": len(d.calibration_images),
+        "num_stopping": len(d.stopping), "num_excluded": len(d.calibration.excluded),
+    }  # fmt: skip
+    if d.tiling:
+        card.facts["result"]["tiling"] = asdict(d.tiling) | {"largest_difference": fitted.seam_difference}
+    card.write(fitted.folder / CARD_FILE)
+    return fitted.folder

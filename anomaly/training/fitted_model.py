@@ -1,13 +1,16 @@
-"""The run folder that `fit` writes and `export` and `verify` read: the detector's state and how to build it again.
+"""`FittedModel`: a trained, calibrated model, and its folder on disk.
 
-`detector.safetensors` holds the state, `detector.json` the description, `run.json` the run card.
+The folder holds `detector.safetensors`, the state with the calibration, and `detector.json`, the `Description`. `export`,
+`verify` and `evaluate` read it.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,106 +22,175 @@ from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError, OutputError, UsageError
 from anomaly.inference.artifact import Brightness, CalibrationRecord
 from anomaly.inference.tiles import Tiling
-from anomaly.registry import detector_class
+from anomaly.registry import detector_class, model_class, sampler_class
+from anomaly.samplers.base import Sampler
 from anomaly.system.files import atomic_write, write_json
 from anomaly.system.suggestions import nearest
 
 STATE_FILE, DESCRIPTION_FILE, CARD_FILE = "detector.safetensors", "detector.json", "run.json"
+CALIBRATION = "calibration."
+"""Prefix of the calibration's keys in the state"""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a run folder says of its detector beside the state."""
+    """Everything about a fitted model except its state."""
 
     detector: str
-    """its registry name, or package.module:Class"""
+    """registry name or package.module:Class, of a detector or a sampler"""
     config: dict[str, Any]
-    """the constructor's arguments"""
+    """arguments of the constructor"""
     provenance: dict[str, str]
-    """where pretrained weights came from, with their hash"""
+    """origin and hash of pretrained weights"""
     category: str
     white: int
-    roi: str
+    """stored value of 16-bit images that becomes 255"""
+    roi: str | None
+    """region of interest, x,y,w,h in pixels or the path of a mask; None for the whole image"""
     alpha: float
     guarantee: GuaranteeKind
     seed: int
     max_pixels: int
     calibration: CalibrationRecord
     image_stats: dict[str, dict[str, Any]]
+    """statistics of the calibration images"""
     golden: str
-    """base64 of the PNG"""
+    """base64 of the self-test image's PNG"""
     train: list[str]
-    """paths of the images learned from"""
+    """paths of the training images"""
     calibration_images: list[str]
-    """paths of the images calibrated on"""
+    """paths of the calibration images"""
     stopping: list[str]
-    """paths of the images that gave the stopping signal"""
+    """paths of the early-stopping validation images"""
     tiling: Tiling | None = None
-    """how it walks over large images; none where they are scored whole"""
+    """walk over large images; None where images are scored whole"""
     brightness: Brightness = "kept"
-    """whether each image is brought to the training images' mean grey level, by the graph"""
+    """`levelled` where the graph brings each image to the training images' mean grey level"""
 
 
-def build_detector(name: str, options: dict[str, Any]) -> Detector:
-    """Build a detector from its registry name and its constructor's options.
+@dataclass(frozen=True)
+class FittedModel:
+    """A trained model with its calibration and its folder."""
+
+    model: Detector | Sampler
+    """trained module, on the CPU"""
+    detector: Detector | None
+    """calibrated detector: the model itself, or a sampler's detector form; None where a sampler cannot score"""
+    description: Description
+    folder: Path
+    """folder of the fitted model on disk; a temporary one where none was requested"""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """duration of each step of the fit"""
+    seam_difference: float | None = None
+    """largest difference between the stitched and the whole anomaly map; None without tiling"""
+    temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    """handle that keeps a temporary folder alive"""
+
+
+def build_model(name: str, options: Mapping[str, Any]) -> Detector | Sampler:
+    """Build a detector or a sampler from its registry name and the options of its constructor.
 
     Raises:
-        UsageError: an option that its constructor does not have, with the nearest one.
+        UsageError: an unknown name or an unknown option, with the nearest known one.
     """
-    found = detector_class(name)
+    built: Detector | Sampler = _build(model_class(name), name, options)
+    return built
+
+
+def build_detector(name: str, options: Mapping[str, Any]) -> Detector:
+    """Build a detector; arguments and errors as in `build_model`."""
+    built: Detector = _build(detector_class(name), name, options)
+    return built
+
+
+def build_sampler(name: str, options: Mapping[str, Any]) -> Sampler:
+    """Build a sampler; arguments and errors as in `build_model`."""
+    built: Sampler = _build(sampler_class(name), name, options)
+    return built
+
+
+def _build(found: type, name: str, options: Mapping[str, Any]) -> Any:
     known = list(inspect.signature(found).parameters)
+    kind = "sampler" if issubclass(found, Sampler) else "detector"
     for option in options:
         if option not in known:
-            raise UsageError(f"detector {name!r} has no option {option!r}; nearest: {nearest(option, known)!r}")
-    detector: Detector = found(**options)
-    return detector
+            raise UsageError(f"{kind} {name!r} has no option {option!r}; nearest: {nearest(option, known)!r}")
+    return found(**options)
 
 
-def save(detector: Detector, description: Description, run: Path) -> None:
-    """Write a detector's state and description into a run folder.
+def detector_of(model: Detector | Sampler) -> Detector | None:
+    """Return the detector form of a model; None for a sampler without likelihood and reconstruction."""
+    if isinstance(model, Detector):
+        return model
+    return model.as_detector() if model.supports("anomaly_map") else None
+
+
+def save(fitted: FittedModel) -> None:
+    """Write state, calibration and description into the folder of a fitted model.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
+    values = fitted.model.state_dict()
+    if fitted.detector is not None:
+        values |= {f"{CALIBRATION}{key}": value for key, value in fitted.detector.calibration.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in values.items()}
+    path = fitted.folder / STATE_FILE
     try:
-        with atomic_write(run / STATE_FILE) as partial:
+        with atomic_write(path) as partial:
             save_file(state, partial)
     except SafetensorError as error:
-        raise OutputError(f"{run / STATE_FILE} cannot be written: {error}; choose another place") from error
-    write_json(run / DESCRIPTION_FILE, asdict(description))
+        raise OutputError(f"{path} cannot be written: {error}; choose another place") from error
+    write_json(fitted.folder / DESCRIPTION_FILE, asdict(fitted.description))
 
 
-def load(run: Path) -> tuple[Detector, Description]:
-    """Build the detector of a run folder, calibrated, on the CPU and in eval mode.
+def load_fitted_model(folder: str | Path) -> FittedModel:
+    """Load a fitted model from its folder, on the CPU and in eval mode.
 
     Raises:
-        ModelError: no run folder, or files in it that are damaged or do not fit each other.
+        ModelError: the folder is not a fitted model, or its files are damaged or inconsistent.
     """
-    lacking = [name for name in (STATE_FILE, DESCRIPTION_FILE) if not (run / name).is_file()]
-    if lacking:
-        raise ModelError(f"{run} is no run folder of `anomaly fit`: it has no {lacking[0]}")
+    folder = Path(folder)
+    missing = [name for name in (STATE_FILE, DESCRIPTION_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} is not a fitted model of `anomaly fit`: {missing[0]} is missing")
     try:
-        values = json.loads((run / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        values = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         values["calibration"] = CalibrationRecord(**values["calibration"])
         if values.get("tiling"):
             values["tiling"] = Tiling(**values["tiling"])
         description = Description(**values)
-        state = load_file(run / STATE_FILE)
+        state = load_file(folder / STATE_FILE)
         options = dict(description.config)
         if "weights" in options:
-            options["weights"] = "none"  # the state brings them
-        detector = build_detector(description.detector, options)
-        detector.load_state_dict(state)
+            options["weights"] = "none"  # the state holds them
+        model = build_model(description.detector, options)
+        detector = detector_of(model)
+        if isinstance(model, Sampler):
+            calibration = {key: state.pop(key) for key in list(state) if key.startswith(CALIBRATION)}
+            if detector is not None:
+                detector.calibration.load_state_dict(
+                    {key.removeprefix(CALIBRATION): value for key, value in calibration.items()}
+                )
+        model.load_state_dict(state)
         if description.tiling:
-            detector.preprocess.resize = "native"
-    except (json.JSONDecodeError, TypeError, KeyError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{run} holds a damaged or foreign detector ({error}): fit it again") from error
-    return detector.eval(), description
+            model.preprocess.resize = "native"
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{folder} holds a damaged or foreign model ({error}): fit it again") from error
+    model.eval()
+    return FittedModel(
+        model=model, detector=detector.eval() if detector else None, description=description, folder=folder
+    )
+
+
+def load(run: Path) -> tuple[Any, Description]:
+    """Load detector and description; to be replaced by `load_fitted_model`."""
+    fitted = load_fitted_model(run)
+    return fitted.model, fitted.description
 
 
 def config_to_travel(description: Description) -> dict[str, Any]:
-    """Give the configuration as an exported file carries it: names of files, not where they lay, and the backbone's origin."""
+    """Return the configuration for an exported file: file names without folders, and the backbone's origin."""
     return {
         **{key: _without_folders(value) for key, value in description.config.items()},
         **{f"backbone_{key}": value for key, value in description.provenance.items()},
@@ -126,7 +198,7 @@ def config_to_travel(description: Description) -> dict[str, Any]:
 
 
 def _without_folders(value: Any) -> Any:
-    """An option's value with every absolute path in it cut down to its name."""
+    """Shorten every absolute path in an option's value to its file name."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -1,9 +1,10 @@
-"""From what is asked for at `fit` to how the model walks over large images, and what a model says of them window by window."""
+"""Tiling of large images in training: choice of the tiling, raw scores through it, and the check of its seams."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,59 +16,69 @@ from anomaly.errors import TrainingError, UsageError
 from anomaly.inference.artifact import Brightness
 from anomaly.inference.tiles import ScoreWindows, Tiling, score_tiled, seam
 from anomaly.nn.receptive_field import reach
+from anomaly.samplers.base import Sampler
 
 TARGET, REFUSE = 1e-5, 1e-3
-"""Difference of the stitched map from the one without tiles in calibrated units: what fp32 reaches, and where a fit fails"""
+"""Difference between the stitched and the whole map in calibrated units: the level of fp32, and the limit of a fit"""
 
 
 def choose_tiling(
-    detector: Detector, *, tile: str, windows: int, smallest: tuple[int, int], roi: str, brightness: Brightness
+    model: Detector | Sampler,
+    *,
+    tile: str | None,
+    windows: int | None,
+    smallest: tuple[int, int],
+    roi: str | Path | None,
+    brightness: Brightness,
 ) -> Tiling | None:
-    """Decide how a detector walks over images, before it is trained, and let it take their pixels as they are.
+    """Choose the tiling of an untrained model, and switch its preprocessing to the images' own pixels.
 
     Args:
-        detector: as built.
-        tile: `H,W` in pixels for seamless tiles; empty for none.
-        windows: pixels from one overlapping window of the network's size to the next; 0 for none.
-        smallest: the least height and the least width among the images.
-        roi: the region of interest asked for.
-        brightness: what is asked for of the images' brightness.
+        model: untrained detector. A sampler is refused.
+        tile: size H,W in pixels of seamless tiles; None for no tiles.
+        windows: distance in pixels between overlapping windows of the network's size; None for no windows.
+        smallest: smallest height and smallest width among the images.
+        roi: requested region of interest.
+        brightness: requested treatment of the images' brightness.
 
     Returns:
-        The walk; None where images are scored whole.
+        The tiling; None where images are scored whole.
 
     Raises:
-        UsageError: both kinds at once, a size that cannot be, or a detector whose map cannot be stitched, with the reason.
+        UsageError: both kinds at once, an invalid size, or a detector without support, with the reason.
     """
-    if not tile and not windows:
+    if tile is None and windows is None:
         return None
-    name, size = type(detector).__name__, detector.preprocess.size
-    if tile and windows:
+    name, size = type(model).__name__, model.preprocess.size
+    if tile is not None and windows is not None:
         raise UsageError(
-            f"--tile {tile} and --windows {windows} at once: tiles are seamless, windows are not; give one"
+            f"--tile {tile} and --windows {windows} together: tiles are seamless, windows are not; give one"
         )
-    if roi:
-        raise UsageError(f"--roi {roi} with a walk over large images: cut the images to the region instead")
+    if roi is not None:
+        raise UsageError(f"--roi {roi} with tiles or windows: cut the images to the region instead")
     if brightness == "levelled":
         raise UsageError(
-            "--brightness levelled with a walk over large images: each window would be levelled by what it sees alone;"
-            " leave one of the two out"
+            "--brightness levelled with tiles or windows: each window would be levelled by its own content; omit one of both"
         )
-    if isinstance(detector.tiling, WholeImages):
-        raise UsageError(f"{name} cannot learn from parts of images: {detector.tiling.reason}")
+    if isinstance(model, Sampler):
+        raise UsageError(f"{name} cannot learn from parts of images: a sampler draws and reconstructs whole images")
+    if isinstance(model.tiling, WholeImages):
+        raise UsageError(f"{name} cannot learn from parts of images: {model.tiling.reason}")
     if size[0] > smallest[0] or size[1] > smallest[1]:
         raise UsageError(
-            f"it learns from crops of {size[1]}×{size[0]} pixels, and the images are as small as"
-            f" {smallest[1]}×{smallest[0]}: make --model.size smaller, or leave --tile and --windows out"
+            f"training crops have {size[1]}×{size[0]} pixels, but the smallest image has {smallest[1]}×{smallest[0]}:"
+            " make --model.size smaller, or omit --tile and --windows"
         )
-    detector.preprocess.resize = "native"
-    return _seamless(detector, tile, smallest=smallest) if tile else _windows(windows, size=size)
+    model.preprocess.resize = "native"
+    if tile is not None:
+        return _seamless(model, tile, smallest=smallest)
+    return _windows(windows or 0, size=size)
 
 
 def _windows(step: int, *, size: tuple[int, int]) -> Tiling:
     if not 1 <= step <= min(size):
         raise UsageError(
-            f"--windows {step}: windows of {size[1]}×{size[0]} pixels, the network's, lie 1 to {min(size)} pixels apart,"
+            f"--windows {step}: windows of the network's {size[1]}×{size[0]} pixels lie 1 to {min(size)} pixels apart,"
             f" e.g. --windows {min(size) * 3 // 4}"
         )
     return Tiling("windows", window=list(size), step=[step, step], stride=1)
@@ -81,40 +92,40 @@ def _seamless(detector: Detector, tile: str, *, smallest: tuple[int, int]) -> Ti
     step = [int(number) for number in numbers]
     if not isinstance(support, Seamless):
         raise UsageError(
-            f"{name} has no seamless tiles: {support.reason}. Overlapping windows of its own size do without:"
-            f" --windows {min(detector.preprocess.size) * 3 // 4} (each pixel takes the largest value of the windows that"
-            " see it; there is no map of the whole image that this would equal)"
+            f"{name} has no seamless tiles: {support.reason}. It can score overlapping windows of its own size:"
+            f" --windows {min(detector.preprocess.size) * 3 // 4} (each pixel takes the largest value of its windows;"
+            " a map of the whole image does not exist)"
         )
     stride = support.stride
     if not all(step) or any(length % stride for length in step):
-        fitting = ",".join(str(max(stride, length // stride * stride)) for length in step)
+        nearest = ",".join(str(max(stride, length // stride * stride)) for length in step)
         raise UsageError(
-            f"--tile {tile}: a side is a multiple of the network's stride, {stride}; e.g. --tile {fitting}"
+            f"--tile {tile}: each side is a multiple of the network's stride, {stride}; e.g. --tile {nearest}"
         )
     if step[0] > smallest[0] or step[1] > smallest[1]:
         raise UsageError(
-            f"--tile {tile} is larger than a image of {smallest[0]},{smallest[1]} (height,width): make it smaller, or"
-            " leave it out, and images are scored whole"
+            f"--tile {tile} is larger than an image of {smallest[0]},{smallest[1]} (height,width): make it smaller, or"
+            " omit it to score whole images"
         )
     training = detector.training
     detector.eval()
     try:
-        wanted = reach(detector.dependence, stride=stride)
-    except (UsageError, RuntimeError) as error:  # torch: a layer of a fixed size
-        raise UsageError(f"{name} has no seamless tiles, whatever its class says: {error}; try --windows") from error
+        lengths = reach(detector.dependence, stride=stride)
+    except (UsageError, RuntimeError) as error:  # torch: a layer of fixed size
+        raise UsageError(f"{name} declares seamless tiles, but has none: {error}; try --windows") from error
     finally:
         detector.train(training)
-    halo = [math.ceil(length / stride) * stride for length in wanted]
+    halo = [math.ceil(length / stride) * stride for length in lengths]
     return Tiling("seamless", window=[s + 2 * h for s, h in zip(step, halo, strict=True)], step=step, stride=stride)
 
 
 def window_scorer(detector: Detector) -> ScoreWindows:
-    """Give what scores windows (n, h, w, 3) uint8 RGB by a detector on the CPU in eval mode."""
+    """Return a function that scores windows (n, h, w, 3) uint8 RGB by a detector on the CPU in eval mode."""
 
     def score(windows: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with torch.no_grad():
-            said = detector(torch.from_numpy(windows))
-        return said.score.numpy(), said.anomaly_map.numpy()
+            output = detector(torch.from_numpy(windows))
+        return output.score.numpy(), output.anomaly_map.numpy()
 
     return score
 
@@ -122,10 +133,10 @@ def window_scorer(detector: Detector) -> ScoreWindows:
 def raw_scores(
     detector: Detector, images: Iterable[NDArray[np.uint8]], *, tiling: Tiling
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Score whole images (H, W, 3) window by window with a detector that is not calibrated yet.
+    """Score whole images (H, W, 3) uint8 through a tiling, with an uncalibrated detector.
 
     Returns:
-        Scores (n,) and maxima of the maps (n,), raw.
+        Raw scores (n,) and maxima of the raw maps (n,).
     """
     detector.eval()
     score, peak = [], []
@@ -137,20 +148,20 @@ def raw_scores(
 
 
 def check_seam(detector: Detector, image: NDArray[np.uint8], *, tiling: Tiling) -> float:
-    """Measure on a image how far the trained, calibrated detector's stitched map is from the one without tiles.
+    """Measure the difference between the stitched and the whole map of a calibrated detector on one image.
 
     Returns:
-        The largest difference in calibrated units; 0 in the mode `windows`, which makes no such guarantee.
+        The largest difference in calibrated units; 0 in the mode `windows`, which has no whole map.
 
     Raises:
-        TrainingError: more than rounding explains: the detector's class names a stride that its network has not.
+        TrainingError: the difference exceeds rounding: the network does not keep the declared stride.
     """
     if tiling.mode == "windows":
         return 0.0
-    found = seam(window_scorer(detector), image, tiling=tiling)
-    if not found <= REFUSE:
+    difference = seam(window_scorer(detector), image, tiling=tiling)
+    if not difference <= REFUSE:
         raise TrainingError(
-            f"the stitched map differs by {found:.3g} from the one without tiles, above {REFUSE:g}: {type(detector).__name__}"
-            f" names the stride {tiling.stride}, which its network does not keep; correct it, or fit with --windows"
+            f"the stitched map differs from the whole map by {difference:.3g}, above {REFUSE:g}: {type(detector).__name__}"
+            f" declares the stride {tiling.stride}, which its network does not keep; correct it, or fit with --windows"
         )
-    return found
+    return difference

@@ -1,4 +1,4 @@
-"""The trained model behind the `Scorer` seam, so that evaluation and parity see it as they see the exported file."""
+"""`TorchScorer`: a fitted detector behind the `Scorer` interface, for evaluation and parity."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.errors import ModelError
 from anomaly.inference.scorer import Scores
 from anomaly.inference.tiles import score_tiled
-from anomaly.training.fitted_model import load
+from anomaly.training.fitted_model import FittedModel, load_fitted_model
 from anomaly.training.tiling import window_scorer
 
 
 class TorchScorer:
-    """The detector of a run folder, on the CPU.
+    """The detector of a fitted model, on the CPU.
 
     Args:
-        run: the run folder.
+        fitted: the fitted model, or its folder.
 
     Raises:
-        ModelError: a folder that holds no detector, or a damaged one.
+        ModelError: the folder is not a fitted model, is damaged, or holds a sampler that cannot score.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.detector, self.description = load(run)
+    def __init__(self, fitted: FittedModel | str | Path) -> None:
+        if not isinstance(fitted, FittedModel):
+            fitted = load_fitted_model(fitted)
+        if fitted.detector is None:
+            raise ModelError(f"{fitted.folder} holds a {type(fitted.model).__name__}, which draws and does not score")
+        self.detector, self.description = fitted.detector, fitted.description
         self.resize = self.detector.preprocess.resize
         self.white = self.description.white
         self.category = self.description.category

@@ -110,11 +110,11 @@ def test_tightest_alpha_is_the_smallest_that_the_largest_score_keeps(num_images:
 
 
 def test_alpha_by_default_is_one_percent_or_the_tightest() -> None:
-    assert resolve_alpha("default", num_images=20, guarantee="expected") == pytest.approx(1 / 21)
-    assert resolve_alpha("default", num_images=500, guarantee="expected") == 0.01
+    assert resolve_alpha(None, num_images=20, guarantee="expected") == pytest.approx(1 / 21)
+    assert resolve_alpha(None, num_images=500, guarantee="expected") == 0.01
     assert resolve_alpha(0.2, num_images=500, guarantee="expected") == 0.2
     with pytest.raises(CalibrationError, match="give at least 10 calibration"):
-        resolve_alpha("default", num_images=0, guarantee="expected")
+        resolve_alpha(None, num_images=0, guarantee="expected")
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, math.nan])

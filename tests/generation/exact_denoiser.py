@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.generation.base import Array, Facts
-from anomaly.generation.diffusion import DiffusionProcess
+from anomaly.generation.base import Array, SamplerInfo
+from anomaly.generation.diffusion import DiffusionLoop
 from anomaly.samplers._noise_schedule import Schedule, noise_schedule
 
 SIZE = 4
@@ -26,7 +26,7 @@ class Exact:
 
     def __init__(self, levels: list[float], *, size: int = SIZE) -> None:
         self.levels = np.array(levels)
-        self.facts = Facts("Exact", [size, size], [3, size, size], {}, {"alphas_cumprod": levels})
+        self.info = SamplerInfo("Exact", [size, size], [3, size, size], {}, {"alphas_cumprod": levels})
 
     def __call__(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
         assert function == "denoise"
@@ -38,11 +38,11 @@ class Exact:
         eps = np.sqrt(1 - a) * (x - np.sqrt(a) * MEAN) / (a * DEVIATION**2 + 1 - a)
         return eps.astype(np.float32)
 
-    def process(self) -> DiffusionProcess:
-        return DiffusionProcess(self, self.facts)
+    def sampling_loop(self) -> DiffusionLoop:
+        return DiffusionLoop(self, self.info)
 
     def images(self, num: int) -> Array:
-        drawn = np.random.default_rng(7).normal(MEAN, DEVIATION, (num, 3, *self.facts.size))
+        drawn = np.random.default_rng(7).normal(MEAN, DEVIATION, (num, 3, *self.info.size))
         return ((drawn.clip(-0.95, 0.95) + 1) / 2).astype(np.float32)
 
 

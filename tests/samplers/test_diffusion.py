@@ -103,8 +103,8 @@ def test_noise_is_that_of_the_velocity_and_patches_come_back() -> None:
 
 
 def test_process_is_reproducible_and_keeps_to_images(trained: Ddpm) -> None:
-    process, options = trained.drawing(), Options(steps=5, eta=0.5)
-    one, two, other = (process.sample(3, rng=rng(seed), options=options) for seed in (0, 0, 1))
+    loop, options = trained.sampling_loop(), Options(steps=5, eta=0.5)
+    one, two, other = (loop.sample(3, rng=rng(seed), options=options) for seed in (0, 0, 1))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
     assert one.shape == (3, 3, 16, 16)
@@ -123,8 +123,8 @@ def test_encode_and_decode_meet(trained: Ddpm) -> None:
     assert z.shape == (4, *sampler.latent_shape)
     assert float((sampler.decode(z) - x).abs().mean()) < 0.05
     options = Options(steps=50)
-    inverted = sampler.drawing().invert(x.numpy(), options=options)
-    assert np.abs(sampler.drawing().draw(inverted, options=options) - x.numpy()).mean() < 0.03
+    inverted = sampler.sampling_loop().invert(x.numpy(), options=options)
+    assert np.abs(sampler.sampling_loop().draw(inverted, options=options) - x.numpy()).mean() < 0.03
 
 
 class _ExactNetwork(nn.Module):
@@ -207,7 +207,7 @@ def test_surprise_is_the_error_of_partial_diffusion_by_hand(trained: Ddpm) -> No
             x_0 = (state - math.sqrt(1 - a[n]) * eps) / math.sqrt(a[n])
             state = math.sqrt(a[n + 1]) * x_0 + math.sqrt(1 - a[n + 1]) * eps
         expected += (state.clamp(-1, 1) - (2 * x - 1)).abs().mean(dim=1) / 2
-    assert torch.allclose(sampler.surprise(x), expected, atol=1e-5)
+    assert torch.allclose(sampler.anomaly_map(x), expected, atol=1e-5)
 
 
 @torch.no_grad()
@@ -215,10 +215,10 @@ def test_defects_surprise(trained: Ddpm) -> None:
     good = draw_parts(8, seed=500)
     defect = draw_defects(good)
     assert float(trained(defect).score.min()) > float(trained(good).score.max())
-    surprise = trained.surprise(trained.preprocess(defect))
-    assert surprise.shape == (8, 16, 16)
-    usual = trained.surprise(trained.preprocess(good))
-    assert float(surprise[:, 6:11, 7:12].mean()) > 1.2 * float(usual[:, 6:11, 7:12].mean())
+    anomaly_map = trained.anomaly_map(trained.preprocess(defect))
+    assert anomaly_map.shape == (8, 16, 16)
+    usual = trained.anomaly_map(trained.preprocess(good))
+    assert float(anomaly_map[:, 6:11, 7:12].mean()) > 1.2 * float(usual[:, 6:11, 7:12].mean())
 
 
 def test_region_of_interest_rules_the_loss() -> None:
@@ -235,11 +235,11 @@ def test_region_of_interest_rules_the_loss() -> None:
 
 
 def test_facts_and_functions_are_what_the_process_needs(trained: Ddpm) -> None:
-    facts = trained.process_facts()
-    assert facts.own["alphas_cumprod"] == pytest.approx(alphas())
+    info = trained.info()
+    assert info.settings["alphas_cumprod"] == pytest.approx(alphas())
     assert set(trained.functions()) == {"denoise"}
-    assert trained.can("surprise")
-    assert not trained.can("attribute")
+    assert trained.supports("anomaly_map")
+    assert not trained.supports("attribute")
     with pytest.raises(UsageError, match=r"Ddpm has no attribute: .*white noise"):
-        trained.drawing().attribute(*[np.zeros((1, 3, 16, 16), dtype=np.float32)] * 3, strength=1.0, options=Options())
-    assert dataclasses.asdict(facts)["latent_shape"] == [3, 16, 16]
+        trained.sampling_loop().attribute(*[np.zeros((1, 3, 16, 16), dtype=np.float32)] * 3, strength=1.0, options=Options())
+    assert dataclasses.asdict(info)["latent_shape"] == [3, 16, 16]

@@ -175,8 +175,8 @@ def test_draws_come_from_the_average_and_are_fixed_by_the_seed() -> None:
     assert x.max() <= 1
     assert torch.allclose(x, (sampler.ema.average(z[:, :, None, None]) + 1) / 2)
     assert not torch.allclose(x, sampler._images(sampler.generator, z))
-    process = sampler.drawing()
-    drawn = [process.sample(3, rng=np.random.default_rng(seed), options=Options()) for seed in (0, 0, 1)]
+    loop = sampler.sampling_loop()
+    drawn = [loop.sample(3, rng=np.random.default_rng(seed), options=Options()) for seed in (0, 0, 1)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
 
@@ -200,14 +200,14 @@ def test_drawn_images_are_blank_outside_the_region() -> None:
 def test_what_it_lacks_is_said_with_the_reason() -> None:
     sampler = Gan(**TINY)
     x = torch.zeros(1, 3, 16, 16)
-    for ability, use in (("encode", sampler.encode), ("log_prob", sampler.log_prob), ("surprise", sampler.anomaly)):
+    for ability, use in (("encode", sampler.encode), ("log_prob", sampler.log_prob), ("anomaly_map", sampler.anomaly)):
         with pytest.raises(Unsupported, match=f"Gan has no {ability}: .*generator|neither"):
             use(x)
-    process, options = sampler.drawing(), Options()
+    loop, options = sampler.sampling_loop(), Options()
     with pytest.raises(Unsupported, match=r"Gan has no reconstruct: .*fanogan"):
-        process.reconstruct(x.numpy(), rng=np.random.default_rng(0), options=options)
+        loop.reconstruct(x.numpy(), rng=np.random.default_rng(0), options=options)
     with pytest.raises(Unsupported, match=r"Gan has no interpolate: .*fanogan"):
-        process.interpolate(x[0].numpy(), x[0].numpy(), num=3, options=options)
+        loop.interpolate(x[0].numpy(), x[0].numpy(), num=3, options=options)
     assert set(sampler.functions()) == {"decode"}
 
 

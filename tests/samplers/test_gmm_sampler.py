@@ -54,7 +54,7 @@ def test_density_is_the_product_over_cells_of_the_whole_mixture(dimensions: int)
     assert torch.equal(y[0, 1], x[0, :, :2, 2:].flatten())
     expected = sum(whole(sampler, cell).log_prob(y[:, cell].double()) for cell in range(4))
     assert torch.allclose(sampler.log_prob(x).double(), expected, rtol=1e-4)  # type: ignore[arg-type]
-    assert torch.allclose(sampler.surprise(x).sum(dim=(1, 2)), -sampler.log_prob(x), rtol=1e-5)
+    assert torch.allclose(sampler.anomaly_map(x).sum(dim=(1, 2)), -sampler.log_prob(x), rtol=1e-5)
 
 
 @torch.no_grad()
@@ -79,15 +79,15 @@ def test_density_integrates_to_one(dimensions: int) -> None:
 @torch.no_grad()
 def test_draws_have_the_moments_of_the_mixture() -> None:
     sampler = fitted()
-    process = sampler.drawing()
-    process_draw = process.sample(6000, rng=RNG(0), options=Options())
-    assert np.array_equal(process_draw[:2], process.sample(6000, rng=RNG(0), options=Options())[:2])
-    y = sampler._patches(torch.from_numpy(process_draw)).double()
+    loop = sampler.sampling_loop()
+    drawn = loop.sample(6000, rng=RNG(0), options=Options())
+    assert np.array_equal(drawn[:2], loop.sample(6000, rng=RNG(0), options=Options())[:2])
+    y = sampler._patches(torch.from_numpy(drawn)).double()
     for cell in range(4):
         cell_of = whole(sampler, cell)
         assert torch.allclose(y[:, cell].mean(dim=0), cell_of.mean, atol=0.01)
         assert torch.allclose(y[:, cell].var(dim=0), cell_of.variance, atol=2e-3)
-    mean = process.sample(500, rng=RNG(1), options=Options(temperature=0.0))
+    mean = loop.sample(500, rng=RNG(1), options=Options(temperature=0.0))
     near = torch.cdist(sampler._patches(torch.from_numpy(mean)), sampler.mean + sampler.centres @ sampler.directions)
     assert near.amin(dim=2).max() < 1e-4  # without deviation each patch is the mean of a Gaussian
 
@@ -96,7 +96,7 @@ def test_draws_have_the_moments_of_the_mixture() -> None:
 def test_weights_know_the_place() -> None:
     sampler = fitted()
     x = stripes(400, seed=3)
-    drawn = sampler.drawing().sample(400, rng=RNG(0), options=Options())
+    drawn = sampler.sampling_loop().sample(400, rng=RNG(0), options=Options())
     for part in (x.numpy(), drawn):
         assert (part[:, :, :, :2].mean(axis=(1, 2, 3)) > 0.6).mean() > 0.98
         assert (part[:, :, :, 2:].mean(axis=(1, 2, 3)) < 0.5).mean() > 0.98
@@ -110,7 +110,7 @@ def test_unknown_pixels_are_drawn_from_the_conditional() -> None:
     x, mask = stripes(1, seed=5).numpy(), np.zeros((1, 4, 4), dtype=bool)
     mask[0, 0, 3] = mask[0, 2:, 2:] = True  # one pixel of the second cell, and the whole fourth
     num = 3000
-    drawn = sampler.drawing().inpaint(
+    drawn = sampler.sampling_loop().inpaint(
         np.repeat(x, num, axis=0), np.repeat(mask, num, axis=0), rng=RNG(0), options=Options()
     )
     kept = np.broadcast_to(~mask[:, None], (num, 3, 4, 4))
@@ -141,12 +141,12 @@ def test_region_of_interest_counts_the_cells_that_reach_into_it() -> None:
     sampler.preprocess._note()
     x = stripes(60) * sampler.preprocess.roi
     sampler.learn(x)
-    said = sampler.surprise(x)
+    said = sampler.anomaly_map(x)
     assert not said[:, ~sampler.preprocess.roi].any()
     y = sampler._patches(x).double()
     expected = whole(sampler, 2).log_prob(y[:, 2]) + whole(sampler, 3).log_prob(y[:, 3])
     assert torch.allclose(-said.sum(dim=(1, 2)).double(), expected, rtol=1e-4, atol=1e-3)
-    drawn = sampler.drawing().sample(5, rng=RNG(0), options=Options())
+    drawn = sampler.sampling_loop().sample(5, rng=RNG(0), options=Options())
     assert not drawn[:, :, :2].any()
     assert (drawn[:, :, 2:, :2] > 0.4).all()
 
@@ -162,12 +162,12 @@ def test_a_whole_image_is_too_many_dimensions() -> None:
 
 
 def test_what_it_lacks_is_said_with_the_reason() -> None:
-    process, x = fitted().drawing(), stripes(2).numpy()
+    loop, x = fitted().sampling_loop(), stripes(2).numpy()
     with pytest.raises(Unsupported, match=r"Gmm has no reconstruct: .*take pca or vae"):
-        process.reconstruct(x, rng=RNG(0), options=Options())
+        loop.reconstruct(x, rng=RNG(0), options=Options())
     with pytest.raises(Unsupported, match=r"Gmm has no interpolate: .*choice"):
-        process.interpolate(x[0], x[1], num=3, options=Options())
+        loop.interpolate(x[0], x[1], num=3, options=Options())
     with pytest.raises(UsageError, match="mask of shape"):
-        process.inpaint(x, np.zeros((2, 3, 3), dtype=bool), rng=RNG(0), options=Options())
+        loop.inpaint(x, np.zeros((2, 3, 3), dtype=bool), rng=RNG(0), options=Options())
     with pytest.raises(UsageError, match="temperature -1"):
-        process.sample(1, rng=RNG(0), options=Options(temperature=-1.0))
+        loop.sample(1, rng=RNG(0), options=Options(temperature=-1.0))

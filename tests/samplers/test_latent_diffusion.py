@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly.errors import DataError, UsageError
-from anomaly.generation.base import Array, Facts, Options
-from anomaly.generation.latent_diffusion import LatentDiffusionProcess
+from anomaly.generation.base import Array, Options, SamplerInfo
+from anomaly.generation.latent_diffusion import LatentDiffusionLoop
 from anomaly.samplers._defect_examples import read_examples
 from anomaly.samplers.latent_diffusion import LatentDiffusion
 from anomaly.testing.toy_training import draw_defects, draw_parts, train_on
@@ -46,7 +46,7 @@ class Copying:
 
     def __init__(self) -> None:
         own = {"alphas_cumprod": list(self.levels), "num_classes": 2, "reach": 2.0}
-        self.facts = Facts("Copying", [16, 16], [3, 4, 4], {}, own)
+        self.info = SamplerInfo("Copying", [16, 16], [3, 4, 4], {}, own)
         self.conditions: list[Array] = []
 
     def __call__(self, function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
@@ -60,8 +60,8 @@ class Copying:
         eps: Array = ((z - np.sqrt(a) * np.float32(0.5)) / np.sqrt(1 - a)).astype(np.float32)
         return eps
 
-    def process(self) -> LatentDiffusionProcess:
-        return LatentDiffusionProcess(self, self.facts)
+    def sampling_loop(self) -> LatentDiffusionLoop:
+        return LatentDiffusionLoop(self, self.info)
 
 
 def a_mask(n: int) -> NDArray[np.bool_]:
@@ -70,13 +70,13 @@ def a_mask(n: int) -> NDArray[np.bool_]:
     return mask
 
 
-# the process
+# the loop
 
 
 def test_defects_are_drawn_under_the_mask_alone() -> None:
     fake = Copying()
     x, mask = rng(3).random((2, 3, 16, 16), dtype=np.float32), a_mask(2)
-    drawn = fake.process().draw_defect(x, mask, rng=rng(), options=Options(steps=4, label=1))
+    drawn = fake.sampling_loop().draw_defect(x, mask, rng=rng(), options=Options(steps=4, label=1))
     changed = (drawn != x).any(axis=1)
     assert np.array_equal(changed, mask)
     assert drawn[:, :, 6, 4] == pytest.approx(np.full((2, 3), 0.5), abs=1e-5)  # all its neighbours are under the mask
@@ -95,7 +95,7 @@ def test_defects_are_drawn_under_the_mask_alone() -> None:
 
 def test_without_a_mask_nothing_is_asked_for() -> None:
     fake = Copying()
-    drawn = fake.process().sample(3, rng=rng(), options=Options(steps=4))
+    drawn = fake.sampling_loop().sample(3, rng=rng(), options=Options(steps=4))
     assert drawn == pytest.approx(np.full((3, 3, 16, 16), 0.5), abs=1e-5)
     assert len(fake.conditions) == 4
     assert not any(condition.any() for condition in fake.conditions)
@@ -103,35 +103,35 @@ def test_without_a_mask_nothing_is_asked_for() -> None:
 
 
 def test_inpainting_and_reconstruction_keep_to_what_is_known() -> None:
-    process = Copying().process()
+    loop = Copying().sampling_loop()
     x, mask = rng(3).random((2, 3, 16, 16), dtype=np.float32), a_mask(2)
-    drawn = process.inpaint(x, mask, rng=rng(), options=Options(steps=4, eta=1.0))
+    drawn = loop.inpaint(x, mask, rng=rng(), options=Options(steps=4, eta=1.0))
     known = np.broadcast_to(~mask[:, None], x.shape)
     assert np.array_equal(drawn[known], x[known])
     assert drawn[~known] == pytest.approx(np.full(int((~known).sum()), 0.5), abs=1e-5)
-    repaired = process.reconstruct(x, rng=rng(), options=Options(steps=4, strength=0.5))
+    repaired = loop.reconstruct(x, rng=rng(), options=Options(steps=4, strength=0.5))
     assert repaired == pytest.approx(np.full_like(x, 0.5), abs=1e-5)
 
 
 def test_a_latent_is_held_within_its_reach() -> None:
     fake = Copying()
-    fake.facts.own["reach"] = 0.25
-    assert fake.process().sample(1, rng=rng(), options=Options(steps=2)).max() == pytest.approx(0.25, abs=1e-5)
+    fake.info.settings["reach"] = 0.25
+    assert fake.sampling_loop().sample(1, rng=rng(), options=Options(steps=2)).max() == pytest.approx(0.25, abs=1e-5)
 
 
 def test_process_refuses_what_it_cannot_do() -> None:
-    process = Copying().process()
+    loop = Copying().sampling_loop()
     x, mask = np.zeros((2, 3, 16, 16), dtype=np.float32), a_mask(2)
     for label in (-2, 2):
         with pytest.raises(UsageError, match=f"label {label}: there are 2 classes from 0 on; -1"):
-            process.draw_defect(x, mask, rng=rng(), options=Options(steps=2, label=label))
+            loop.draw_defect(x, mask, rng=rng(), options=Options(steps=2, label=label))
     with pytest.raises(UsageError, match="the mask is"):
-        process.draw_defect(x, mask[:1], rng=rng(), options=Options(steps=2))
+        loop.draw_defect(x, mask[:1], rng=rng(), options=Options(steps=2))
     with pytest.raises(UsageError, match=r"steps 9: .*give 1 to 4"):
-        process.draw_defect(x, mask, rng=rng(), options=Options(steps=9))
+        loop.draw_defect(x, mask, rng=rng(), options=Options(steps=9))
     with pytest.raises(UsageError, match="Copying takes"):
-        process.draw_defect(x[:, :, :8], mask, rng=rng(), options=Options(steps=2))
-    assert process.knows == {"steps", "eta", "strength", "label"}
+        loop.draw_defect(x[:, :, :8], mask, rng=rng(), options=Options(steps=2))
+    assert loop.known_options == {"steps", "eta", "strength", "label"}
 
 
 # the sampler
@@ -219,13 +219,13 @@ def test_latents_have_unit_deviation(trained: LatentDiffusion) -> None:
 
 
 def test_process_is_reproducible_and_keeps_to_images(trained: LatentDiffusion) -> None:
-    process, options = trained.drawing(), Options(steps=4, eta=0.5)
+    loop, options = trained.sampling_loop(), Options(steps=4, eta=0.5)
     x, mask = trained.preprocess(draw_parts(2, seed=5)).numpy(), a_mask(2)
     for draw in (
-        lambda seed: process.sample(2, rng=rng(seed), options=options),
-        lambda seed: process.reconstruct(x, rng=rng(seed), options=options),
-        lambda seed: process.inpaint(x, mask, rng=rng(seed), options=options),
-        lambda seed: process.draw_defect(x, mask, rng=rng(seed), options=options),  # type: ignore[attr-defined]
+        lambda seed: loop.sample(2, rng=rng(seed), options=options),
+        lambda seed: loop.reconstruct(x, rng=rng(seed), options=options),
+        lambda seed: loop.inpaint(x, mask, rng=rng(seed), options=options),
+        lambda seed: loop.draw_defect(x, mask, rng=rng(seed), options=options),  # type: ignore[attr-defined]
     ):
         one, two, other = draw(0), draw(0), draw(1)
         assert np.array_equal(one, two)
@@ -234,7 +234,7 @@ def test_process_is_reproducible_and_keeps_to_images(trained: LatentDiffusion) -
         assert one.dtype == np.float32
         assert one.min() >= 0
         assert one.max() <= 1
-    way = process.interpolate(x[0], x[1], num=3, options=options)
+    way = loop.interpolate(x[0], x[1], num=3, options=options)
     assert way.shape == (3, 3, 16, 16)
 
 
@@ -249,10 +249,10 @@ def test_defects_surprise(trained: LatentDiffusion) -> None:
     good = draw_parts(8, seed=500)
     defect = draw_defects(good)
     assert float(trained(defect).score.min()) > float(trained(good).score.max())
-    surprise = trained.surprise(trained.preprocess(defect))
-    assert surprise.shape == (8, 16, 16)
-    usual = trained.surprise(trained.preprocess(good))
-    assert float(surprise[:, 6:11, 7:12].mean()) > 1.2 * float(usual[:, 6:11, 7:12].mean())
+    anomaly_map = trained.anomaly_map(trained.preprocess(defect))
+    assert anomaly_map.shape == (8, 16, 16)
+    usual = trained.anomaly_map(trained.preprocess(good))
+    assert float(anomaly_map[:, 6:11, 7:12].mean()) > 1.2 * float(usual[:, 6:11, 7:12].mean())
 
 
 def test_real_defects_take_the_place_of_half_of_the_patterns(category: Path) -> None:

@@ -46,7 +46,7 @@ def test_density_is_that_of_the_whole_covariance() -> None:
     C = W @ W.T + sampler.noise_variance.double() * torch.eye(48)
     expected = MultivariateNormal(flat.mean(dim=0), C).log_prob(flat)
     assert torch.allclose(sampler.log_prob(x).double(), expected, rtol=1e-4)
-    assert torch.allclose(sampler.surprise(x).sum(dim=(1, 2)), -sampler.log_prob(x), rtol=1e-5)
+    assert torch.allclose(sampler.anomaly_map(x).sum(dim=(1, 2)), -sampler.log_prob(x), rtol=1e-5)
     eigenvalues = torch.linalg.eigvalsh(torch.cov(flat.T, correction=0)).flip(0)
     assert sampler.noise_variance.item() == pytest.approx(
         eigenvalues[3:].mean().item(), rel=1e-4
@@ -114,11 +114,11 @@ def test_missing_pixels_are_the_conditional_mean_and_its_spread() -> None:
     C, mu = W @ W.T + float(sampler.noise_variance) * np.eye(48), sampler.mean.double().numpy().reshape(-1)
     gain = (W @ W.T)[np.ix_(unknown, ~unknown)] @ np.linalg.inv(C[np.ix_(~unknown, ~unknown)])
     expected = mu[unknown] + gain @ (x.reshape(-1)[~unknown] - mu[~unknown])
-    process = sampler.drawing()
-    filled = process.inpaint(x, mask, rng=RNG(0), options=Options(temperature=0.0))
+    loop = sampler.sampling_loop()
+    filled = loop.inpaint(x, mask, rng=RNG(0), options=Options(temperature=0.0))
     assert np.allclose(filled.reshape(-1)[unknown], expected, atol=1e-4)
     assert np.array_equal(filled.reshape(-1)[~unknown], x.reshape(-1)[~unknown])
-    many = process.inpaint(
+    many = loop.inpaint(
         np.repeat(x, 4000, axis=0), np.repeat(mask, 4000, axis=0), rng=RNG(0), options=Options()
     ).reshape(4000, -1)[:, unknown]
     spread = (W @ W.T)[np.ix_(unknown, unknown)] - gain @ (W @ W.T)[np.ix_(~unknown, unknown)]
@@ -126,7 +126,7 @@ def test_missing_pixels_are_the_conditional_mean_and_its_spread() -> None:
 
 
 def rebuild(sampler: Pca, hidden: NDArray[np.float32], clean: NDArray[np.float32]) -> float:
-    found = sampler.drawing().reconstruct(hidden, rng=RNG(0), options=Options())
+    found = sampler.sampling_loop().reconstruct(hidden, rng=RNG(0), options=Options())
     return float(np.sqrt(((found - clean) ** 2).mean()))
 
 
@@ -144,19 +144,19 @@ def test_robust_reconstruction_sees_through_what_is_painted_over(paint: str) -> 
     colour = rng.uniform(0.6, 1.0, seen.shape) if paint == "noise" else np.full(seen.shape, 0.15)
     hidden = np.where(at[:, None], colour, seen).astype(np.float32)
     plain, robust = fitted(train), fitted(train, robust=True)
-    assert robust.facts()["robust"]
+    assert robust.info()["robust"]
     assert rebuild(robust, hidden, clean) < 0.5 * rebuild(plain, hidden, clean)
     assert rebuild(robust, hidden, clean) < 0.002
     assert rebuild(robust, seen, clean) < 0.002
-    missing = plain.drawing().inpaint(hidden, at, rng=RNG(0), options=Options(temperature=0.0))
+    missing = plain.sampling_loop().inpaint(hidden, at, rng=RNG(0), options=Options(temperature=0.0))
     assert np.sqrt(((missing - clean) ** 2)[np.broadcast_to(at[:, None], clean.shape)].mean()) < 0.002
 
 
 @torch.no_grad()
 def test_draws_have_the_moments_of_the_model() -> None:
     sampler = fitted(low_rank(60))
-    drawn = sampler.drawing().sample(4000, rng=RNG(0), options=Options())
-    assert np.array_equal(drawn[:3], sampler.drawing().sample(4000, rng=RNG(0), options=Options())[:3])
+    drawn = sampler.sampling_loop().sample(4000, rng=RNG(0), options=Options())
+    assert np.array_equal(drawn[:3], sampler.sampling_loop().sample(4000, rng=RNG(0), options=Options())[:3])
     assert np.allclose(drawn.mean(axis=0), sampler.mean, atol=0.01)
     deviation = (sampler.scale_z[:, None, None, None] * sampler.directions).square().sum(dim=0).sqrt()
     assert np.allclose(drawn.std(axis=0), deviation, atol=0.01)
@@ -177,8 +177,8 @@ def test_region_of_interest_is_all_that_counts() -> None:
     C = W @ W.T + sampler.noise_variance.double() * torch.eye(inside.shape[1])
     expected = MultivariateNormal(inside.mean(dim=0), C).log_prob(inside)
     assert torch.allclose(sampler.log_prob(x * roi).double(), expected, rtol=1e-4)
-    assert not sampler.surprise(x * roi)[:, ~roi].any()
-    robust = sampler.drawing().robust((x[:2] * roi).numpy(), rng=RNG(0))  # type: ignore[attr-defined]
+    assert not sampler.anomaly_map(x * roi)[:, ~roi].any()
+    robust = sampler.sampling_loop().robust((x[:2] * roi).numpy(), rng=RNG(0))  # type: ignore[attr-defined]
     assert np.abs(robust - (x[:2] * roi).numpy()).max() < 0.05
 
 
@@ -196,8 +196,8 @@ def test_what_cannot_be_is_refused() -> None:
         fitted(low_rank(4))
     with pytest.raises(UsageError, match="num_components 0: "):
         Pca(num_components=0)
-    process = fitted(low_rank(8)).drawing()
+    loop = fitted(low_rank(8)).sampling_loop()
     with pytest.raises(UsageError, match="mask of shape"):
-        process.inpaint(low_rank(1).numpy(), np.zeros((1, 3, 3), dtype=bool), rng=RNG(0), options=Options())
+        loop.inpaint(low_rank(1).numpy(), np.zeros((1, 3, 3), dtype=bool), rng=RNG(0), options=Options())
     with pytest.raises(UsageError, match="resize them first"):
-        process.robust(np.zeros((1, 3, 8, 8), dtype=np.float32), rng=RNG(0))  # type: ignore[attr-defined]
+        loop.robust(np.zeros((1, 3, 8, 8), dtype=np.float32), rng=RNG(0))  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ def test_log_prob_is_the_sum_over_all_values_and_surprise_its_shares() -> None:
     level = (x * 8).floor().long()
     p = torch.softmax(sampler.logits((level + 0.5) / 8).double(), dim=2)
     expected = p.gather(2, level[:, :, None])[:, :, 0].log()
-    assert torch.allclose(sampler.surprise(x).double(), -expected.sum(dim=1), atol=1e-4)
+    assert torch.allclose(sampler.anomaly_map(x).double(), -expected.sum(dim=1), atol=1e-4)
     assert torch.allclose(sampler.log_prob(x).double(), expected.sum(dim=(1, 2, 3)), rtol=1e-5)
     assert torch.equal(sampler.log_prob(x), sampler.log_prob(sampler.quantised(x)))
 
@@ -110,7 +110,7 @@ def test_windows_of_the_image_give_the_logits_of_the_whole() -> None:
 
 def test_draws_are_as_frequent_as_their_probability() -> None:
     sampler, images, p = binary()
-    drawn = sampler.drawing().sample(20_000, rng=np.random.default_rng(0), options=Options())
+    drawn = sampler.sampling_loop().sample(20_000, rng=np.random.default_rng(0), options=Options())
     place = (drawn.reshape(len(drawn), 12) > 0.5) @ (1 << np.arange(11, -1, -1))
     frequency = np.bincount(place, minlength=4096) / len(drawn)
     for value in range(12):  # chances of each value and of each pair of neighbours
@@ -126,7 +126,7 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest_given_what_lies_befor
     x[:, 1] = 0.1
     mask = np.zeros((20_000, 2, 2), dtype=np.bool_)
     mask[:, 1, 1] = True  # the last pixel: all others lie before it
-    given = sampler.drawing().inpaint(x, mask, rng=np.random.default_rng(0), options=Options())
+    given = sampler.sampling_loop().inpaint(x, mask, rng=np.random.default_rng(0), options=Options())
     assert np.array_equal(given[:, :, ~mask[0]], x[:, :, ~mask[0]])
     fits = (images[:, :, ~mask[0]] > 0.5).numpy() == (x[0][:, ~mask[0]] > 0.5)
     chance = p.numpy() * fits.all(axis=(1, 2))
@@ -136,10 +136,10 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest_given_what_lies_befor
 
 
 def test_sampling_follows_the_seed_and_the_temperature() -> None:
-    process = build(size=5).drawing()
+    loop = build(size=5).sampling_loop()
 
     def draw(seed: int, temperature: float = 1.0) -> Any:
-        return process.sample(2, rng=np.random.default_rng(seed), options=Options(temperature=temperature))
+        return loop.sample(2, rng=np.random.default_rng(seed), options=Options(temperature=temperature))
 
     first = draw(0)
     assert first.shape == (2, 3, 5, 5)
@@ -164,10 +164,10 @@ def test_classes_are_drawn_by_their_softmax() -> None:
 def test_map_is_the_surprise_on_levels_and_does_not_jump_between_them() -> None:
     sampler = build(smooth=1)
     x = sampler.quantised(torch.rand(2, 3, 16, 16))
-    assert torch.allclose(sampler._map(x), sampler.surprise(x), atol=1e-4)
+    assert torch.allclose(sampler._map(x), sampler.anomaly_map(x), atol=1e-4)
     below, above = x.clone(), x.clone()
     below[0, 1, 5, 5], above[0, 1, 5, 5] = 0.5 - 1e-6, 0.5 + 1e-6  # 0.5 is the border of two levels
-    assert (sampler.surprise(below) - sampler.surprise(above)).abs().max() > 1e-2
+    assert (sampler.anomaly_map(below) - sampler.anomaly_map(above)).abs().max() > 1e-2
     assert torch.allclose(sampler._map(below), sampler._map(above), atol=1e-3)
 
 
@@ -176,12 +176,12 @@ def test_region_of_interest_is_all_that_is_drawn_and_counts() -> None:
     sampler = build()
     sampler.preprocess.set_roi(region_of_interest())
     outside = ~sampler.preprocess.roi
-    drawn = sampler.drawing().sample(2, rng=np.random.default_rng(0), options=Options())
+    drawn = sampler.sampling_loop().sample(2, rng=np.random.default_rng(0), options=Options())
     assert (drawn[:, :, outside.numpy()] == 0).all()
     assert (drawn[:, :, ~outside.numpy()] > 0).all()
     x = sampler.preprocess(draw_parts(2, seed=0))
-    assert (sampler.surprise(x)[:, outside] == 0).all()
-    assert torch.allclose(sampler.log_prob(x), -sampler.surprise(x).sum(dim=(1, 2)))
+    assert (sampler.anomaly_map(x)[:, outside] == 0).all()
+    assert torch.allclose(sampler.log_prob(x), -sampler.anomaly_map(x).sum(dim=(1, 2)))
 
 
 def test_training_learns_what_lies_before_to_tell_of_what_follows() -> None:
@@ -201,14 +201,14 @@ def test_training_learns_what_lies_before_to_tell_of_what_follows() -> None:
         assert torch.allclose(sampler.anomaly(x).score, -sampler.log_prob(x) / 64, rtol=1e-4)
         x[:, :, 4:6, 4:6] = sampler.quantised(1 - x[:, :, 4:6, 4:6])
         assert (
-            sampler.surprise(x)[:, 4:6, 4:6].mean(dim=(1, 2)) > 2 * sampler.surprise(x)[:, :4].mean(dim=(1, 2))
+            sampler.anomaly_map(x)[:, 4:6, 4:6].mean(dim=(1, 2)) > 2 * sampler.anomaly_map(x)[:, :4].mean(dim=(1, 2))
         ).all()
 
 
 @pytest.mark.parametrize("ability", ["encode", "decode", "reconstruct", "interpolate", "attribute"])
 def test_what_it_lacks_is_named_with_the_reason(ability: str) -> None:
-    assert not PixelCnn.can(ability)
-    assert "no latent" in PixelCnn.lacks[ability]
+    assert not PixelCnn.supports(ability)
+    assert "no latent" in PixelCnn.unsupported[ability]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from anomaly.commands.main import run
 from anomaly.commands.parser import parse
 from anomaly.errors import ModelError, Unsupported, UsageError
-from anomaly.export.detector import export
+from anomaly.export.model_file import export_model
 from anomaly.export.parity import verify
 from anomaly.generation.artifact import read_sampler
-from anomaly.generation.base import Options, Process
+from anomaly.generation.base import Options, SamplingLoop
 from anomaly.generation.onnx_sampler import OnnxSampler
 from anomaly.generation.sample import check_options, fitted_mask
 from anomaly.imaging.image_file import read_image
@@ -101,14 +101,14 @@ class Made:
     exported: OnnxSampler
 
     def options(self) -> Options:
-        return FEW_STEPS if "steps" in self.exported.drawing().knows else Options()
+        return FEW_STEPS if "steps" in self.exported.sampling_loop().known_options else Options()
 
 
 @pytest.fixture(scope="module", params=list(SAMPLERS))
 def made(request: pytest.FixtureRequest, category: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     name = request.param
     out = fit(category, out=tmp_path_factory.mktemp("samplers") / name, detector=name, model=OPTIONS[name])
-    export(out)
+    export_model(out)
     trained, _ = load(out)
     assert isinstance(trained, Sampler)
     return Made(out, trained, OnnxSampler(out / "sampler.onnx", device="cpu", num_threads=1))
@@ -136,10 +136,10 @@ def test_configuration_builds(name: str) -> None:
 
 def test_file_draws_what_the_trained_one_draws(made: Made) -> None:
     options = made.options()
-    drawn = made.exported.drawing().sample(3, rng=np.random.default_rng(5), options=options)
-    again = made.exported.drawing().sample(3, rng=np.random.default_rng(5), options=options)
-    trained = made.trained.drawing().sample(3, rng=np.random.default_rng(5), options=options)
-    other = made.exported.drawing().sample(3, rng=np.random.default_rng(6), options=options)
+    drawn = made.exported.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
+    again = made.exported.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
+    trained = made.trained.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
+    other = made.exported.sampling_loop().sample(3, rng=np.random.default_rng(6), options=options)
     height, width = made.trained.preprocess.size
     assert drawn.shape == (3, 3, height, width)
     assert drawn.dtype == np.float32
@@ -170,7 +170,7 @@ def test_what_can_score_is_a_detector_through_the_same_road(made: Made, category
             read_sampler(model)
     else:
         assert not model.exists()
-        assert "surprise" in made.trained.lacks
+        assert "anomaly_map" in made.trained.unsupported
         with pytest.raises(ModelError, match="no model at"):
             OnnxScorer(model, device="cpu", num_threads=1)
     with pytest.raises(ModelError, match="is a sampler: `anomaly sample` draws from it"):
@@ -181,40 +181,40 @@ def test_abilities_work_or_answer_with_the_reason(made: Made, category: Path) ->
     x = some(made, category, 4)
     mask = np.zeros((2, *x.shape[2:]), dtype=bool)
     mask[:, 4:9, 3:8] = True
-    process, options = made.exported.drawing(), made.options()
+    loop, options = made.exported.sampling_loop(), made.options()
 
-    def draw(ability: str, process: Process) -> NDArray[np.float32]:
+    def draw(ability: str, loop: SamplingLoop) -> NDArray[np.float32]:
         rng = np.random.default_rng(0)
         if ability == "reconstruct":
-            return process.reconstruct(x, rng=rng, options=options)
+            return loop.reconstruct(x, rng=rng, options=options)
         if ability == "interpolate":
-            return process.interpolate(x[0], x[1], num=4, options=options)
+            return loop.interpolate(x[0], x[1], num=4, options=options)
         if ability == "inpaint":
-            return process.inpaint(x[:2], mask, rng=rng, options=options)
-        return process.attribute(x[:3], x[:2], x[2:], strength=0.5, options=options)
+            return loop.inpaint(x[:2], mask, rng=rng, options=options)
+        return loop.attribute(x[:3], x[:2], x[2:], strength=0.5, options=options)
 
     for ability in ("reconstruct", "interpolate", "inpaint", "attribute"):
-        if ability in made.trained.lacks:
+        if ability in made.trained.unsupported:
             with pytest.raises(Unsupported, match=f"has no {ability}: ") as told:
-                draw(ability, process)
-            assert made.trained.lacks[ability] in str(told.value)
+                draw(ability, loop)
+            assert made.trained.unsupported[ability] in str(told.value)
             continue
-        drawn = draw(ability, process)
+        drawn = draw(ability, loop)
         assert drawn.dtype == np.float32
         assert np.isfinite(drawn).all()
         assert drawn.min() >= 0
         assert drawn.max() <= 1
-        assert np.abs(drawn - draw(ability, made.trained.drawing())).max() < 1e-3, ability
+        assert np.abs(drawn - draw(ability, made.trained.sampling_loop())).max() < 1e-3, ability
         if ability == "inpaint":
             known = np.broadcast_to(~mask[:, None], drawn.shape)
             assert np.array_equal(drawn[known], x[:2][known])
         if ability == "interpolate":
             assert len(drawn) == 4
             with pytest.raises(UsageError):
-                process.interpolate(x[0], x[1][:, :-1], num=4, options=options)
+                loop.interpolate(x[0], x[1][:, :-1], num=4, options=options)
         if ability == "attribute":
             with pytest.raises(UsageError):
-                process.attribute(x[:1], x[:0], x[2:], strength=0.5, options=options)
+                loop.attribute(x[:1], x[:0], x[2:], strength=0.5, options=options)
 
 
 def test_damaged_function_is_refused(made: Made, tmp_path: Path) -> None:
@@ -223,20 +223,20 @@ def test_damaged_function_is_refused(made: Made, tmp_path: Path) -> None:
     data[at : at + 64] = bytes(64)
     (tmp_path / "sampler.onnx").write_bytes(data)
     with pytest.raises(ModelError):
-        OnnxSampler(tmp_path / "sampler.onnx", device="cpu", num_threads=1).drawing().sample(
+        OnnxSampler(tmp_path / "sampler.onnx", device="cpu", num_threads=1).sampling_loop().sample(
             1, rng=np.random.default_rng(0), options=made.options()
         )
 
 
 def test_options_that_a_family_does_not_read_are_refused(made: Made) -> None:
-    process = made.exported.drawing()
+    loop = made.exported.sampling_loop()
     for name, moved in (("steps", 7), ("eta", 0.5), ("temperature", 0.5), ("strength", 0.3), ("label", 1)):
         options = Options(**{name: moved})
-        if name in process.knows:
-            check_options(process, options)
+        if name in loop.known_options:
+            check_options(loop, options)
         else:
             with pytest.raises(UsageError, match=f"does not read --{name}; of these options it reads"):
-                check_options(process, options)
+                check_options(loop, options)
 
 
 def test_model_draws_defects_into_masks_or_is_refused(
@@ -245,7 +245,7 @@ def test_model_draws_defects_into_masks_or_is_refused(
     out = tmp_path / "made"
     command = ["synthesize", str(category), "--out", str(out), "--num", "3", "--kinds", "[]", "--steps", "3"]
     code = run([*command, "--model", str(made.run / "sampler.onnx"), "--min-size", "0.3", "--max-size", "0.5"])
-    if made.trained.process != "latent_diffusion":
+    if made.trained.loop != "latent_diffusion":
         assert code == 2
         assert "draws no defect into a mask" in capsys.readouterr().err
         return
@@ -266,7 +266,7 @@ def test_model_draws_defects_into_masks_or_is_refused(
 @pytest.fixture(scope="module")
 def vae(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = fit(category, out=tmp_path_factory.mktemp("verb") / "vae", detector="vae", model=OPTIONS["vae"])
-    export(out)
+    export_model(out)
     return out / "sampler.onnx"
 
 

@@ -115,8 +115,8 @@ def test_map_sums_to_minus_the_bound_and_stays_in_the_region() -> None:
     for region in (None, roi):
         sampler = trained(roi=region)
         x = sampler.preprocess(draw_parts(3, seed=5))
-        assert torch.allclose(sampler.surprise(x).sum(dim=(1, 2)), -sampler.log_prob(x))
-        assert not sampler.surprise(x)[:, ~sampler.preprocess.roi].any()
+        assert torch.allclose(sampler.anomaly_map(x).sum(dim=(1, 2)), -sampler.log_prob(x))
+        assert not sampler.anomaly_map(x)[:, ~sampler.preprocess.roi].any()
         assert not sampler.decode(torch.randn(2, 4)).mul(~sampler.preprocess.roi).any()
         assert torch.equal(sampler.log_prob(x), sampler.log_prob(x))
 
@@ -139,20 +139,20 @@ def test_latents_of_training_images_have_the_moments_of_the_prior() -> None:
 @torch.no_grad()
 def test_drawing_is_fixed_by_the_seed_and_keeps_ends_and_known_pixels() -> None:
     sampler = trained()
-    process, options = sampler.drawing(), Options()
-    drawn = [process.sample(3, rng=np.random.default_rng(seed), options=options) for seed in (0, 0, 1)]
+    loop, options = sampler.sampling_loop(), Options()
+    drawn = [loop.sample(3, rng=np.random.default_rng(seed), options=options) for seed in (0, 0, 1)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
     x = sampler.preprocess(draw_parts(2, seed=5)).numpy()
-    rebuilt = process.reconstruct(x, rng=np.random.default_rng(0), options=options)
-    way = process.interpolate(x[0], x[1], num=5, options=options)
+    rebuilt = loop.reconstruct(x, rng=np.random.default_rng(0), options=options)
+    way = loop.interpolate(x[0], x[1], num=5, options=options)
     assert np.allclose(way[[0, 4]], rebuilt, atol=1e-5)
     mask = np.zeros((2, 16, 16), dtype=bool)
     mask[:, 4:9, 4:9] = True
-    filled = process.inpaint(x, mask, rng=np.random.default_rng(0), options=options)
+    filled = loop.inpaint(x, mask, rng=np.random.default_rng(0), options=options)
     kept = np.broadcast_to(~mask[:, None], x.shape)
     assert np.array_equal(filled[kept], x[kept])
-    moved = process.attribute(x, x[:1], x[1:], strength=0.0, options=options)
+    moved = loop.attribute(x, x[:1], x[1:], strength=0.0, options=options)
     assert np.allclose(moved, rebuilt, atol=1e-5)
 
 

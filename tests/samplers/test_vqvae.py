@@ -183,7 +183,7 @@ def test_prior_is_a_distribution_over_grids_and_draws_follow_it() -> None:
     sampler, grids, p = tiny_prior()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
     sampler.decode = lambda codes: codes[:, None].expand(-1, 3, -1, -1) / 4.0  # type: ignore[method-assign,assignment]
-    drawn = sampler.drawing().sample(20_000, rng=np.random.default_rng(0), options=ALIKE)
+    drawn = sampler.sampling_loop().sample(20_000, rng=np.random.default_rng(0), options=ALIKE)
     place = (drawn[:, 0].reshape(-1, 4) * 4).round().astype(int) @ np.array([27, 9, 3, 1])
     frequency = np.bincount(place, minlength=81) / len(drawn)
     assert np.abs(frequency - p.numpy()).max() < 5 * np.sqrt(p.max().item() / 20_000)
@@ -194,37 +194,37 @@ def test_prior_is_a_distribution_over_grids_and_draws_follow_it() -> None:
 
 def test_drawing_goes_through_codes_and_keeps_what_is_known() -> None:
     sampler = build()
-    process = sampler.drawing()
+    loop = sampler.sampling_loop()
     x = torch.rand(2, 3, 32, 32).numpy()
 
     def draw(seed: int) -> Any:
-        return process.sample(2, rng=np.random.default_rng(seed), options=ALIKE)
+        return loop.sample(2, rng=np.random.default_rng(seed), options=ALIKE)
 
     assert draw(0).shape == (2, 3, 32, 32)
     assert np.array_equal(draw(0), draw(0))
     assert not np.array_equal(draw(0), draw(1))
     with torch.no_grad():
         rebuilt = sampler.decode(sampler.encode(torch.from_numpy(x))).numpy()
-    assert np.array_equal(process.reconstruct(x, rng=np.random.default_rng(0), options=ALIKE), rebuilt)
+    assert np.array_equal(loop.reconstruct(x, rng=np.random.default_rng(0), options=ALIKE), rebuilt)
 
     mask = np.zeros((2, 32, 32), dtype=np.bool_)
     mask[0, 9:15, 20:22] = True
-    given = process.inpaint(x, mask, rng=np.random.default_rng(0), options=ALIKE)
+    given = loop.inpaint(x, mask, rng=np.random.default_rng(0), options=ALIKE)
     known = np.broadcast_to(~mask[:, None], x.shape)
     assert np.array_equal(given[known], x[known])
     assert not np.array_equal(given[~known], x[~known])
     other = np.where(known, x, 0.9).astype(np.float32)
-    again = process.inpaint(other, mask, rng=np.random.default_rng(0), options=ALIKE)
+    again = loop.inpaint(other, mask, rng=np.random.default_rng(0), options=ALIKE)
     assert np.array_equal(again, given)  # what stands under the mask does not count
 
     seen = []
 
-    def call(function: str, *inputs: Any) -> Any:
+    def run_function(function: str, *inputs: Any) -> Any:
         seen.append((function, inputs[0].copy()))
-        return sampler.call(function, *inputs)
+        return sampler.run_function(function, *inputs)
 
-    process.call = call  # type: ignore[assignment]
-    process.inpaint(x, mask, rng=np.random.default_rng(0), options=ALIKE)
+    loop.call = call  # type: ignore[assignment]
+    loop.inpaint(x, mask, rng=np.random.default_rng(0), options=ALIKE)
     assert [function for function, _ in seen] == ["encode", "prior_logits", "prior_logits", "decode"]
     first, last = seen[1][1], seen[3][1]
     cells = np.argwhere(first != last).tolist()
@@ -238,7 +238,7 @@ def test_map_is_the_residual_and_does_not_hang_on_a_tie() -> None:
     sampler.codebook.usual.fill_(1e-5)
     x = torch.rand(2, 3, 32, 32)
     x_hat = sampler.decode(sampler.encode(x))
-    assert torch.allclose(sampler.surprise(x), ((x - x_hat) ** 2).mean(dim=1), atol=1e-5)
+    assert torch.allclose(sampler.anomaly_map(x), ((x - x_hat) ** 2).mean(dim=1), atol=1e-5)
     book = Codebook(num_codes=3, dimensions=2, decay=0.9, min_use=0.01)
     book.vectors.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]]))
     shares = [book.shares(torch.tensor([0.5 + off, 0.0]).view(1, 2, 1, 1))[0, :, 0, 0] for off in (-1e-6, 1e-6, 0.4)]
@@ -255,7 +255,7 @@ def test_prior_adds_the_surprise_of_the_codes() -> None:
         one.codebook.usual.fill_(1e-6)
     codes = sampler.encode(x)
     log_p = torch.log_softmax(sampler.prior_logits(codes), dim=1).gather(1, codes[:, None])
-    added = sampler.surprise(x) - other.surprise(x)
+    added = sampler.anomaly_map(x) - other.anomaly_map(x)
     expected = -0.5 * functional.interpolate(log_p, (32, 32), mode="bilinear")[:, 0]
     assert torch.allclose(added, expected, atol=1e-3)
 
@@ -264,7 +264,7 @@ def test_prior_adds_the_surprise_of_the_codes() -> None:
 def test_outside_the_region_of_interest_all_is_black() -> None:
     sampler = build()
     sampler.preprocess.set_roi(region_of_interest())
-    drawn = sampler.drawing().sample(2, rng=np.random.default_rng(0), options=ALIKE)
+    drawn = sampler.sampling_loop().sample(2, rng=np.random.default_rng(0), options=ALIKE)
     assert (drawn[:, :, ~sampler.preprocess.roi.numpy()] == 0).all()
     assert (drawn[:, :, sampler.preprocess.roi.numpy()] > 0).all()
 
@@ -273,8 +273,8 @@ def test_outside_the_region_of_interest_all_is_black() -> None:
     ("ability", "reason"), [("log_prob", "noise"), ("interpolate", "between"), ("attribute", "added")]
 )
 def test_what_it_lacks_is_named_with_the_reason(ability: str, reason: str) -> None:
-    assert not VqVae.can(ability)
-    assert reason in VqVae.lacks[ability]
+    assert not VqVae.supports(ability)
+    assert reason in VqVae.unsupported[ability]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from anomaly.commands.score import score
 from anomaly.detectors.base import Detector
 from anomaly.detectors.tiling_support import Seamless
 from anomaly.errors import ModelError, TrainingError, UsageError
-from anomaly.evaluation.evaluate import test as evaluate_file
-from anomaly.export.detector import export
+from anomaly.evaluation.evaluate import evaluate
+from anomaly.export.model_file import export_model
 from anomaly.export.parity import verify
 from anomaly.imaging.image_file import read_image, write_png
 from anomaly.inference.artifact import CONTRACT, load_graph, read_metadata, stored_values
@@ -63,7 +63,7 @@ def seamless_run(webs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only."""
     out = tmp_path_factory.mktemp("runs") / "web"
     run = fit(webs, out=out, detector="autoencoder", model=SEAMLESS, alpha=0.3, tile="64,96", device="cpu")
-    export(run)
+    export_model(run)
     return run
 
 
@@ -158,7 +158,7 @@ def test_figures_are_those_of_the_stitched_maps(seamless_run: Path, tmp_path: Pa
         image[mask > 0] = (250, 30, 30)
         write_png(tmp_path / f"test/knot/{n}.png", image)
         write_png(tmp_path / f"ground_truth/knot/{n}_mask.png", mask)
-    figures = evaluate_file(seamless_run / "model.onnx", tmp_path, out=tmp_path / "figures.json", device="cpu")
+    figures = evaluate(seamless_run / "model.onnx", tmp_path, device="cpu").to_dict()
     assert figures["image"]["auroc"]["value"] == 1.0
     assert figures["pixel"]["auroc"]["value"] > 0.95
 
@@ -167,7 +167,7 @@ def test_file_is_calibrated_again_through_the_tiles(seamless_run: Path, webs: Pa
     file = calibrate(seamless_run / "model.onnx", str(webs), out=str(tmp_path / "new.onnx"), alpha=0.2)
     scorer = OnnxScorer(file, device="cpu", num_threads=1)
     again = np.sort([float(scorer.score(draw_web(n)[None]).score[0]) for n in range(NUM)])
-    assert again == pytest.approx(scorer.calibration_images, abs=1e-3)
+    assert again == pytest.approx(scorer.calibration_scores, abs=1e-3)
     assert (again > 1).sum() <= 4
 
 
@@ -176,7 +176,7 @@ def test_windows_of_a_fixed_network_go_all_the_way(webs: Path, tmp_path: Path) -
     run = fit(webs, out=tmp_path / "run", detector="ganomaly", model=model, alpha=0.3, windows=48, device="cpu")
     trained = TorchScorer(run)
     assert trained.description.tiling == Tiling("windows", window=[64, 64], step=[48, 48], stride=1)
-    scorer = OnnxScorer(export(run), device="cpu", num_threads=1)
+    scorer = OnnxScorer(export_model(run), device="cpu", num_threads=1)
     for image in images(run, "calibration_images")[:2]:
         a, b = trained.score(image[None]), scorer.score(image[None])
         assert a.anomaly_map.shape == (1, *image.shape[:2])

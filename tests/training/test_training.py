@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anomaly.detectors.autoencoder import Autoencoder
 from anomaly.errors import CalibrationError, DataError, ModelError, OutputError, UsageError
-from anomaly.export.detector import export
+from anomaly.export.model_file import export_model
 from anomaly.export.parity import verify
 from anomaly.imaging.image_file import write_png
 from anomaly.inference.scorer import OnnxScorer
@@ -209,7 +209,7 @@ def test_levelled_model_scores_by_no_lamp(category: Path, tmp_path: Path) -> Non
     both = np.stack([part, part * 2])
     moved = {}
     for asked, run in runs.items():
-        path = export(run)
+        path = export_model(run)
         assert verify(run)["score"]["max"] < 1e-4
         scorer = OnnxScorer(path, device="cpu", num_threads=1)
         assert scorer.metadata.brightness == load(run)[1].brightness == asked

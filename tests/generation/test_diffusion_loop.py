@@ -15,7 +15,7 @@ from torch import nn
 
 from anomaly.errors import UsageError
 from anomaly.generation.base import Options
-from anomaly.generation.diffusion import INVERTIBLE, Chain, DiffusionProcess
+from anomaly.generation.diffusion import INVERTIBLE, Chain, DiffusionLoop
 from anomaly.nn.ema import Ema
 from anomaly.samplers._noise_schedule import Schedule, noise_schedule
 from tests.generation.exact_denoiser import DEVIATION, MEAN, SIZE, Exact, alphas, rng
@@ -120,16 +120,16 @@ def test_loop_is_that_of_diffusers(name: Schedule, steps: int, eta: float) -> No
         eps = torch.from_numpy(exact("denoise", x.numpy(), np.full(3, t)))
         noise = torch.from_numpy(draws.standard_normal(x.shape, dtype=np.float32)) if eta else None
         x = theirs.step(eps, t, x, eta=eta, use_clipped_model_output=True, variance_noise=noise).prev_sample
-    ours = exact.process().sample(3, rng=rng(), options=Options(steps=steps, eta=eta))
+    ours = exact.sampling_loop().sample(3, rng=rng(), options=Options(steps=steps, eta=eta))
     assert np.abs(ours - ((x.numpy() + 1) / 2).clip(0, 1)).max() < 1e-4
 
 
-# the process over the exact denoiser
+# the loop over the exact denoiser
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_have_the_distribution_of_the_data(eta: float) -> None:
-    drawn = Exact(alphas(num=200), size=16).process().sample(64, rng=rng(), options=Options(steps=200, eta=eta)) * 2 - 1
+    drawn = Exact(alphas(num=200), size=16).sampling_loop().sample(64, rng=rng(), options=Options(steps=200, eta=eta)) * 2 - 1
     assert drawn.mean() == pytest.approx(MEAN, abs=0.01)
     assert drawn.std() == pytest.approx(DEVIATION, abs=0.02)
 
@@ -137,11 +137,11 @@ def test_samples_have_the_distribution_of_the_data(eta: float) -> None:
 @pytest.mark.parametrize(("steps", "largest"), [(20, 0.01), (100, 0.002)])
 def test_inversion_and_the_way_back_meet(steps: int, largest: float) -> None:
     exact, options = Exact(alphas()), Options(steps=steps)
-    process, x = exact.process(), exact.images(4)
-    z = process.invert(x, options=options)
-    top = process.chain.a(process.chain.invertible(steps)[0])
+    loop, x = exact.sampling_loop(), exact.images(4)
+    z = loop.invert(x, options=options)
+    top = loop.chain.a(loop.chain.invertible(steps)[0])
     assert top >= INVERTIBLE
-    assert np.abs(process.draw(z, options=options) - x).max() < largest
+    assert np.abs(loop.draw(z, options=options) - x).max() < largest
     # the exact flow maps quantiles to quantiles
     white = (2 * x - 1 - MEAN) / DEVIATION * math.sqrt(top * DEVIATION**2 + 1 - top) + math.sqrt(top) * MEAN
     assert np.abs(z - white).max() < (0.3 if steps == 20 else 0.06)
@@ -150,12 +150,12 @@ def test_inversion_and_the_way_back_meet(steps: int, largest: float) -> None:
 def test_interpolation_has_both_ends() -> None:
     exact, options = Exact(alphas()), Options(steps=50)
     a, b = exact.images(2)
-    way = exact.process().interpolate(a, b, num=5, options=options)
+    way = exact.sampling_loop().interpolate(a, b, num=5, options=options)
     assert way.shape == (5, 3, SIZE, SIZE)
     assert np.abs(way[0] - a).max() < 0.005
     assert np.abs(way[-1] - b).max() < 0.005
     assert np.abs(way[2] - a).max() > 0.05
-    still = exact.process().interpolate(a, a, num=3, options=options)
+    still = exact.sampling_loop().interpolate(a, a, num=3, options=options)
     assert np.abs(still - a).max() < 0.005
 
 
@@ -163,7 +163,7 @@ def test_reconstruction_keeps_more_of_the_image_at_less_strength() -> None:
     exact = Exact(alphas(), size=16)
     x = exact.images(4)
     errors = [
-        np.abs(exact.process().reconstruct(x, rng=rng(), options=Options(steps=50, strength=strength)) - x).mean()
+        np.abs(exact.sampling_loop().reconstruct(x, rng=rng(), options=Options(steps=50, strength=strength)) - x).mean()
         for strength in (0.02, 0.2, 1.0)
     ]
     assert errors[0] < errors[1] < errors[2]
@@ -176,12 +176,12 @@ def test_repaint_leaves_known_pixels_and_fits_unknown_ones() -> None:
     x, mask = exact.images(3), np.zeros((3, 16, 16), dtype=bool)
     mask[:, 4:12, 5:13] = True
     options = Options(steps=10, eta=1.0)
-    drawn = exact.process().inpaint(np.where(mask[:, None], 0, x), mask, rng=rng(), options=options)
+    drawn = exact.sampling_loop().inpaint(np.where(mask[:, None], 0, x), mask, rng=rng(), options=options)
     assert np.array_equal(drawn.transpose(0, 2, 3, 1)[~mask], x.transpose(0, 2, 3, 1)[~mask])
     inside = drawn.transpose(0, 2, 3, 1)[mask] * 2 - 1
     assert inside.mean() == pytest.approx(MEAN, abs=0.1)
     assert inside.std() == pytest.approx(DEVIATION, abs=0.1)
-    again = exact.process().inpaint(np.where(mask[:, None], 0, x), mask, rng=rng(), options=options)
+    again = exact.sampling_loop().inpaint(np.where(mask[:, None], 0, x), mask, rng=rng(), options=options)
     assert np.array_equal(drawn, again)
 
 
@@ -191,14 +191,14 @@ def test_repaint_noises_known_pixels_to_the_step_before() -> None:
     seen: list[tuple[int, float]] = []
     exact = Exact(levels, size=32)
 
-    def call(function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
+    def run_function(function: str, *inputs: NDArray[Any]) -> NDArray[Any]:
         x, t = inputs
         seen.append((int(t[0]), float(x[:, :, :, 16:].var())))
         return exact(function, *inputs)
 
     x, mask = np.full((8, 3, 32, 32), 0.5, dtype=np.float32), np.zeros((8, 32, 32), dtype=bool)
     mask[:, :, :16] = True
-    DiffusionProcess(call, exact.facts).inpaint(x, mask, rng=rng(), options=Options(steps=4, eta=1.0))
+    DiffusionLoop(call, exact.info).inpaint(x, mask, rng=rng(), options=Options(steps=4, eta=1.0))
     assert [t for t, _ in seen] == [19] * 3 + [14] * 3 + [9] * 3 + [4]
     for t, variance in seen:
         assert variance == pytest.approx(1 - levels[t], rel=0.05)
@@ -206,7 +206,7 @@ def test_repaint_noises_known_pixels_to_the_step_before() -> None:
 
 def test_process_refuses_what_it_cannot_do() -> None:
     exact = Exact(alphas(num=100))
-    process, x = exact.process(), exact.images(2)
+    loop, x = exact.sampling_loop(), exact.images(2)
     for options, message in (
         (Options(steps=0), "steps 0: .* give 1 to 100"),
         (Options(steps=101), "steps 101: .* give 1 to 100"),
@@ -214,23 +214,23 @@ def test_process_refuses_what_it_cannot_do() -> None:
         (Options(eta=1.5), "eta 1.5"),
     ):
         with pytest.raises(UsageError, match=message):
-            process.sample(1, rng=rng(), options=options)
+            loop.sample(1, rng=rng(), options=options)
         with pytest.raises(UsageError, match=message):
-            process.reconstruct(x, rng=rng(), options=options)
+            loop.reconstruct(x, rng=rng(), options=options)
         with pytest.raises(UsageError, match=message):
-            process.inpaint(x, np.ones((2, SIZE, SIZE), dtype=bool), rng=rng(), options=options)
+            loop.inpaint(x, np.ones((2, SIZE, SIZE), dtype=bool), rng=rng(), options=options)
     for strength in (0.0, -1.0, 1.01):
         with pytest.raises(UsageError, match=rf"strength {strength}: .*e\.g\. 0\.25"):
-            process.reconstruct(x, rng=rng(), options=Options(strength=strength))
+            loop.reconstruct(x, rng=rng(), options=Options(strength=strength))
     with pytest.raises(UsageError, match=r"the mask is .*give"):
-        process.inpaint(x, np.ones((2, SIZE), dtype=bool), rng=rng(), options=Options())
+        loop.inpaint(x, np.ones((2, SIZE), dtype=bool), rng=rng(), options=Options())
     with pytest.raises(UsageError, match="Exact takes"):
-        process.reconstruct(x[:, :, :2], rng=rng(), options=Options())
+        loop.reconstruct(x[:, :, :2], rng=rng(), options=Options())
     with pytest.raises(UsageError, match="1 images of an interpolation"):
-        process.interpolate(x[0], x[1], num=1, options=Options())
+        loop.interpolate(x[0], x[1], num=1, options=Options())
     with pytest.raises(UsageError, match="give two of one size"):
-        process.interpolate(x[0], x[1][:, :2], num=3, options=Options())
-    assert process.knows == {"steps", "eta", "strength"}
+        loop.interpolate(x[0], x[1][:, :2], num=3, options=Options())
+    assert loop.known_options == {"steps", "eta", "strength"}
 
 
 # averaged weights
