@@ -1,4 +1,4 @@
-"""The charts of the report: inline SVG, equal bytes for equal numbers, text left as text."""
+"""The charts of the report as inline SVG: equal numbers give equal bytes, and text stays text."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from anomaly.report.values import Curve
+
 Values = NDArray[np.floating[Any]]
-Curve = tuple[Values, Values]
 
 INK, MUTED, GRID = "#1c2733", "#55626f", "#dfe4e9"
 ACCEPTED, REJECTED = "#3d7f9f", "#b8421f"
-BAR = 0.05  # width of a histogram's bars, in scores; a whole number of them fits between 0 and 1
-LEAST_TOP, MOST_TOP = 2.0, 5.0
-MOST_BOTTOM, LEAST_BOTTOM = -2.0, -0.5
+BAR = 0.05
+"""Width of a histogram's bars in scores; 1 is a multiple of it"""
+MIN_TOP, MAX_TOP = 2.0, 5.0
+"""Bounds of the right end of the score axis"""
+MIN_BOTTOM, MAX_BOTTOM = -2.0, -0.5
+"""Bounds of the left end of the score axis"""
 LINES = (("#9db4c4", "o"), ("#5b93b3", "s"), ("#1f6688", "^"), ("#0d3f58", "D"), ("#1c2733", "v"))
 STYLE = {
     "svg.fonttype": "none",
@@ -43,28 +47,28 @@ STYLE = {
 }
 
 
-def score_chart(groups: Sequence[tuple[str, Values]]) -> Markup:
-    """Draw one histogram of scores a group, one below the other on one axis, with the threshold at 1.
+def score_chart(histograms: Sequence[tuple[str, Values]]) -> Markup:
+    """Draw histograms of scores, one below the other on one axis, with the threshold at 1.
 
-    The count axis is logarithmic, so that a single image shows. Scores beyond the axis are counted in one wide bar
-    at its end.
+    The count axis is logarithmic, so that a single image is visible. One wide bar at each end counts the scores beyond the
+    axis.
 
     Args:
-        groups: title and scores (n,) of each row, n at least 1, infinities allowed.
+        histograms: title and scores (n,) of each histogram, n at least 1; infinite scores are allowed.
     """
-    lowest = min(scores.min() for _, scores in groups)
-    highest = max(np.quantile(scores, 0.9, method="lower") for _, scores in groups)
-    # whole bars left and right of the threshold: a bar is either accepted or rejected
-    num_right = math.ceil((np.clip(highest, LEAST_TOP, MOST_TOP) - 1) / BAR)
-    num_left = math.ceil((1 - np.clip(lowest, MOST_BOTTOM, LEAST_BOTTOM)) / BAR)
+    lowest = min(scores.min() for _, scores in histograms)
+    highest = max(np.quantile(scores, 0.9, method="lower") for _, scores in histograms)
+    # whole bars on both sides of the threshold: no bar holds both verdicts
+    num_right = math.ceil((np.clip(highest, MIN_TOP, MAX_TOP) - 1) / BAR)
+    num_left = math.ceil((1 - np.clip(lowest, MIN_BOTTOM, MAX_BOTTOM)) / BAR)
     edges = 1 + BAR * np.arange(-num_left, num_right + 1)
     middles = np.concatenate([[edges[0] - 2.5 * BAR], edges[:-1] + BAR / 2, [edges[-1] + 2.5 * BAR]])
     widths = np.concatenate([[3 * BAR], np.full(len(edges) - 1, BAR), [3 * BAR]])
     with _style("scores"):
-        figure = Figure(figsize=(7.2, 0.75 + 0.78 * len(groups)), layout="constrained")
-        rows = figure.subplots(len(groups), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        figure = Figure(figsize=(7.2, 0.75 + 0.78 * len(histograms)), layout="constrained")
+        rows = figure.subplots(len(histograms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         tallest = 10
-        for row, (title, scores) in zip(rows, groups, strict=True):
+        for row, (title, scores) in zip(rows, histograms, strict=True):
             # (a, b]: a score of exactly 1 is accepted
             places = np.searchsorted(edges, scores.astype(np.float64), side="left")
             counts = np.bincount(places, minlength=len(edges) + 1)
@@ -102,15 +106,15 @@ def score_chart(groups: Sequence[tuple[str, Values]]) -> Markup:
 def curve_chart(
     curve: Curve, *, name: str, x_label: str, y_label: str, x_max: float, at_threshold: tuple[float, float] | None
 ) -> Markup:
-    """Draw a rising curve of shares over the share of false alarms, and where the threshold of the model stands on it.
+    """Draw a rising curve of shares over the share of false alarms, with the point of the model's threshold.
 
     Args:
         curve: x and y, (n,) each, in [0, 1].
-        name: tells the charts of a page apart.
-        x_label: words below the axis.
-        y_label: words beside the axis.
+        name: unique name of the chart in its page.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
         x_max: right end of the axis.
-        at_threshold: x and y of the threshold, None where it has no place on the curve.
+        at_threshold: x and y of the threshold; None where it has no point on the curve.
     """
     with _style(name):
         figure = Figure(figsize=(3.9, 3.4), layout="constrained")
@@ -130,12 +134,12 @@ def curve_chart(
         return _svg(figure)
 
 
-def catch_chart(shares: Mapping[float, Sequence[tuple[float, float]]], *, name: str) -> Markup:
-    """Draw the share of drawn defects that is caught over their size, one line a contrast, with the 90 % line.
+def detection_chart(shares: Mapping[float, Sequence[tuple[float, float]]], *, name: str) -> Markup:
+    """Draw the share of detected defects over their size, with one line per contrast and the 90 % line.
 
     Args:
-        shares: contrast -> (size in pixels, share caught in [0, 1]), sizes rising.
-        name: tells the charts of a page apart.
+        shares: contrast -> (size in pixels, detected share in [0, 1]), in ascending sizes.
+        name: unique name of the chart in its page.
     """
     with _style(name):
         figure = Figure(figsize=(3.9, 2.7), layout="constrained")
@@ -149,7 +153,7 @@ def catch_chart(shares: Mapping[float, Sequence[tuple[float, float]]], *, name: 
         axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
         axes.set_xticks([], minor=True)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1])
-        axes.set(ylim=(-0.03, 1.05), xlabel="size of the defect in pixels", ylabel="share caught")
+        axes.set(ylim=(-0.03, 1.05), xlabel="size of the defect in pixels", ylabel="share detected")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\u00a0%"))
         figure.legend(title="contrast", loc="outside right center", frameon=False, reverse=True, handlelength=1.4)
         return _svg(figure)
@@ -157,9 +161,9 @@ def catch_chart(shares: Mapping[float, Sequence[tuple[float, float]]], *, name: 
 
 @contextmanager
 def _style(name: str) -> Iterator[None]:
-    """The look of all charts, whatever the user's own settings; `name` keeps the ids of a page's charts apart."""
+    """Set the style of all charts, independent of the user's settings; `name` makes the ids of a page unique."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # the page's own font draws the letters, so one that is missing here is no fault
+        # the browser draws the letters with its own font
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
@@ -167,7 +171,7 @@ def _style(name: str) -> Iterator[None]:
 
 
 def _svg(figure: Figure) -> Markup:
-    """Render as an element of a page: no prolog, no metadata, no size of its own, no ids but those referred to."""
+    """Render as an element of a page: without prolog, metadata, size and unused ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = buffer.getvalue()

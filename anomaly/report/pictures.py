@@ -1,4 +1,4 @@
-"""The pictures of the report: small, inside the page, and marked where they are synthetic."""
+"""The pictures of the report: reduced, embedded in the page, and labelled where they are synthetic."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from anomaly.errors import UsageError
 Image = NDArray[np.uint8]
 
 PICTURE_SIDE = 240
-"""Pixels of a picture's longer side in the page"""
+"""Longest side of a picture in the page, in pixels"""
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 
 
 def reduce_picture(image: Image) -> Image:
-    """Reduce a picture (H, W, 3) uint8 RGB to a longer side of at most `PICTURE_SIDE`; smaller ones stay as they are.
+    """Reduce a picture (H, W, 3) uint8 RGB to a longest side of `PICTURE_SIDE`; smaller pictures stay unchanged.
 
     Raises:
-        UsageError: another type or shape, or no pixels.
+        UsageError: another dtype or shape, or an empty picture.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise UsageError(f"a picture of the report is {image.dtype} {image.shape}; give uint8 RGB (H, W, 3)")
+        raise UsageError(
+            f"a picture of the report has dtype {image.dtype} and shape {image.shape}: give uint8 RGB (H, W, 3)"
+        )
     height, width = image.shape[:2]
     scale = PICTURE_SIDE / max(height, width)
     if scale >= 1:
@@ -33,10 +35,10 @@ def reduce_picture(image: Image) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def mark_synthetic(image: Image) -> Image:
-    """Add a strip that says SYNTHETIC below a picture, so that a saved copy says it too and no pixel is hidden.
+def label_synthetic(image: Image) -> Image:
+    """Add a strip with the word SYNTHETIC below a picture (H, W, 3); its height is an eighth of the width.
 
-    The strip is an eighth of the width high, at least one pixel.
+    A saved copy keeps the label, and no pixel is hidden.
     """
     strip = np.full((32, 256, 3), (255, 209, 102), np.uint8)
     cv2.putText(strip, "SYNTHETIC", (44, 25), cv2.FONT_HERSHEY_SIMPLEX, 0.95, (40, 30, 0), 2, cv2.LINE_AA)
@@ -46,7 +48,7 @@ def mark_synthetic(image: Image) -> Image:
 
 
 def data_uri(image: Image) -> str:
-    """Encode a picture (H, W, 3) uint8 RGB into an address that holds it, as PNG or JPEG, whichever is smaller."""
+    """Encode a picture (H, W, 3) uint8 RGB as a data URI, in the smaller of PNG and JPEG."""
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     files = {"png": cv2.imencode(".png", stored)[1], "jpeg": cv2.imencode(".jpg", stored, _JPEG)[1]}
     kind = min(files, key=lambda kind: files[kind].size)

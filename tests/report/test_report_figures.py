@@ -1,4 +1,4 @@
-"""The report's own arithmetic, its charts and its pictures, without a page."""
+"""The report's tables, charts and pictures, without a page."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import pytest
 from numpy.typing import NDArray
 
 from anomaly.conformal.calibration import guarantee_for
-from anomaly.data.splits import HELD_OUT_SHARE
+from anomaly.data.splits import CALIBRATION_SHARE
 from anomaly.errors import CalibrationError
 from anomaly.metrics import Rate
 from anomaly.report.charts import ACCEPTED, REJECTED, score_chart
-from anomaly.report.page import Catch, catch_tables, heat, percent, tighter_guarantees
 from anomaly.report.pictures import PICTURE_SIDE, data_uri, label_synthetic, reduce_picture
+from anomaly.report.tables import detection_tables, heat, percent, tighter_guarantees
+from anomaly.report.values import DetectionRate
 
 
 def image(seed: int, side: int = 220) -> NDArray[np.uint8]:
-    """Texture, edges and sensor noise, as a image has."""
+    """Texture, edges and sensor noise, as in a real image."""
     rng = np.random.default_rng(seed)
     texture = cv2.GaussianBlur(rng.normal(0, 60, (side, side, 3)), (0, 0), 3) * 3
     cv2.circle(texture, (side // 2, side // 2), side // 3, (40, 60, 80), thickness=3)
     return np.clip(120 + texture + rng.normal(0, 3, texture.shape), 0, 255).astype(np.uint8)
 
 
-def catch(size: float, contrast: float, num_caught: int, kind: str = "scratch", num_drawn: int = 10) -> Catch:
-    return Catch(kind, size, 200 * size, contrast, Rate(num_caught, num_drawn))
+def rate(size: float, contrast: float, num_detected: int, kind: str = "scratch", num_drawn: int = 10) -> DetectionRate:
+    return DetectionRate(kind, size, 200 * size, contrast, Rate(num_detected, num_drawn))
 
 
 def test_colours_of_a_picture_stay() -> None:
@@ -52,30 +53,30 @@ def test_synthetic_pictures_carry_their_label() -> None:
     assert letters == len("SYNTHETIC"), "every letter stands apart on the strip"
 
 
-def test_tighter_guarantees_are_what_the_calibration_needs() -> None:
+def test_tighter_guarantees_need_the_images_of_the_calibration() -> None:
     rows = tighter_guarantees(60)
-    assert (0.05, "bound") not in [(row.alpha, row.guarantee) for row in rows], "60 images keep that one"
+    assert (0.05, "bound") not in [(row.alpha, row.guarantee) for row in rows], "60 images support this guarantee"
     assert [row.num_calibration for row in rows if row.alpha == 0.01] == [99, 299]
     for row in rows:
         assert row.num_more == row.num_calibration - 60
         guarantee_for(row.num_calibration, alpha=row.alpha, guarantee=row.guarantee)
         with pytest.raises(CalibrationError):
             guarantee_for(row.num_calibration - 1, alpha=row.alpha, guarantee=row.guarantee)
-        assert math.ceil(HELD_OUT_SHARE * row.num_images) >= row.num_calibration
-        assert math.ceil(HELD_OUT_SHARE * (row.num_images - 5)) < row.num_calibration
+        assert math.ceil(CALIBRATION_SHARE * row.num_images) >= row.num_calibration
+        assert math.ceil(CALIBRATION_SHARE * (row.num_images - 5)) < row.num_calibration
     assert tighter_guarantees(10**6) == ()
 
 
-def test_smallest_size_counts_only_if_all_larger_ones_are_caught() -> None:
-    catches = [catch(size, 0.2, hits) for size, hits in ((0.05, 10), (0.1, 5), (0.2, 9), (0.4, 10))]
-    catches += [catch(0.2, 0.1, 10), catch(0.4, 0.1, 8), catch(0.05, 0.4, 9), catch(0.1, 0.4, 0, num_drawn=0)]
-    (table,) = catch_tables(tuple(reversed(catches)))
+def test_smallest_size_counts_only_if_all_larger_ones_are_detected() -> None:
+    rates = [rate(size, 0.2, hits) for size, hits in ((0.05, 10), (0.1, 5), (0.2, 9), (0.4, 10))]
+    rates += [rate(0.2, 0.1, 10), rate(0.4, 0.1, 8), rate(0.05, 0.4, 9), rate(0.1, 0.4, 0, num_drawn=0)]
+    (table,) = detection_tables(tuple(reversed(rates)))
     assert list(table.sizes) == [0.05, 0.1, 0.2, 0.4]
     assert table.contrasts == (0.1, 0.2, 0.4)
     found = {contrast: smallest and smallest.size for contrast, smallest in table.smallest.items()}
     assert found == {0.1: None, 0.2: 0.2, 0.4: 0.05}
-    assert (0.4, 0.1) not in table.cells, "no drawing, no share"
-    assert catch_tables((catch(0.1, 0.2, 0, num_drawn=0),)) == []
+    assert (0.4, 0.1) not in table.cells, "without drawings there is no share"
+    assert detection_tables((rate(0.1, 0.2, 0, num_drawn=0),)) == []
 
 
 def test_bars_at_the_threshold_have_the_colour_of_their_verdict() -> None:
