@@ -1,1 +1,1 @@
-"""What other people's servers need to run a model file of this package."""
+"""Deployment: Triton model repositories, and bundles for machines without a network."""

@@ -1,15 +1,15 @@
-"""The verb `bundle`: a folder with all that a machine without a network needs to install, fit and score.
+"""Bundles: folders that install, fit and score on a machine without a network.
 
-    wheels/            our own package and all that the extra needs, for one Python and one platform
-    weights/           of a backbone, NAME.TAG.safetensors
+    wheels/            this package and all requirements of the extra, for one Python and one platform
+    weights/           backbone weights, NAME.TAG.safetensors
     models/            an exported model
-    requirements.txt   what is installed from wheels/
-    install.sh         checks, makes a virtual environment, installs; install.ps1 for Windows
-    check.py           says what is missing or changed, and whether the models score as they did at export
+    requirements.txt   requirement that install.sh installs from wheels/
+    install.sh         check, virtual environment, installation, check; install.ps1 on Windows
+    check.py           list of missing and changed files; scores the golden image of each model
     MANIFEST.json      SHA-256 and size of every file above; source and licence of the weights
-    README.txt
+    README.txt         instructions
 
-The folder appears whole or not at all, and names neither this machine nor the places that its files came from.
+A bundle is written whole or not at all. It names neither this machine nor the sources of its files.
 """
 
 from __future__ import annotations
@@ -33,52 +33,55 @@ MANIFEST = "MANIFEST.json"
 
 
 def bundle(
-    folder: Path,
+    folder: str | Path,
     *,
     extra: Extra,
-    backbone: str = "",
-    model: str = "",
-    constraints: str = "",
-    platform: str = "",
-    python_version: str = "",
+    backbone: str | None = None,
+    model: str | Path | None = None,
+    constraints: str | Path | None = None,
+    platform: str | None = None,
+    python_version: str | None = None,
 ) -> Path:
-    """Write a folder from which a machine without a network installs this package; run it where there is a network.
+    """Write a folder from which a machine without a network installs this package. This machine needs a network.
 
     Args:
-        folder: new or empty.
-        extra: what to install there: train, serve-cpu, serve-gpu, or serve where the vendor brings ONNX Runtime.
-        backbone: name of a network whose pretrained weights come along with the train extra, as resnet18.
-        model: .onnx file that comes along.
-        constraints: file of exact versions; by default those installed here, for another target the newest.
-        platform: of the target in pip's words: manylinux_2_35_aarch64 for glibc 2.35, win_amd64; by default this machine.
-        python_version: of the target, as 3.10; by default this interpreter's.
+        folder: output folder, new or empty.
+        extra: extra to install: train, serve-cpu, serve-gpu, or serve beside the ONNX Runtime of a vendor.
+        backbone: backbone whose pretrained weights are included, e.g. resnet18; for the train extra.
+        model: exported .onnx file to include.
+        constraints: file of exact versions, NAME==VERSION. The default is the versions installed here, and the newest
+            versions for another platform or Python.
+        platform: target platform in pip's words: manylinux_2_35_aarch64 for glibc 2.35, win_amd64. The default is this
+            machine.
+        python_version: target Python, e.g. 3.10. The default is this interpreter's version.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: a folder that is not empty, a target that is none, or weights for an extra that fits nothing.
-        ModelError: a model that is not ours.
-        WeightsError: weights that are neither at hand nor to be had.
-        OutputError: no network, no wheel of a package for the target, or a place that cannot be written.
+        UsageError: a folder that is not empty, an invalid target, or weights for a serving extra.
+        ModelError: a model file that is not valid.
+        WeightsError: weights that are neither stored here nor downloadable.
+        OutputError: no network, no wheel of a package for the target, or a folder that cannot be written.
     """
+    folder = Path(folder)
     target = Target(python=python_version or this_python(), platform=platform)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not empty: name a new folder, or take out what is in it")
+        raise UsageError(f"{folder} is not empty: name a new folder, or remove its content")
     if backbone and extra != "train":
         raise UsageError(
-            f"--backbone {backbone} is for `anomaly fit`, which --extra {extra} has not: give --extra train"
+            f"--backbone {backbone} is for `anomaly fit`, which --extra {extra} excludes: give --extra train"
         )
     pinned = pins(constraints, target=target)
-    if model:
-        read_metadata(load_graph(Path(model)), name=model)
+    if model is not None:
+        read_metadata(load_graph(Path(model)), name=str(model))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
             made = Path(place) / "bundle"
             made.mkdir()
-            weights = _bring_weights(backbone, made)
-            models = _bring_model(model, made)
+            weights = _copy_weights(backbone, made)
+            models = _copy_model(model, made)
             wheels = made / "wheels"
             wheels.mkdir()
             download(wheels, own=own_wheel(Path(place)), extra=extra, target=target, pinned=pinned)
@@ -88,42 +91,41 @@ def bundle(
             made.rename(folder)
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written ({error.strerror}): make room or choose another place"
+            f"{folder} cannot be written ({error.strerror}): free space or choose another place"
         ) from error
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {size / 2**20:.0f} MiB; on the other machine: sh install.sh VENV (README.txt says more)")
     return folder
 
 
-def _bring_weights(backbone: str, made: Path) -> list[dict[str, str]]:
-    if not backbone:
+def _copy_weights(backbone: str | None, made: Path) -> list[dict[str, str]]:
+    if backbone is None:
         return []
-    from anomaly.nn.backbones import save_weights  # torch, which a serving install has not
+    from anomaly.nn.backbones import save_weights  # imports torch
 
     (made / "weights").mkdir()
     found = save_weights(backbone, made / "weights")
     return [found | {"file": f"weights/{found['file']}"}]
 
 
-def _bring_model(model: str, made: Path) -> list[dict[str, str]]:
-    if not model:
+def _copy_model(model: str | Path | None, made: Path) -> list[dict[str, str]]:
+    if model is None:
         return []
     (made / "models").mkdir()
-    shutil.copyfile(model, made / "models" / Path(model).name)
-    return [{"file": f"models/{Path(model).name}"}]
+    name = Path(model).name
+    shutil.copyfile(model, made / "models" / name)
+    return [{"file": f"models/{name}"}]
 
 
 def write_bundle(
     made: Path, *, extra: Extra, target: Target, weights: list[dict[str, str]], models: list[dict[str, str]]
 ) -> None:
-    """Write scripts, README and, last, the manifest beside what a bundle brings.
+    """Write scripts, README and manifest into a bundle; the manifest is the last file.
 
     Args:
-        made: the bundle, with its wheels, weights and models.
-        extra: that is installed.
-        target: that the wheels are for.
-        weights: `file`, `source` and `licence` of each.
-        models: `file` of each.
+        made: bundle with its wheels, weights and models.
+        extra: extra to install.
+        target: platform and Python of the wheels.
+        weights: `file`, `source` and `licence` of each weights file.
+        models: `file` of each model.
     """
     for name in SCRIPTS:
         text = importlib.resources.files("anomaly.deployment.bundle_files").joinpath(name).read_text(encoding="utf-8")
@@ -141,7 +143,7 @@ def write_bundle(
         "extra": extra,
         "python": target.python,
         "machine": target.machine,
-        "platform": target.platform,
+        "platform": target.platform or "",
         "weights": [one | {"sha256": files[one["file"]]["sha256"]} for one in weights],
         "models": models,
         "date": now(),
@@ -151,40 +153,38 @@ def write_bundle(
 
 
 def readme_text(*, extra: Extra, target: Target, weights: list[dict[str, str]], models: list[dict[str, str]]) -> str:
-    """Say how a bundle is used; arguments as `write_bundle` has them."""
-    where = target.platform or f"the kind of machine that it was made on ({target.machine})"
+    """Write the instructions of a bundle; arguments as in `write_bundle`."""
+    machine = target.platform or f"a machine like the one that made it ({target.machine})"
     lines = [
-        f"anomaly {anomaly.__version__}, extra {extra}, for Python {target.python} on {where}; no network is needed.",
+        f"anomaly {anomaly.__version__}, extra {extra}, for Python {target.python} on {machine}. No network is needed.",
         "",
-        "    sh install.sh VENV          checks every file, makes the virtual environment VENV, installs, checks again",
-        "    PYTHON=python3.x sh install.sh VENV         with another interpreter than python3",
-        "    powershell -ExecutionPolicy Bypass -File install.ps1 VENV           on Windows",
-        "    python3 check.py --files    the files alone, e.g. after copying them; needs nothing installed",
-        "    VENV/bin/python check.py    what is installed, and each model on its golden image",
+        "    sh install.sh VENV          check every file, make the virtual environment VENV, install, check again",
+        "    PYTHON=python3.x sh install.sh VENV         the same with another interpreter than python3",
+        "    powershell -ExecutionPolicy Bypass -File install.ps1 VENV           the same on Windows",
+        "    python3 check.py --files    check the files only, e.g. after a copy; needs no installation",
+        "    VENV/bin/python check.py    check the installation, and each model on its golden image",
         "",
-        "Debian and Ubuntu want python3-venv for the first. Nothing outside VENV is changed.",
+        "Debian and Ubuntu need the package python3-venv for install.sh. Nothing outside VENV changes.",
     ]
     if extra == "serve":
         lines += [
             "",
-            "ONNX Runtime is not in here: put the vendor's wheel into VENV (VENV/bin/python -m pip install --no-deps FILE),",
-            "then check. Until then install.sh ends with the check that misses it.",
+            "The bundle does not contain ONNX Runtime. Install the vendor's wheel into VENV:",
+            "    VENV/bin/python -m pip install --no-deps FILE",
+            "Then run check.py. Before that, the check at the end of install.sh reports the missing package.",
         ]
     if extra == "serve-gpu":
-        lines += [
-            "",
-            "The NVIDIA driver, CUDA and cuDNN of this ONNX Runtime are not in here: the machine has to have them.",
-        ]
+        lines += ["", "The machine needs the NVIDIA driver, CUDA and cuDNN of this ONNX Runtime."]
     for model in models:
         lines += ["", f"    VENV/bin/anomaly score {model['file']} IMAGES --out rows.csv"]
     for one in weights:
         lines += [
             "",
             one["file"],
-            f"from {one['source']}; licence of these weights: {one['licence']}. What they were trained on may have",
-            "terms of its own (ImageNet: research): see THIRD_PARTY_WEIGHTS.md of the project. To fit with them:",
+            f"Source: {one['source']}; licence of these weights: {one['licence']}. Their training images may have terms of",
+            "their own (ImageNet: research); see the project's page on licences. Fit with these weights:",
             "",
-            "    ANOMALY_WEIGHTS=weights VENV/bin/anomaly fit FOLDER --out run --detector fastflow"
+            "    ANOMALY_WEIGHTS=weights VENV/bin/anomaly fit FOLDER --out models/part --detector fastflow"
             f" --model.backbone {Path(one['file']).name.partition('.')[0]}",
         ]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,10 @@
-"""The verb `deploy`: a model file as an entry of a Triton model repository.
+"""Triton: a model file as an entry of a Triton model repository.
 
-    FOLDER/NAME/1/model.onnx      the file as it is
-    FOLDER/NAME/config.pbtxt      inputs, outputs, batching and instances, as Triton's `ModelConfig` has them
+    FOLDER/NAME/1/model.onnx      a copy of the file
+    FOLDER/NAME/config.pbtxt      inputs, outputs, batches and instances, in Triton's `ModelConfig`
 
-Triton runs the same graph through ONNX Runtime, so scores are those of `anomaly score`; what surrounds the graph there (pixels
-before it, verdict and regions after it) is the caller's, as FORMATS and the metadata in the file say.
+Triton runs the same graph in ONNX Runtime, so its scores equal those of `anomaly score`. The caller converts pixels before
+the graph and computes verdict and regions after it, as docs/reference/formats.md describes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import Literal
 
 from anomaly.errors import OutputError, UsageError
 from anomaly.inference.artifact import INPUT, OUTPUTS, Metadata, load_graph, read_metadata
-from anomaly.service.model_repository import NAME_PATTERN
+from anomaly.service.model_repository import NAMES
+from anomaly.system.files import atomic_write
+
+MODEL_FILE = "model.onnx"
 
 
 def deploy(
     target: Literal["triton"],
-    model: Path,
-    folder: Path,
+    model: str | Path,
+    folder: str | Path,
     *,
-    name: str = "",
+    name: str | None = None,
     version: int = 1,
     max_batch: int = 16,
     max_delay_ms: float = 2.0,
@@ -34,62 +37,54 @@ def deploy(
     """Write a model into a Triton model repository.
 
     Args:
-        target: triton.
-        model: the .onnx file.
-        folder: of the repository; other models in it stay.
-        name: of the model there; by default that of the file, or of its folder where it is called model.onnx.
-        version: of the model there; Triton serves the highest.
-        max_batch: images that Triton may gather into one inference.
-        max_delay_ms: milliseconds that an image may wait for others.
-        instances: sessions on each GPU, or on the CPU.
-        device: that the sessions run on.
-        tensorrt: through TensorRT, with the engine kept in the repository; wants a model exported with --fixed.
+        target: kind of server: triton.
+        model: exported .onnx file.
+        folder: model repository; its other models stay.
+        name: model name in the repository. The default is the file's name, and the folder's name for model.onnx.
+        version: model version; Triton serves the highest.
+        max_batch: largest number of images that Triton joins into one inference.
+        max_delay_ms: longest wait of an image for others, in milliseconds.
+        instances: number of sessions on each GPU, or on the CPU.
+        device: processor of the sessions.
+        tensorrt: run through TensorRT, with engines kept in the container; needs a model exported with --fixed.
 
     Returns:
         The model's folder in the repository.
 
     Raises:
-        ModelError: a file that is not ours.
+        ModelError: a model file that is not valid.
         UsageError: a model, name or number that Triton cannot serve.
-        OutputError: the repository cannot be written, or holds this version already.
+        OutputError: the repository holds this version already, or cannot be written.
     """
     if target != "triton":
-        raise UsageError(f"no target {target!r}: there is triton")
-    chosen = name or (model.resolve().parent.name if model.name == "model.onnx" else model.stem)
-    if not NAME_PATTERN.fullmatch(chosen):
-        raise UsageError(f"{chosen!r} is no name for a model: give --name in letters, digits, . _ -")
+        raise UsageError(f"target {target!r} is not supported: give triton")
+    model, folder = Path(model), Path(folder)
+    chosen = name or (model.resolve().parent.name if model.name == MODEL_FILE else model.stem)
+    if not NAMES.fullmatch(chosen):
+        raise UsageError(f"the model name {chosen!r} is not valid: give --name with letters, digits, . _ -")
     if min(version, max_batch, instances) < 1 or not max_delay_ms >= 0:
         raise UsageError(
-            f"version {version}, {max_batch} images, {instances} instances, {max_delay_ms} ms: give 1 or more, and a"
-            " delay of 0 or more"
+            f"version {version}, max_batch {max_batch}, instances {instances}, max_delay_ms {max_delay_ms}:"
+            " give at least 1, 1, 1 and 0"
         )
     metadata = read_metadata(load_graph(model), name=str(model))
     if metadata.tiling:
-        raise UsageError(f"{model} walks over large images, which Triton cannot do: serve it with `anomaly serve`")
+        raise UsageError(f"{model} is a model for large images, which Triton cannot serve: use `anomaly serve`")
     if tensorrt and (device == "cpu" or not metadata.fixed):
-        raise UsageError("--tensorrt takes a GPU and a graph of fixed size: export the model with --fixed N,H,W")
+        raise UsageError("--tensorrt needs a GPU and a graph of fixed size: export the model with --fixed N,H,W")
     config = model_config(
         metadata, name=chosen, max_batch=max_batch, max_delay_ms=max_delay_ms, instances=instances, device=device,
         tensorrt=tensorrt,
     )  # fmt: skip
-    place = folder / chosen
-    file = place / str(version) / "model.onnx"
+    entry = folder / chosen
+    file = entry / str(version) / MODEL_FILE
     if file.exists():
-        raise OutputError(f"{file} exists: give another --version, or take it out")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
+        raise OutputError(f"{file} exists: give another --version, or remove the file")
+    with atomic_write(file) as partial:  # the configuration is there before the model appears
         shutil.copyfile(model, partial)
-        (place / "config.pbtxt").write_text(config, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise OutputError(
-            f"the repository {folder} cannot be written: {error.strerror}; choose another place"
-        ) from error
-    print(
-        f"{place}: serve it with `tritonserver --model-repository={folder}`, NVIDIA_TF32_OVERRIDE=0 in its environment"
-    )
-    return place
+        with atomic_write(entry / "config.pbtxt") as partial_config:
+            partial_config.write_text(config, encoding="utf-8")
+    return entry
 
 
 def model_config(
@@ -102,16 +97,16 @@ def model_config(
     device: Literal["gpu", "cpu"],
     tensorrt: bool,
 ) -> str:
-    """Write the `config.pbtxt` of a model: arguments as `deploy` has them."""
-    gathers = not metadata.fixed  # a fixed graph takes its own number of images, no more and no fewer
-    first = [] if gathers else [metadata.fixed[0]]
+    """Write the `config.pbtxt` of a model; arguments as in `deploy`."""
+    batches = not metadata.fixed  # a fixed graph takes exactly its own number of images
+    first = [] if batches else [metadata.fixed[0]]
     sides = metadata.fixed[1:] or [-1, -1]
-    lines = [f'name: "{name}"', 'platform: "onnxruntime_onnx"', f"max_batch_size: {max_batch if gathers else 0}"]
+    lines = [f'name: "{name}"', 'platform: "onnxruntime_onnx"', f"max_batch_size: {max_batch if batches else 0}"]
     lines += [_tensor("input", INPUT, "TYPE_UINT8", [*first, *sides, 3])]
-    # a score a batch has no axis of its own, and Triton knows no tensor without one
+    # one score per image has no axis besides the batch; Triton requires one, so the tensor is reshaped
     score = _tensor("output", OUTPUTS[0], "TYPE_FP32", first or [1], "" if first else "reshape { shape: [ ] }")
     lines += [score, _tensor("output", OUTPUTS[1], "TYPE_FP32", [*first, -1, -1])]
-    if gathers:
+    if batches:
         lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {round(1000 * max_delay_ms)} }}")
     lines.append(f"instance_group [ {{ count: {instances}, kind: KIND_{device.upper()} }} ]")
     if tensorrt:
@@ -120,13 +115,12 @@ def model_config(
             "trt_engine_cache_enable": "true",
             "trt_engine_cache_path": f"/tmp/engines/{metadata.sha256[:16]}",
         }
-        told = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in options.items())
-        lines.append(
-            f'optimization {{ execution_accelerators {{ gpu_execution_accelerator : [ {{ name: "tensorrt" {told} }} ] }} }}'
-        )
+        parameters = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in options.items())
+        accelerator = f'gpu_execution_accelerator : [ {{ name: "tensorrt" {parameters} }} ]'
+        lines.append(f"optimization {{ execution_accelerators {{ {accelerator} }} }}")
     return "\n".join(lines) + "\n"
 
 
-def _tensor(kind: str, name: str, data_type: str, dims: list[int], more: str = "") -> str:
+def _tensor(kind: str, name: str, data_type: str, dims: list[int], suffix: str = "") -> str:
     shape = ", ".join(map(str, dims))
-    return f'{kind} [ {{ name: "{name}", data_type: {data_type}, dims: [ {shape} ] {more} }} ]'
+    return f'{kind} [ {{ name: "{name}", data_type: {data_type}, dims: [ {shape} ] {suffix} }} ]'

@@ -1,8 +1,8 @@
-"""Wheels for a machine without a network: our own, and by pip all others.
+"""Wheels for a machine without a network: the wheel of this package, and downloads by pip.
 
-pip asks the markers of requirements (`; python_version < "3.11"`) of the interpreter that it runs in, whatever the target.
-What the target's own markers ask for is therefore found here, by walking the requirements in the wheels: what lacks is
-fetched after, what the target never asks for is taken out again.
+pip evaluates the markers of requirements (`; python_version < "3.11"`) for its own interpreter, not for the target. This
+module therefore walks the requirements in the wheels with the target's markers. It downloads the missing wheels and removes
+the unneeded ones.
 """
 
 from __future__ import annotations
@@ -36,36 +36,37 @@ _NO_NETWORK = ("name resolution", "getaddrinfo", "NewConnectionError", "Connecti
 
 @dataclass(frozen=True)
 class Target:
-    """The machine that wheels are for; platform is empty where it is this one, and python is this interpreter's then.
+    """Python version and platform of the wheels.
 
     Raises:
-        UsageError: a platform or version that is none.
+        UsageError: an invalid platform or version.
     """
 
     python: str
-    platform: str
+    """version, as 3.10"""
+    platform: str | None = None
+    """platform in pip's words; None for this machine"""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"3\.\d+", self.python):
             raise UsageError(f"Python version {self.python!r}: write it as 3.10")
-        if self.platform and not _TARGET.fullmatch(self.platform):
+        if self.platform is not None and not _TARGET.fullmatch(self.platform):
             raise UsageError(
-                f"platform {self.platform!r}: write manylinux_2_35_aarch64, where the machine has glibc 2.35,"
-                " manylinux_2_28_x86_64, or win_amd64"
+                f"platform {self.platform!r}: write manylinux_2_35_aarch64 (for glibc 2.35), manylinux_2_28_x86_64,"
+                " or win_amd64"
             )
 
     @property
     def machine(self) -> str:
-        """Its processor: x86_64 or aarch64."""
-        name = self.platform.partition("_")[2] if self.platform.startswith("win") else self.platform
-        name = name or platform.machine().lower()
+        """Processor: x86_64 or aarch64."""
+        name = (self.platform or platform.machine().lower()).removeprefix("win_")
         return "aarch64" if name.endswith(("aarch64", "arm64")) else "x86_64" if name.endswith(("64",)) else name
 
     @property
     def options(self) -> list[str]:
-        """What pip is told of it."""
+        """Options of pip for this target."""
         python = ["--python-version", self.python, "--implementation", "cp"]
-        if not self.platform:
+        if self.platform is None:
             return python if self.python != this_python() else []
         found = _TARGET.fullmatch(self.platform)
         assert found is not None
@@ -79,9 +80,9 @@ class Target:
 
     @property
     def markers(self) -> dict[str, str]:
-        """What its interpreter says to the markers of requirements."""
+        """Values of its interpreter for the markers of requirements."""
         python = {"python_version": self.python, "python_full_version": f"{self.python}.0"}
-        if not self.platform:
+        if self.platform is None:
             here = {key: str(value) for key, value in default_environment().items()}
             return here if self.python == this_python() else here | python
         windows = self.platform.startswith("win")
@@ -100,17 +101,17 @@ class Target:
 
 
 def this_python() -> str:
-    """Version of this interpreter, as 3.11."""
+    """Return the version of this interpreter, as 3.11."""
     return ".".join(platform.python_version_tuple()[:2])
 
 
 def own_wheel(folder: Path) -> Path:
-    """Make this package's wheel: built where it runs from a source tree, repacked where it was installed from a wheel.
+    """Make this package's wheel: built from a source tree, repacked from an installed wheel.
 
-    A source tree is built anew, for what was said of it when it was installed may be out of date.
+    A source tree is always built, because its installed metadata may be out of date.
 
     Raises:
-        OutputError: as `repack`, or a source tree that cannot be built; pip fetches its build backend for that.
+        OutputError: as in `repack`, or a failed build; pip downloads the build backend.
     """
     source = Path(anomaly.__file__).resolve().parents[1]
     if not (source / "pyproject.toml").is_file():
@@ -121,20 +122,21 @@ def own_wheel(folder: Path) -> Path:
 
 
 def repack(folder: Path) -> Path:
-    """Write this package as a wheel from the very files that run here and what its installation says of it.
+    """Write this package as a wheel, from the files that run here and the metadata of their installation.
 
-    It is pure Python, so the files are the wheel: nothing is built, no network is used, and equal files give equal bytes.
+    The package is pure Python, so nothing is built and no network is used. Equal files give equal bytes.
 
     Raises:
-        OutputError: the package is not installed, or is of another version than its files.
+        OutputError: the package is not installed, or its files have another version than the installation.
     """
     try:
         installed = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:
-        raise OutputError(f"{PACKAGE} runs from files that are not installed: pip install -e . first") from error
+        raise OutputError(f"{PACKAGE} is not installed: run `pip install -e .` first") from error
     if installed.version != anomaly.__version__:
         raise OutputError(
-            f"{PACKAGE} {anomaly.__version__} runs here, and {installed.version} is installed: install it again"
+            f"the files of {PACKAGE} have version {anomaly.__version__}, the installation has {installed.version}:"
+            " install it again"
         )
     root = Path(anomaly.__file__).resolve().parent
     info = f"{PACKAGE}-{installed.version}.dist-info"
@@ -146,17 +148,17 @@ def repack(folder: Path) -> Path:
     for name in ("METADATA", "entry_points.txt", "licenses/LICENSE"):
         text = installed.read_text(name)
         if text is None:
-            raise OutputError(f"the installation of {PACKAGE} has no {name}: install it again")
+            raise OutputError(f"{name} is missing in the installation of {PACKAGE}: install it again")
         files[f"{info}/{name}"] = text.encode()
     files[f"{info}/WHEEL"] = (
-        b"Wheel-Version: 1.0\nGenerator: anomaly offline\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        b"Wheel-Version: 1.0\nGenerator: anomaly bundle\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
     record = [f"{name},{_record(data)},{len(data)}\n" for name, data in files.items()]
     files[f"{info}/RECORD"] = ("".join(record) + f"{info}/RECORD,,\n").encode()
     wheel = folder / f"{PACKAGE}-{installed.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            entry = zipfile.ZipInfo(name)  # of 1980: a date would be another wheel each time
+            entry = zipfile.ZipInfo(name)  # dated 1980, so that equal files give an equal wheel
             entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
             archive.writestr(entry, data)
     return wheel
@@ -166,18 +168,18 @@ def _record(data: bytes) -> str:
     return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
 
 
-def pins(constraints: str, *, target: Target) -> list[str]:
-    """Give the exact versions to take, as NAME==VERSION.
+def pins(constraints: str | Path | None, *, target: Target) -> list[str]:
+    """Return the exact versions to download, as NAME==VERSION.
 
     Args:
-        constraints: a file of them, whose markers are asked of the target; empty takes what is installed here, where the
-            target is this interpreter, and no pins for another.
-        target: that the wheels are for.
+        constraints: file of exact versions, whose markers are evaluated for the target. None takes the versions installed
+            here, and no versions for another target.
+        target: platform and Python of the wheels.
 
     Raises:
-        UsageError: the file cannot be read, or a line of it is none.
+        UsageError: a file that cannot be read, or an invalid line.
     """
-    if not constraints:
+    if constraints is None:
         if target.platform or target.python != this_python():
             return []
         found = {canonicalize_name(d.name): d.version for d in importlib.metadata.distributions() if d.name}
@@ -187,7 +189,7 @@ def pins(constraints: str, *, target: Target) -> list[str]:
         lines = Path(constraints).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"--constraints {constraints} cannot be read ({error}): name a file of NAME==VERSION"
+            f"--constraints {constraints} cannot be read ({error}): give a file of lines NAME==VERSION"
         ) from error
     for number, line in enumerate(lines, start=1):
         text = line.partition(" #")[0].strip()
@@ -196,27 +198,36 @@ def pins(constraints: str, *, target: Target) -> list[str]:
         try:
             wanted = Requirement(text)
         except InvalidRequirement as error:
-            raise UsageError(f"--constraints {constraints}, line {number}: {text!r} is no NAME==VERSION") from error
+            raise UsageError(
+                f"--constraints {constraints}, line {number}: {text!r} is not of the form NAME==VERSION"
+            ) from error
         if wanted.marker is None or wanted.marker.evaluate({**target.markers, "extra": ""}):
             chosen.append(f"{wanted.name}{wanted.specifier}")
     return chosen
 
 
 def download(folder: Path, *, own: Path, extra: str, target: Target, pinned: Sequence[str]) -> None:
-    """Fetch all wheels that the target needs, our own among them, into a folder.
+    """Download all wheels of the target into a folder.
+
+    Args:
+        folder: output folder.
+        own: wheel of this package, which is copied into the folder too.
+        extra: extra of this package.
+        target: platform and Python of the wheels.
+        pinned: exact versions, NAME==VERSION.
 
     Raises:
-        OutputError: no network, a package that has no wheel for the target, or no pip here.
+        OutputError: no network, a package without a wheel for the target, or no pip.
     """
     constraints = folder.with_name("constraints.txt")
     constraints.write_text("".join(f"{pin}\n" for pin in pinned), encoding="utf-8")
     _pip_download([f"{own}[{extra}]"], folder, constraints=constraints, target=target)
-    needed, lacking = closure(folder, extra=extra, markers=target.markers)
-    while lacking:
-        _pip_download(["--no-deps", *lacking], folder, constraints=constraints, target=target)
-        before, (needed, lacking) = lacking, closure(folder, extra=extra, markers=target.markers)
-        if lacking == before:
-            raise OutputError(f"what was fetched does not satisfy {', '.join(lacking)}: give --constraints that agree")
+    needed, missing = closure(folder, extra=extra, markers=target.markers)
+    while missing:
+        _pip_download(["--no-deps", *missing], folder, constraints=constraints, target=target)
+        before, (needed, missing) = missing, closure(folder, extra=extra, markers=target.markers)
+        if missing == before:
+            raise OutputError(f"the downloads do not satisfy {', '.join(missing)}: give consistent --constraints")
     constraints.unlink()
     for wheel in folder.iterdir():
         if wheel.name not in needed:
@@ -224,42 +235,42 @@ def download(folder: Path, *, own: Path, extra: str, target: Target, pinned: Seq
 
 
 def closure(folder: Path, *, extra: str, markers: Mapping[str, str]) -> tuple[set[str], list[str]]:
-    """Walk the requirements of our wheel through the wheels in a folder.
+    """Walk the requirements of this package's wheel through the wheels in a folder.
 
     Args:
-        folder: of wheels.
-        extra: of our own package.
-        markers: what the target says to markers.
+        folder: folder of wheels.
+        extra: extra of this package.
+        markers: values of the target for markers.
 
     Returns:
-        Names of the wheels that are reached, and requirements that no wheel satisfies.
+        The names of the needed wheels, and the requirements that no wheel satisfies.
     """
     wheels = {}
     for path in sorted(folder.glob("*.whl")):
         name, version, _, _ = parse_wheel_filename(path.name)
         wheels[name] = (path, version, _requirements(path))
     needed: set[str] = set()
-    lacking: dict[str, None] = {}
-    waiting = [Requirement(f"{PACKAGE}[{extra}]")]
+    missing: dict[str, None] = {}
+    pending = [Requirement(f"{PACKAGE}[{extra}]")]
     seen = set()
-    while waiting:
-        wanted = waiting.pop()
+    while pending:
+        wanted = pending.pop()
         name = canonicalize_name(wanted.name)
         found = wheels.get(name)
         if found is None or not wanted.specifier.contains(found[1], prereleases=True):
-            lacking[f"{wanted.name}{wanted.specifier}"] = None
+            missing[f"{wanted.name}{wanted.specifier}"] = None
             continue
         needed.add(found[0].name)
         for chosen in ("", *sorted(wanted.extras)):
             if (name, chosen) not in seen:
                 seen.add((name, chosen))
-                waiting += [
+                pending += [
                     one
                     for one in found[2]
                     if (one.marker is None and not chosen)
                     or (one.marker is not None and one.marker.evaluate({**markers, "extra": chosen}))
                 ]
-    return needed, list(lacking)
+    return needed, list(missing)
 
 
 def _requirements(wheel: Path) -> list[Requirement]:
@@ -269,28 +280,28 @@ def _requirements(wheel: Path) -> list[Requirement]:
     return [Requirement(text) for text in metadata.get_all("Requires-Dist") or []]
 
 
-def _pip_download(wanted: list[str], folder: Path, *, constraints: Path, target: Target) -> None:
+def _pip_download(requirements: list[str], folder: Path, *, constraints: Path, target: Target) -> None:
     options = ["--only-binary", ":all:", "--dest", str(folder), "--constraint", str(constraints), *target.options]
-    _pip(["download", *options, *wanted], where=f"Python {target.python} on {target.platform or 'this machine'}")
+    _pip(["download", *options, *requirements], where=f"Python {target.python} on {target.platform or 'this machine'}")
 
 
-def _pip(words: list[str], *, where: str) -> None:
-    """Run pip, whose registry and mirrors are those that it is set to here."""
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not done.returncode:
+def _pip(arguments: list[str], *, where: str) -> None:
+    """Run pip with its own configuration of registries."""
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not finished.returncode:
         return
-    said = done.stderr.strip()
-    if any(word in said for word in _NO_NETWORK):
-        raise OutputError("no network: the package registry that pip is set to does not answer; run this where it does")
-    if found := re.search(r"No matching distribution found for ([^\s;(]+)", said):
+    errors = finished.stderr.strip()
+    if any(text in errors for text in _NO_NETWORK):
+        raise OutputError("no network: pip's package registry does not answer; run this on a machine with a network")
+    if found := re.search(r"No matching distribution found for ([^\s;(]+)", errors):
         raise OutputError(
-            f"no wheel of {found[1]} for {where}: give --constraints with a version that has one, a newer glibc in"
-            " --platform, or another --extra (serve, where the vendor brings ONNX Runtime)"
+            f"no wheel of {found[1]} for {where}: give --constraints with another version, a newer glibc in"
+            " --platform, or another --extra (serve for a vendor's ONNX Runtime)"
         )
-    if "ResolutionImpossible" in said:
+    if "ResolutionImpossible" in errors:
         raise OutputError(
-            f"the pinned versions do not go together for {where} ({said.splitlines()[0]}):"
-            " give --constraints with some that do"
+            f"the pinned versions conflict for {where} ({errors.splitlines()[0]}): give consistent --constraints"
         )
-    raise OutputError(f"pip cannot fetch the wheels for {where}: {said.splitlines()[-1] if said else done.returncode}")
+    last = errors.splitlines()[-1] if errors else f"exit code {finished.returncode}"
+    raise OutputError(f"pip cannot download the wheels for {where}: {last}")

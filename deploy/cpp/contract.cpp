@@ -11,30 +11,30 @@
 namespace anomaly {
 namespace {
 
-constexpr int known_contract = 1;
-constexpr double slack = 1e-6;  // of half a map pixel, where the padding of a letterbox ends
+constexpr int known_contract = 3;
+constexpr double slack = 1e-6;  // tolerance in map pixels at the end of a letterbox's padding
 
 struct Tap {
     int first, second;
-    float share;  // of the second
+    float share;  // weight of the second
 };
 
-// For each of `num_pixels` pixels its two neighbours among `into` map pixels.
-std::vector<Tap> taps(int num_pixels, int into, double scale) {
-    // Map pixels with their centre on the image count; a side below one map pixel has the two around it.
-    const double low = std::ceil((into - num_pixels * scale) / 2 - 0.5 - slack);
-    const double least = std::min(low, into - 1 - low), most = std::max(low, into - 1 - low);
+// Finds the two neighbours of each of `num_pixels` pixels among `num_map_pixels` map pixels.
+std::vector<Tap> taps(int num_pixels, int num_map_pixels, double scale) {
+    // Only map pixels with their centre on the image count; an image below one map pixel uses the two around it.
+    const double low = std::ceil((num_map_pixels - num_pixels * scale) / 2 - 0.5 - slack);
+    const double least = std::min(low, num_map_pixels - 1 - low), most = std::max(low, num_map_pixels - 1 - low);
     std::vector<Tap> found(static_cast<std::size_t>(num_pixels));
     for (int n = 0; n < num_pixels; ++n) {
-        const double centre = (n + 0.5 - num_pixels / 2.0) * scale + into / 2.0 - 0.5;
+        const double centre = (n + 0.5 - num_pixels / 2.0) * scale + num_map_pixels / 2.0 - 0.5;
         const double place = std::clamp(centre, least, most);
         const int first = static_cast<int>(place);
-        found[static_cast<std::size_t>(n)] = {first, std::min(first + 1, into - 1), static_cast<float>(place - first)};
+        found[static_cast<std::size_t>(n)] = {first, std::min(first + 1, num_map_pixels - 1), static_cast<float>(place - first)};
     }
     return found;
 }
 
-// Takes the region around `start` out of `inside`: it is followed over its 8 neighbours and cleared.
+// Collects the 8-connected region around `start` and clears it in `inside`.
 Region take_region(const Map& map, std::vector<char>& inside, std::size_t start, bool weak) {
     const auto stride = static_cast<std::size_t>(map.width);
     int left = map.width, right = -1, top = map.height, bottom = -1;
@@ -74,7 +74,7 @@ float median(std::vector<float> values) {
 Metadata read_metadata(const std::function<std::optional<std::string>(const std::string&)>& stored) {
     const auto read = [&stored](const std::string& key) {
         const auto value = stored("anomaly." + key);
-        if (!value) throw std::runtime_error("the file has no 'anomaly." + key + "': it was not made by `anomaly export`");
+        if (!value) throw std::runtime_error("the file has no 'anomaly." + key + "': make it with `anomaly export`");
         return Json::parse(*value);
     };
     const auto has = [&stored](const std::string& key) {
@@ -82,22 +82,25 @@ Metadata read_metadata(const std::function<std::optional<std::string>(const std:
         return value && *value != "null";
     };
     const double contract = read("contract").as_number();
-    if (contract != known_contract || has("tiling"))
+    if (contract != known_contract)
         throw std::runtime_error("the file follows contract " + std::to_string(static_cast<int>(contract)) +
-                                 ", this program reads " + std::to_string(known_contract) +
-                                 " (2 is a model of windows): score it with `anomaly score`");
+                                 ", this program reads contract " + std::to_string(known_contract) + ": export it again");
     if (read("kind").as_text() != "detector")
         throw std::runtime_error("the file is a " + read("kind").as_text() + ": take the model.onnx beside it");
+    if (has("tiling"))
+        throw std::runtime_error("the file is a model for large images: score it with `anomaly score`");
     const std::string resize = read("resize").as_text();
-    if (resize != "squash" && resize != "letterbox") throw std::runtime_error("no resize '" + resize + "' is known");
+    if (resize != "stretch" && resize != "letterbox")
+        throw std::runtime_error("the resize '" + resize + "' is not supported: export the model again");
     const Json golden = read("golden");
     Metadata metadata{};
-    metadata.resize = resize == "squash" ? Resize::squash : Resize::letterbox;
+    metadata.resize = resize == "stretch" ? Resize::stretch : Resize::letterbox;
     metadata.white = static_cast<int>(read("white").as_number());
     metadata.alpha = read("alpha").as_number();
     const Json fixed = has("fixed") ? read("fixed") : Json::parse("[]");
     for (const Json& length : fixed.as_items()) metadata.fixed.push_back(static_cast<std::int64_t>(length.as_number()));
-    if (metadata.fixed.size() != 0 && metadata.fixed.size() != 3) throw std::runtime_error("'fixed' has no three sizes");
+    if (metadata.fixed.size() != 0 && metadata.fixed.size() != 3) 
+        throw std::runtime_error("'fixed' does not have three sizes: export the model again");
     metadata.golden_score = golden.at("score").as_number();
     metadata.golden_map_maximum = golden.at("map_maximum").as_number();
     if (golden.as_members().count("tolerance"))
@@ -157,21 +160,21 @@ Map enlarge(const Map& map, int height, int width, Resize resize) {
     return enlarged;
 }
 
-std::vector<Region> find_regions(const Map& enlarged, double limit, bool rejected) {
+std::vector<Region> find_regions(const Map& enlarged, double threshold, bool rejected) {
     const std::size_t size = enlarged.values.size();
-    const auto mark = [&enlarged, size](auto is_inside) {
+    const auto select = [&enlarged, size](auto is_inside) {
         std::vector<char> inside(size);
         for (std::size_t n = 0; n < size; ++n) inside[n] = is_inside(enlarged.values[n]);
         return inside;
     };
-    std::vector<char> inside = mark([above = static_cast<float>(limit)](float value) { return value > above; });
+    std::vector<char> inside = select([above = static_cast<float>(threshold)](float value) { return value > above; });
     std::vector<Region> found;
     for (std::size_t n = 0; n < size; ++n)
         if (inside[n]) found.push_back(take_region(enlarged, inside, n, false));
     if (found.empty() && rejected) {
         const auto top = std::max_element(enlarged.values.begin(), enlarged.values.end());
         const double middle = (double{median(enlarged.values)} + double{*top}) / 2;
-        inside = mark([least = static_cast<float>(middle)](float value) { return value >= least; });
+        inside = select([least = static_cast<float>(middle)](float value) { return value >= least; });
         found.push_back(take_region(enlarged, inside, static_cast<std::size_t>(top - enlarged.values.begin()), true));
     }
     std::stable_sort(found.begin(), found.end(), [](const Region& a, const Region& b) {
@@ -180,13 +183,13 @@ std::vector<Region> find_regions(const Map& enlarged, double limit, bool rejecte
     return found;
 }
 
-Verdict judge(float score, const Map& map, int height, int width, Resize resize, double limit) {
+Verdict judge(float score, const Map& map, int height, int width, Resize resize, double threshold) {
     const bool finite = std::all_of(map.values.begin(), map.values.end(), [](float value) { return std::isfinite(value); });
     if (!std::isfinite(score) || !finite) throw std::runtime_error("the score or the map is not finite: take another device");
     const float maximum = *std::max_element(map.values.begin(), map.values.end());
-    Verdict verdict{score, limit, score > limit, maximum, {}};
-    if (verdict.defect || maximum > limit)
-        verdict.regions = find_regions(enlarge(map, height, width, resize), limit, verdict.defect);
+    Verdict verdict{score, threshold, score > threshold, maximum, {}};
+    if (verdict.defect || maximum > threshold)
+        verdict.regions = find_regions(enlarge(map, height, width, resize), threshold, verdict.defect);
     return verdict;
 }
 

@@ -16,7 +16,7 @@ public:
     Json document() {
         Json value = read(0);
         skip_blanks();
-        if (at_ != source_.size()) fail("something follows the value");
+        if (at_ != source_.size()) fail("text after the value");
         return value;
     }
 
@@ -24,8 +24,8 @@ private:
     std::string_view source_;
     std::size_t at_ = 0;
 
-    [[noreturn]] void fail(const std::string& what) const {
-        throw std::runtime_error("no JSON at character " + std::to_string(at_) + ": " + what);
+    [[noreturn]] void fail(const std::string& reason) const {
+        throw std::runtime_error("invalid JSON at character " + std::to_string(at_) + ": " + reason);
     }
     char peek() const { return at_ < source_.size() ? source_[at_] : '\0'; }
     void skip_blanks() {
@@ -42,13 +42,13 @@ private:
     }
 
     Json read(int depth) {
-        if (depth > max_depth) fail("nested too deep");
+        if (depth > max_depth) fail("the nesting is too deep");
         skip_blanks();
         Json value;
         if (take("null")) return value;
         if (take("true") || take("false")) {
             value.kind = Json::Kind::boolean;
-            value.boolean = source_[at_ - 2] == 'u';  // of true
+            value.boolean = source_[at_ - 2] == 'u';  // in true
         } else if (peek() == '"') {
             value.kind = Json::Kind::text;
             value.text = text();
@@ -88,9 +88,9 @@ private:
             digits();
         }
         std::istringstream stream{std::string(source_.substr(start, at_ - start))};
-        stream.imbue(std::locale::classic());  // a decimal point, whatever the program's language
+        stream.imbue(std::locale::classic());  // decimal point, independent of the program's locale
         double value = 0;
-        if (!(stream >> value)) fail("a number out of range");
+        if (!(stream >> value)) fail("the number is out of range");
         return value;
     }
 
@@ -107,7 +107,7 @@ private:
         if (!take("\"")) fail("'\"' is missing");
         std::string value;
         while (!take("\"")) {
-            if (at_ >= source_.size() || static_cast<unsigned char>(source_[at_]) < 0x20) fail("a string has no end");
+            if (at_ >= source_.size() || static_cast<unsigned char>(source_[at_]) < 0x20) fail("the end of a string is missing");
             if (!take("\\")) {
                 value += source_[at_++];
                 continue;
@@ -149,7 +149,7 @@ private:
 };
 
 const Json& of_kind(const Json& value, Json::Kind kind) {
-    if (value.kind != kind) throw std::runtime_error("a value has another type than the contract says");
+    if (value.kind != kind) throw std::runtime_error("a value has another type than in the contract");
     return value;
 }
 

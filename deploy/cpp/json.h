@@ -1,4 +1,4 @@
-// The JSON that a model's metadata hold, read exactly: RFC 8259, numbers as double, duplicate names: the last one counts.
+// Reader of the metadata's JSON (RFC 8259). Numbers become double. The last of duplicate names counts.
 #pragma once
 
 #include <map>
@@ -18,15 +18,15 @@ struct Json {
     std::vector<Json> items;
     std::map<std::string, Json> members;
 
-    // Throws std::runtime_error on what is no JSON.
+    // Throws std::runtime_error for invalid JSON.
     static Json parse(std::string_view source);
 
-    // Each throws std::runtime_error where the value is of another kind.
+    // Each throws std::runtime_error if the value has another kind.
     double as_number() const;
     const std::string& as_text() const;
     const std::vector<Json>& as_items() const;
     const std::map<std::string, Json>& as_members() const;
-    const Json& at(const std::string& name) const;  // of an object
+    const Json& at(const std::string& name) const;  // member of an object
 };
 
 }  // namespace anomaly

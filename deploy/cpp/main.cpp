@@ -14,10 +14,11 @@
 namespace {
 
 constexpr const char* usage =
-    "anomaly_score MODEL.onnx BUFFER mono8|mono16|rgb8|bgr8 WIDTH HEIGHT STRIDE [--limit L] [--device cpu|cuda] [--golden]\n"
-    "  BUFFER    file of HEIGHT rows, STRIDE bytes each, as a camera hands them over\n"
-    "  --limit   of the verdict; 1 is the model's own\n"
-    "  --golden  BUFFER is the model's golden image: fail unless it scores as it did at export\n";
+    "anomaly_score MODEL.onnx BUFFER mono8|mono16|rgb8|bgr8 WIDTH HEIGHT STRIDE\n"
+    "              [--threshold T] [--device cpu|cuda] [--golden]\n"
+    "  BUFFER       file of HEIGHT rows of STRIDE bytes, as a camera delivers them\n"
+    "  --threshold  threshold of the verdict; the model's own is 1\n"
+    "  --golden     BUFFER is the model's golden image: fail unless its score equals the score at export\n";
 
 const std::map<std::string, anomaly::Pixels> formats{{"mono8", anomaly::Pixels::mono8},
                                                      {"mono16", anomaly::Pixels::mono16},
@@ -44,14 +45,14 @@ int main(int argc, char** argv) {
         !is_number(given[4], image.height) || !is_number(given[5], image.stride))
         return wrong_usage();
     image.pixels = formats.at(given[2]);
-    double limit = 1.0;
+    double threshold = 1.0;
     auto device = anomaly::Device::cpu;
     bool golden = false;
     for (std::size_t n = 6; n < given.size(); ++n) {
         const bool has_value = n + 1 < given.size();
         if (given[n] == "--golden") {
             golden = true;
-        } else if (given[n] == "--limit" && has_value && is_number(given[n + 1], limit)) {
+        } else if (given[n] == "--threshold" && has_value && is_number(given[n + 1], threshold)) {
             ++n;
         } else if (given[n] == "--device" && has_value && (given[n + 1] == "cpu" || given[n + 1] == "cuda")) {
             device = given[++n] == "cuda" ? anomaly::Device::cuda : anomaly::Device::cpu;
@@ -65,10 +66,10 @@ int main(int argc, char** argv) {
         const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
         image.data = bytes.data();
         if (image.stride < 0 || image.height < 0 || bytes.size() < static_cast<std::size_t>(image.stride) * static_cast<std::size_t>(image.height))
-            throw std::invalid_argument(given[1] + " has " + std::to_string(bytes.size()) + " bytes, fewer than it should");
+            throw std::invalid_argument(given[1] + " has " + std::to_string(bytes.size()) + " bytes, fewer than its rows need");
         if (golden) scorer.check_golden(image);
-        std::cout.precision(9);  // a float to the last bit
-        anomaly::write_json(std::cout, scorer.score(image, limit));
+        std::cout.precision(9);  // exact for float
+        anomaly::write_json(std::cout, scorer.score(image, threshold));
     } catch (const std::exception& error) {
         std::cerr << "anomaly_score: " << error.what() << "\n";
         return 1;

@@ -1,4 +1,4 @@
-// A model file in ONNX Runtime: a camera's buffer in, a verdict with regions out.
+// A model in ONNX Runtime: from a camera's buffer to a verdict with regions.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -14,18 +14,18 @@ enum class Device { cpu, cuda };
 
 class Scorer {
 public:
-    // Throws std::runtime_error on a file that is not of the known contract, Ort::Exception where ONNX Runtime cannot load it
-    // or has no such device. There is no fall-back to another device.
+    // Throws std::runtime_error for a file of another contract. Throws Ort::Exception if ONNX Runtime cannot load the file or
+    // does not have the device. There is no fallback to another device.
     Scorer(const std::filesystem::path& model, Device device);
 
     const Metadata& metadata() const { return metadata_; }
 
-    // Judges one image; the model's own limit is 1. Throws std::invalid_argument on a buffer that cannot be, or is not of the
-    // size that a fixed model takes. One call at a time.
-    Verdict score(const Buffer& image, double limit = 1.0);
+    // Judges one image; the model's own threshold is 1. Throws std::invalid_argument for an invalid buffer, or for a size that a
+    // fixed model does not take. Not thread-safe.
+    Verdict score(const Buffer& image, double threshold = 1.0);
 
-    // Scores the model's golden image again. Throws std::runtime_error where this runtime says of it something else than was
-    // said at export: then verdicts are not to be trusted.
+    // Scores the model's golden image. Throws std::runtime_error if the result differs from the result at export: verdicts of
+    // this runtime are then invalid.
     void check_golden(const Buffer& golden);
 
 private:

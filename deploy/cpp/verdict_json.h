@@ -1,4 +1,4 @@
-// A verdict as one line of JSON.
+// Writer of a verdict as one line of JSON.
 #pragma once
 
 #include <ostream>
@@ -20,7 +20,7 @@ inline void write_json(std::ostream& out, const std::vector<Region>& regions) {
 }
 
 inline void write_json(std::ostream& out, const Verdict& verdict) {
-    out << "{\"score\": " << verdict.score << ", \"limit\": " << verdict.limit << ", \"verdict\": \""
+    out << "{\"score\": " << verdict.score << ", \"threshold\": " << verdict.threshold << ", \"verdict\": \""
         << (verdict.defect ? "defect" : "good") << "\", \"regions\": ";
     write_json(out, verdict.regions);
     out << ", \"map_maximum\": " << verdict.map_maximum << "}\n";

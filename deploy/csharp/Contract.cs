@@ -1,4 +1,4 @@
-// What lies around the graph, without ONNX Runtime: a camera's buffer before it, verdict and regions after it.
+// The steps before and after the graph, without ONNX Runtime: pixels of a camera's buffer, verdict and regions.
 using System;
 using System.Collections.Generic;
 using System.Globalization;
@@ -7,21 +7,21 @@ using System.Runtime.InteropServices;
 
 namespace Anomaly
 {
-    /// <summary>Pixels of a buffer; Mono16 in the order of this machine's bytes.</summary>
+    /// <summary>Pixel format of a buffer; Mono16 in this machine's byte order.</summary>
     public enum Pixels { Mono8, Mono16, Rgb8, Bgr8 }
 
-    /// <summary>How an image becomes the network's input.</summary>
-    public enum Resize { Squash, Letterbox }
+    /// <summary>Rule of resizing to the network's input.</summary>
+    public enum Resize { Stretch, Letterbox }
 
-    /// <summary>An image in memory. Rows begin Stride bytes apart, which may be more than their pixels need, or negative where
-    /// the image lies bottom up; Offset is that of the top row.</summary>
+    /// <summary>An image in memory. Offset is the position of the top row. Stride is the distance between rows in bytes; it may
+    /// exceed the pixels of a row, and it is negative for images stored bottom up.</summary>
     public sealed class ImageBuffer
     {
         public readonly byte[] Data;
         public readonly int Offset, Width, Height, Stride;
         public readonly Pixels Pixels;
 
-        /// <exception cref="ArgumentException">A buffer that cannot be.</exception>
+        /// <exception cref="ArgumentException">The buffer is invalid.</exception>
         public ImageBuffer(byte[] data, int offset, int width, int height, int stride, Pixels pixels)
         {
             if (width < 1 || height < 1)
@@ -30,7 +30,7 @@ namespace Anomaly
             if (Math.Abs((long)stride) < row)
                 throw new ArgumentException("a stride of " + stride + " bytes is less than a row of " + width + " pixels");
             if (Math.Min(offset, last) < 0 || Math.Max(offset, last) + row > data.Length)
-                throw new ArgumentException("the buffer has " + data.Length + " bytes, fewer than it should");
+                throw new ArgumentException("the buffer has " + data.Length + " bytes, fewer than its rows need");
             Data = data;
             Offset = offset;
             Width = width;
@@ -39,7 +39,7 @@ namespace Anomaly
             Pixels = pixels;
         }
 
-        /// <summary>Copies what a camera's SDK hands over; <paramref name="top"/> is the top row.</summary>
+        /// <summary>Copies an image of a camera's SDK; <paramref name="top"/> points to the top row.</summary>
         public static ImageBuffer Copy(IntPtr top, int width, int height, int stride, Pixels pixels)
         {
             int above = stride < 0 ? -stride * (height - 1) : 0;
@@ -54,40 +54,43 @@ namespace Anomaly
         }
     }
 
-    /// <summary>What a model's file says of itself.</summary>
+    /// <summary>Metadata of a model file.</summary>
     public sealed class Metadata
     {
-        public const int KnownContract = 1;
+        public const int KnownContract = 3;
 
         public readonly Resize Resize;
         public readonly int White;  // stored value of a 16-bit image that becomes 255
-        public readonly double Alpha;  // the promise: the share of good parts that may be rejected
-        public readonly long[] Fixed;  // images at a time, height and width that a graph takes; empty: any
+        public readonly double Alpha;  // guarantee: largest share of good parts that is rejected
+        public readonly long[] Fixed;  // images, height and width of a fixed graph; empty for any
         public readonly double GoldenScore, GoldenMapMaximum;
-        public readonly Dictionary<string, double> GoldenTolerance;  // by execution provider
+        public readonly Dictionary<string, double> GoldenTolerance;  // execution provider -> tolerance
 
         /// <param name="stored">The model's custom metadata.</param>
-        /// <exception cref="FormatException">A foreign file, or one of a contract that this code does not know.</exception>
+        /// <exception cref="FormatException">A foreign file, another contract, a model for large images, or a
+        /// sampler.</exception>
         public Metadata(IReadOnlyDictionary<string, string> stored)
         {
             double contract = Json.As<double>(Read(stored, "contract"));
-            if (contract != KnownContract || Has(stored, "tiling"))
-                throw new FormatException("the file follows contract " + contract + ", this program reads " + KnownContract
-                    + " (2 is a model of windows): score it with `anomaly score`");
+            if (contract != KnownContract)
+                throw new FormatException("the file follows contract " + contract + ", this program reads contract "
+                    + KnownContract + ": export it again");
             string kind = Json.As<string>(Read(stored, "kind")), resize = Json.As<string>(Read(stored, "resize"));
             if (kind != "detector")
                 throw new FormatException("the file is a " + kind + ": take the model.onnx beside it");
-            if (resize != "squash" && resize != "letterbox")
-                throw new FormatException("no resize '" + resize + "' is known");
+            if (Has(stored, "tiling"))
+                throw new FormatException("the file is a model for large images: score it with `anomaly score`");
+            if (resize != "stretch" && resize != "letterbox")
+                throw new FormatException("the resize '" + resize + "' is not supported: export the model again");
             var golden = Json.As<Dictionary<string, object>>(Read(stored, "golden"));
-            Resize = resize == "squash" ? Resize.Squash : Resize.Letterbox;
+            Resize = resize == "stretch" ? Resize.Stretch : Resize.Letterbox;
             White = (int)Json.As<double>(Read(stored, "white"));
             Alpha = Json.As<double>(Read(stored, "alpha"));
             Fixed = Has(stored, "fixed")
                 ? Json.As<List<object>>(Read(stored, "fixed")).Select(length => (long)Json.As<double>(length)).ToArray()
                 : new long[0];
             if (Fixed.Length != 0 && Fixed.Length != 3)
-                throw new FormatException("'fixed' has no three sizes");
+                throw new FormatException("'fixed' does not have three sizes: export the model again");
             GoldenScore = Json.As<double>(Member(golden, "score"));
             GoldenMapMaximum = Json.As<double>(Member(golden, "map_maximum"));
             GoldenTolerance = golden.ContainsKey("tolerance")
@@ -106,7 +109,7 @@ namespace Anomaly
         {
             string value;
             if (!stored.TryGetValue("anomaly." + key, out value))
-                throw new FormatException("the file has no 'anomaly." + key + "': it was not made by `anomaly export`");
+                throw new FormatException("the file has no 'anomaly." + key + "': make it with `anomaly export`");
             return Json.Parse(value);
         }
 
@@ -119,7 +122,7 @@ namespace Anomaly
         }
     }
 
-    /// <summary>A map row by row, calibrated: 0 is a typical good part, 1 the limit.</summary>
+    /// <summary>An anomaly map row by row, calibrated: 0 is a typical good part, 1 the threshold.</summary>
     public sealed class Map
     {
         public readonly int Height, Width;
@@ -137,23 +140,23 @@ namespace Anomaly
     public sealed class Region
     {
         public int X, Y, Width, Height;
-        public long Area;  // pixels above the limit
-        public float Peak;  // largest value of the map in it
-        public bool Weak;  // no pixel is above the limit: the region is the one around the map's maximum
+        public long Area;  // number of pixels
+        public float Peak;  // maximum of the map in the region
+        public bool Weak;  // no pixel is above the threshold: the region around the map's maximum
     }
 
-    /// <summary>What is said of one image; regions strongest first.</summary>
+    /// <summary>Verdict of one image; regions strongest first.</summary>
     public sealed class Verdict
     {
         public float Score, MapMaximum;
-        public double Limit;
+        public double Threshold;
         public bool IsDefect;
         public List<Region> Regions;
 
-        /// <summary>One line of JSON, floats to the last bit.</summary>
+        /// <summary>One line of JSON with exact floats.</summary>
         public string ToJson()
         {
-            return "{\"score\": " + Exact(Score) + ", \"limit\": " + Limit.ToString("R", CultureInfo.InvariantCulture)
+            return "{\"score\": " + Exact(Score) + ", \"threshold\": " + Threshold.ToString("R", CultureInfo.InvariantCulture)
                 + ", \"verdict\": \"" + (IsDefect ? "defect" : "good") + "\", \"regions\": " + ToJson(Regions)
                 + ", \"map_maximum\": " + Exact(MapMaximum) + "}";
         }
@@ -171,12 +174,12 @@ namespace Anomaly
         }
     }
 
-    /// <summary>Before and after the graph.</summary>
+    /// <summary>The steps before and after the graph.</summary>
     public static class Contract
     {
-        private const double Slack = 1e-6;  // of half a map pixel, where the padding of a letterbox ends
+        private const double Slack = 1e-6;  // tolerance in map pixels at the end of a letterbox's padding
 
-        /// <summary>Writes height × width × 3 bytes RGB from <paramref name="at"/> on.</summary>
+        /// <summary>Writes height × width × 3 bytes RGB, beginning at <paramref name="at"/>.</summary>
         public static void PackRgb(ImageBuffer buffer, int white, byte[] rgb, int at)
         {
             byte[] data = buffer.Data;
@@ -211,26 +214,28 @@ namespace Anomaly
         private struct Tap
         {
             public int First, Second;
-            public float Share;  // of the second
+            public float Share;  // weight of the second
         }
 
-        /// <summary>For each pixel its two neighbours among <paramref name="into"/> map pixels.</summary>
-        private static Tap[] Taps(int numPixels, int into, double scale)
+        /// <summary>Finds the two neighbours of each pixel among <paramref name="numMapPixels"/> map pixels.</summary>
+        private static Tap[] Taps(int numPixels, int numMapPixels, double scale)
         {
-            // Map pixels with their centre on the image count; a side below one map pixel has the two around it.
-            double low = Math.Ceiling((into - numPixels * scale) / 2 - 0.5 - Slack);
-            double least = Math.Min(low, into - 1 - low), most = Math.Max(low, into - 1 - low);
+            // Only map pixels with their centre on the image count; an image below one map pixel uses the two around it.
+            double low = Math.Ceiling((numMapPixels - numPixels * scale) / 2 - 0.5 - Slack);
+            double least = Math.Min(low, numMapPixels - 1 - low), most = Math.Max(low, numMapPixels - 1 - low);
             var found = new Tap[numPixels];
             for (int n = 0; n < numPixels; ++n)
             {
-                double place = Math.Min(Math.Max((n + 0.5 - numPixels / 2.0) * scale + into / 2.0 - 0.5, least), most);
+                double place = Math.Min(Math.Max((n + 0.5 - numPixels / 2.0) * scale + numMapPixels / 2.0 - 0.5, least), most);
                 int first = (int)place;
-                found[n] = new Tap { First = first, Second = Math.Min(first + 1, into - 1), Share = (float)(place - first) };
+                int second = Math.Min(first + 1, numMapPixels - 1);
+                found[n] = new Tap { First = first, Second = second, Share = (float)(place - first) };
             }
             return found;
         }
 
-        /// <summary>Enlarges a map to its image, bilinear with half-pixel centres. The casts keep single precision.</summary>
+        /// <summary>Enlarges a map to the size of its image, bilinear with half-pixel centres. The casts keep single
+        /// precision.</summary>
         public static Map Enlarge(Map map, int height, int width, Resize resize)
         {
             if (map.Height == height && map.Width == width)
@@ -261,8 +266,8 @@ namespace Anomaly
             return new Map(height, width, values);
         }
 
-        /// <summary>Takes the region around <paramref name="start"/> out of <paramref name="inside"/>: it is followed over its
-        /// 8 neighbours and cleared.</summary>
+        /// <summary>Collects the 8-connected region around <paramref name="start"/> and clears it in
+        /// <paramref name="inside"/>.</summary>
         private static Region TakeRegion(Map map, bool[] inside, int start, bool weak)
         {
             int left = map.Width, right = -1, top = map.Height, bottom = -1;
@@ -302,11 +307,11 @@ namespace Anomaly
             return sorted.Length % 2 == 1 ? sorted[middle] : (float)((float)(sorted[middle - 1] + sorted[middle]) / 2);
         }
 
-        /// <summary>Finds the 8-connected regions above the limit, strongest first. A rejected image without one gets the region
-        /// around the map's maximum, above the middle between the map's median and its maximum.</summary>
-        public static List<Region> FindRegions(Map enlarged, double limit, bool rejected)
+        /// <summary>Finds the 8-connected regions above the threshold, strongest first. A rejected image without such a region
+        /// gets the region around the map's maximum, above the mean of the map's median and maximum.</summary>
+        public static List<Region> FindRegions(Map enlarged, double threshold, bool rejected)
         {
-            float above = (float)limit;
+            float above = (float)threshold;
             bool[] inside = enlarged.Values.Select(value => value > above).ToArray();
             var found = new List<Region>();
             for (int n = 0; n < inside.Length; ++n)
@@ -323,14 +328,15 @@ namespace Anomaly
         }
 
         /// <summary>Judges one image.</summary>
-        /// <exception cref="InvalidOperationException">Score or map is not finite: NaN would pass for good.</exception>
-        public static Verdict Judge(float score, Map map, int height, int width, Resize resize, double limit)
+        /// <exception cref="InvalidOperationException">Score or map is not finite: NaN would pass as good.</exception>
+        public static Verdict Judge(float score, Map map, int height, int width, Resize resize, double threshold)
         {
             if (map.Values.Concat(new[] { score }).Any(value => float.IsNaN(value) || float.IsInfinity(value)))
                 throw new InvalidOperationException("the score or the map is not finite: take another device");
-            var verdict = new Verdict { Score = score, Limit = limit, MapMaximum = map.Values.Max(), IsDefect = score > limit };
-            verdict.Regions = verdict.IsDefect || verdict.MapMaximum > limit
-                ? FindRegions(Enlarge(map, height, width, resize), limit, verdict.IsDefect)
+            var verdict = new Verdict { Score = score, Threshold = threshold, MapMaximum = map.Values.Max() };
+            verdict.IsDefect = score > threshold;
+            verdict.Regions = verdict.IsDefect || verdict.MapMaximum > threshold
+                ? FindRegions(Enlarge(map, height, width, resize), threshold, verdict.IsDefect)
                 : new List<Region>();
             return verdict;
         }

@@ -1,4 +1,4 @@
-// The JSON that a model's metadata hold, read exactly: RFC 8259, numbers as double, duplicate names: the last one counts.
+// Reader of the metadata's JSON (RFC 8259). Numbers become double. The last of duplicate names counts.
 using System;
 using System.Collections.Generic;
 using System.Globalization;
@@ -18,29 +18,29 @@ namespace Anomaly
             this.source = source;
         }
 
-        /// <exception cref="FormatException">What is no JSON.</exception>
+        /// <exception cref="FormatException">The text is not valid JSON.</exception>
         public static object Parse(string source)
         {
             var reader = new Json(source);
             object value = reader.Read(0);
             reader.SkipBlanks();
             if (reader.at != source.Length)
-                throw reader.Failure("something follows the value");
+                throw reader.Failure("text after the value");
             return value;
         }
 
-        /// <summary>Takes a value for what the contract says it is.</summary>
-        /// <exception cref="FormatException">It is of another type.</exception>
+        /// <summary>Casts a value to the type in the contract.</summary>
+        /// <exception cref="FormatException">The value has another type.</exception>
         public static T As<T>(object value)
         {
             if (!(value is T))
-                throw new FormatException("a value has another type than the contract says");
+                throw new FormatException("a value has another type than in the contract");
             return (T)value;
         }
 
-        private FormatException Failure(string what)
+        private FormatException Failure(string reason)
         {
-            return new FormatException("no JSON at character " + at + ": " + what);
+            return new FormatException("invalid JSON at character " + at + ": " + reason);
         }
 
         private char Peek()
@@ -72,7 +72,7 @@ namespace Anomaly
         private object Read(int depth)
         {
             if (depth > MaxDepth)
-                throw Failure("nested too deep");
+                throw Failure("the nesting is too deep");
             SkipBlanks();
             if (Take("null"))
                 return null;
@@ -136,7 +136,7 @@ namespace Anomaly
             string digits = source.Substring(start, at - start);
             bool isRead = double.TryParse(digits, NumberStyles.Float, CultureInfo.InvariantCulture, out value);
             if (!isRead || double.IsInfinity(value))
-                throw Failure("a number out of range");
+                throw Failure("the number is out of range");
             return value;
         }
 
@@ -161,7 +161,7 @@ namespace Anomaly
             while (!Take("\""))
             {
                 if (at >= source.Length || source[at] < ' ')
-                    throw Failure("a string has no end");
+                    throw Failure("the end of a string is missing");
                 if (!Take("\\"))
                 {
                     value.Append(source[at++]);

@@ -8,16 +8,17 @@ namespace Anomaly
     public static class Program
     {
         private const string Usage =
-            "AnomalyScore MODEL.onnx BUFFER mono8|mono16|rgb8|bgr8 WIDTH HEIGHT STRIDE [--limit L] [--device cpu|cuda] [--golden]\n"
-            + "  BUFFER    file of HEIGHT rows, STRIDE bytes each, as a camera hands them over\n"
-            + "  --limit   of the verdict; 1 is the model's own\n"
-            + "  --golden  BUFFER is the model's golden image: fail unless it scores as it did at export";
+            "AnomalyScore MODEL.onnx BUFFER mono8|mono16|rgb8|bgr8 WIDTH HEIGHT STRIDE\n"
+            + "             [--threshold T] [--device cpu|cuda] [--golden]\n"
+            + "  BUFFER       file of HEIGHT rows of STRIDE bytes, as a camera delivers them\n"
+            + "  --threshold  threshold of the verdict; the model's own is 1\n"
+            + "  --golden     BUFFER is the model's golden image: fail unless its score equals the score at export";
 
         public static int Main(string[] given)
         {
             var pixels = Pixels.Mono8;
             int width = 0, height = 0, stride = 0;
-            double limit = 1;
+            double threshold = 1;
             var device = Device.Cpu;
             bool golden = false, usable = given.Length >= 6 && Enum.TryParse(given[2], true, out pixels)
                 && int.TryParse(given[3], out width) && int.TryParse(given[4], out height) && int.TryParse(given[5], out stride);
@@ -26,8 +27,8 @@ namespace Anomaly
                 bool hasValue = n + 1 < given.Length;
                 if (given[n] == "--golden")
                     golden = true;
-                else if (given[n] == "--limit" && hasValue)
-                    usable = double.TryParse(given[++n], NumberStyles.Float, CultureInfo.InvariantCulture, out limit);
+                else if (given[n] == "--threshold" && hasValue)
+                    usable = double.TryParse(given[++n], NumberStyles.Float, CultureInfo.InvariantCulture, out threshold);
                 else if (given[n] == "--device" && hasValue)
                     usable = Enum.TryParse(given[++n], true, out device) && Enum.IsDefined(typeof(Device), device);
                 else
@@ -45,7 +46,7 @@ namespace Anomaly
                     var image = new ImageBuffer(File.ReadAllBytes(given[1]), 0, width, height, stride, pixels);
                     if (golden)
                         scorer.CheckGolden(image);
-                    Console.WriteLine(scorer.Score(image, limit).ToJson());
+                    Console.WriteLine(scorer.Score(image, threshold).ToJson());
                 }
             }
             catch (Exception error)

@@ -1,4 +1,4 @@
-// A model file in ONNX Runtime: a camera's buffer in, a verdict with regions out.
+// A model in ONNX Runtime: from a camera's buffer to a verdict with regions.
 using System;
 using System.Collections.Generic;
 using Microsoft.ML.OnnxRuntime;
@@ -16,9 +16,9 @@ namespace Anomaly
 
         public readonly Metadata Metadata;
 
-        /// <exception cref="FormatException">A file that is not of the known contract.</exception>
-        /// <exception cref="OnnxRuntimeException">ONNX Runtime cannot load it or has no such device. There is no fall-back to
-        /// another device.</exception>
+        /// <exception cref="FormatException">The file follows another contract.</exception>
+        /// <exception cref="OnnxRuntimeException">ONNX Runtime cannot load the file or does not have the device. There is
+        /// no fallback to another device.</exception>
         public Scorer(string model, Device device)
         {
             using (var options = new SessionOptions())
@@ -27,7 +27,7 @@ namespace Anomaly
                 if (device == Device.Cuda)
                     using (var cuda = new OrtCUDAProviderOptions())
                     {
-                        // TF32 keeps 10 bits of each factor: scores would leave the tolerance
+                        // TF32 keeps 10 bits of each factor, and scores would exceed the tolerance
                         cuda.UpdateOptions(new Dictionary<string, string> { { "use_tf32", "0" } });
                         options.AppendExecutionProvider_CUDA(cuda);
                     }
@@ -45,38 +45,38 @@ namespace Anomaly
             provider = device == Device.Cuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
         }
 
-        /// <summary>Judges one image; the model's own limit is 1.</summary>
-        /// <exception cref="ArgumentException">A limit that is no number, or an image that is not of a fixed model's
-        /// size.</exception>
-        public Verdict Score(ImageBuffer image, double limit = 1)
+        /// <summary>Judges one image; the model's own threshold is 1.</summary>
+        /// <exception cref="ArgumentException">The threshold is not finite, or a fixed model does not take the size of the
+        /// image.</exception>
+        public Verdict Score(ImageBuffer image, double threshold = 1)
         {
-            if (double.IsNaN(limit) || double.IsInfinity(limit))
-                throw new ArgumentException("the limit is no number to compare scores with");
-            long[] taken = Metadata.Fixed;
-            if (taken.Length > 0 && (taken[1] != image.Height || taken[2] != image.Width))
-                throw new ArgumentException("the model is fixed to " + taken[2] + "x" + taken[1]
+            if (double.IsNaN(threshold) || double.IsInfinity(threshold))
+                throw new ArgumentException("the threshold is not finite: give a number");
+            long[] required = Metadata.Fixed;
+            if (required.Length > 0 && (required[1] != image.Height || required[2] != image.Width))
+                throw new ArgumentException("the model is fixed to " + required[2] + "x" + required[1]
                     + " pixels: give images of that size");
-            long[] shape = { taken.Length > 0 ? taken[0] : 1, image.Height, image.Width, 3 };
+            long[] shape = { required.Length > 0 ? required[0] : 1, image.Height, image.Width, 3 };
             int size = 3 * image.Height * image.Width;
             var rgb = new byte[size * shape[0]];
             Contract.PackRgb(image, Metadata.White, rgb, 0);
-            for (int at = size; at < rgb.Length; at += size)  // a fixed graph takes its number of images
+            for (int at = size; at < rgb.Length; at += size)  // a fixed graph needs its number of images
                 Array.Copy(rgb, 0, rgb, at, size);
             using (var options = new RunOptions())
             using (OrtValue input = OrtValue.CreateTensorValueFromMemory(rgb, shape))
-            using (var said = session.Run(options, Inputs, new[] { input }, Outputs))
+            using (var output = session.Run(options, Inputs, new[] { input }, Outputs))
             {
-                long[] lengths = said[1].GetTensorTypeAndShape().Shape;  // n, h, w
+                long[] lengths = output[1].GetTensorTypeAndShape().Shape;  // n, h, w
                 int height = (int)lengths[1], width = (int)lengths[2];
-                var map = new Map(height, width, said[1].GetTensorDataAsSpan<float>().Slice(0, height * width).ToArray());
-                float score = said[0].GetTensorDataAsSpan<float>()[0];
-                return Contract.Judge(score, map, image.Height, image.Width, Metadata.Resize, limit);
+                var map = new Map(height, width, output[1].GetTensorDataAsSpan<float>().Slice(0, height * width).ToArray());
+                float score = output[0].GetTensorDataAsSpan<float>()[0];
+                return Contract.Judge(score, map, image.Height, image.Width, Metadata.Resize, threshold);
             }
         }
 
-        /// <summary>Scores the model's golden image again.</summary>
-        /// <exception cref="InvalidOperationException">This runtime says of it something else than was said at export: then
-        /// verdicts are not to be trusted.</exception>
+        /// <summary>Scores the model's golden image.</summary>
+        /// <exception cref="InvalidOperationException">The result differs from the result at export: verdicts of this
+        /// runtime are then invalid.</exception>
         public void CheckGolden(ImageBuffer golden)
         {
             Verdict verdict = Score(golden);
@@ -87,11 +87,11 @@ namespace Anomaly
             Check("map's maximum", Metadata.GoldenMapMaximum, verdict.MapMaximum, tolerance);
         }
 
-        private static void Check(string name, double was, double now, double tolerance)
+        private static void Check(string name, double expected, double actual, double tolerance)
         {
-            if (!(Math.Abs(was - now) / Math.Max(1, Math.Abs(was)) <= tolerance))
-                throw new InvalidOperationException("the golden image's " + name + " is " + now + ", was " + was
-                    + " at export: this runtime computes something else");
+            if (!(Math.Abs(expected - actual) / Math.Max(1, Math.Abs(expected)) <= tolerance))
+                throw new InvalidOperationException("the golden image's " + name + " is " + actual + ", at export "
+                    + expected + ": this runtime computes other results; take another one");
         }
 
         public void Dispose()

@@ -1,4 +1,4 @@
-"""Bundles for machines without a network: what needs none is tested here, the whole way by `benchmarks/bundle.py`."""
+"""Bundles for machines without a network. `benchmarks/bundle.py` tests the whole installation."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ import pytest
 
 import anomaly
 from anomaly.commands.main import run
-from anomaly.deployment import bundle as verb
-from anomaly.deployment.bundle import SCRIPTS, bundle, write_bundle
+from anomaly.deployment import bundle as bundle_module
+from anomaly.deployment.bundle import SCRIPTS, write_bundle
+from anomaly.deployment.bundle import bundle as make_bundle
 from anomaly.deployment.wheels import Target, closure, download, pins, repack, this_python
 from anomaly.errors import OutputError, UsageError
 from anomaly.nn import backbones
 
 ROOT = Path(anomaly.__file__).resolve().parent
-HERE = Target(python=this_python(), platform="")
+HERE = Target(python=this_python())
 JETSON = Target(python="3.10", platform="manylinux_2_35_aarch64")
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This package's wheel."""
+    """Return this package's wheel."""
     return repack(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture
 def bundle(model: Path, own: Path, tmp_path: Path) -> Path:
-    """A bundle with a model, whose wheels are our own alone."""
+    """Make a bundle with a model and this package's wheel only."""
     made = tmp_path / "bundle"
     for folder, file in (("wheels", own), ("models", model)):
         (made / folder).mkdir(parents=True)
@@ -53,7 +54,7 @@ def check(bundle: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=bundle.parent)
 
 
-def test_own_wheel_is_the_files_that_run_here_and_installs(own: Path, tmp_path: Path) -> None:
+def test_own_wheel_holds_the_running_files_and_installs(own: Path, tmp_path: Path) -> None:
     assert repack(tmp_path).read_bytes() == own.read_bytes()
     with zipfile.ZipFile(own) as archive:
         names = set(archive.namelist())
@@ -69,8 +70,8 @@ def test_own_wheel_is_the_files_that_run_here_and_installs(own: Path, tmp_path: 
     pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(folder / "python"), "install", "--quiet"]
     subprocess.run([*pip, "--no-deps", "--no-index", "--disable-pip-version-check", str(own)], check=True)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    told = subprocess.run([folder / "anomaly", "--version"], capture_output=True, text=True, check=True, env=env)
-    assert told.stdout.strip() == anomaly.__version__
+    output = subprocess.run([folder / "anomaly", "--version"], capture_output=True, text=True, check=True, env=env)
+    assert output.stdout.strip() == anomaly.__version__
     where = subprocess.run(
         [folder / "python", "-c", "import anomaly; print(anomaly.__file__)"],
         capture_output=True, text=True, check=True, env=env, cwd=tmp_path,
@@ -78,15 +79,15 @@ def test_own_wheel_is_the_files_that_run_here_and_installs(own: Path, tmp_path: 
     assert Path(where.stdout.strip()).is_relative_to(tmp_path)
 
 
-def test_bundle_checks_itself_and_says_nothing_of_this_machine(bundle: Path) -> None:
-    told = check(bundle, "--files")
-    assert told.returncode == 0, told.stderr
-    assert "wheels: 1 files" in told.stdout
-    assert "all files are those of the manifest" in told.stdout
-    told = check(bundle)
-    assert told.returncode == 0, told.stderr
-    assert "models/model.onnx: autoencoder, golden image as at export on CPUExecutionProvider" in told.stdout
-    assert f"anomaly {anomaly.__version__}" in told.stdout
+def test_bundle_checks_itself_and_does_not_name_this_machine(bundle: Path) -> None:
+    output = check(bundle, "--files")
+    assert output.returncode == 0, output.stderr
+    assert "wheels: 1 files" in output.stdout
+    assert "every file matches the manifest" in output.stdout
+    output = check(bundle)
+    assert output.returncode == 0, output.stderr
+    assert "models/model.onnx: autoencoder, golden image scores as at export on CPUExecutionProvider" in output.stdout
+    assert f"anomaly {anomaly.__version__}" in output.stdout
     manifest = json.loads((bundle / "MANIFEST.json").read_text(encoding="utf-8"))
     files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert set(manifest["files"]) == files - {"MANIFEST.json"}
@@ -101,32 +102,32 @@ def test_bundle_checks_itself_and_says_nothing_of_this_machine(bundle: Path) -> 
 @pytest.mark.parametrize(
     ("file", "data", "message"),
     [
-        ("models/model.onnx", b"other", "models/model.onnx was changed: its SHA-256 is not that of the manifest"),
+        ("models/model.onnx", b"other", "models/model.onnx was changed: its SHA-256 differs from the manifest"),
         ("install.sh", b"rm -r /", "install.sh was changed"),
         ("README.txt", None, "README.txt is missing: copy it again"),
         (
             "wheels/numpy-9.9-py3-none-any.whl",
             b"x",
-            "wheels/numpy-9.9-py3-none-any.whl is not of this bundle: take it out",
+            "wheels/numpy-9.9-py3-none-any.whl does not belong to this bundle: remove it",
         ),
         ("MANIFEST.json", b"{", "MANIFEST.json cannot be read"),
     ],
 )
-def test_tampered_bundle_is_told_before_anything_is_installed(
+def test_tampered_bundle_is_reported_before_the_installation(
     file: str, data: bytes | None, message: str, bundle: Path, tmp_path: Path
 ) -> None:
     (bundle / file).unlink(missing_ok=True)
     if data is not None:
         (bundle / file).write_bytes(data)
-    told = check(bundle, "--files")
-    assert told.returncode == 1
-    assert f"WRONG: {message}" in told.stderr
+    output = check(bundle, "--files")
+    assert output.returncode == 1
+    assert f"FAULT: {message}" in output.stderr
     if file != "install.sh" and os.name == "posix":
         env = os.environ | {"PYTHON": sys.executable}
         command = ["sh", str(bundle / "install.sh"), str(tmp_path / "new")]
-        told = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-        assert told.returncode == 1
-        assert message in told.stderr
+        output = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        assert output.returncode == 1
+        assert message in output.stderr
         assert not (tmp_path / "new").exists()
 
 
@@ -138,31 +139,31 @@ def test_changed_byte_of_equal_length_is_found(bundle: Path) -> None:
     assert f"wheels/{wheel.name} was changed" in check(bundle, "--files").stderr
 
 
-def test_other_interpreter_machine_and_versions_are_told(bundle: Path) -> None:
+def test_other_interpreter_machine_and_versions_are_reported(bundle: Path) -> None:
     path = bundle / "MANIFEST.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(manifest | {"python": "3.4", "machine": "riscv"}), encoding="utf-8")
-    told = check(bundle, "--files")
-    assert told.returncode == 1
-    assert f"this is Python {this_python()}, the bundle is for 3.4" in told.stderr
-    assert "the bundle is for riscv" in told.stderr
+    output = check(bundle, "--files")
+    assert output.returncode == 1
+    assert f"this is Python {this_python()}, the bundle is for 3.4" in output.stderr
+    assert "the bundle is for riscv" in output.stderr
     for name in ("numpy-0.1-py3-none-any.whl", "no_such_package-1.0-py3-none-any.whl"):
         (bundle / "wheels" / name).write_bytes(b"")
         manifest["files"][f"wheels/{name}"] = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    told = check(bundle)
-    assert told.returncode == 1
-    assert "is installed, the bundle has 0.1" in told.stderr
-    assert "no_such_package 1.0 is not installed here" in told.stderr
+    output = check(bundle)
+    assert output.returncode == 1
+    assert "is installed, the bundle has 0.1" in output.stderr
+    assert "no_such_package 1.0 is not installed" in output.stderr
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_install_script_is_a_shell_script_that_asks_for_its_folder(bundle: Path) -> None:
+def test_install_script_requires_a_folder(bundle: Path) -> None:
     for shell in ("bash", "sh"):
         subprocess.run([shell, "-n", str(bundle / "install.sh")], check=True)
-    told = subprocess.run(["sh", str(bundle / "install.sh")], capture_output=True, text=True, check=False)
-    assert told.returncode == 2
-    assert "usage: sh install.sh VENV" in told.stderr
+    output = subprocess.run(["sh", str(bundle / "install.sh")], capture_output=True, text=True, check=False)
+    assert output.returncode == 2
+    assert "usage: sh install.sh VENV" in output.stderr
 
 
 def fake_wheel(folder: Path, name: str, *requires: str) -> None:
@@ -173,7 +174,7 @@ def fake_wheel(folder: Path, name: str, *requires: str) -> None:
 
 @pytest.fixture
 def wheels(tmp_path: Path) -> Path:
-    """Wheels of a made-up package whose needs differ by machine."""
+    """Make wheels of a fictitious package with requirements that differ by machine."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     fake_wheel(
@@ -191,13 +192,13 @@ def names(found: set[str]) -> list[str]:
     return sorted(name.partition("-")[0] for name in found)
 
 
-def test_needs_of_a_machine_are_walked_by_its_own_markers(wheels: Path) -> None:
+def test_requirements_follow_the_markers_of_the_target(wheels: Path) -> None:
     here = Target(python="3.11", platform="manylinux_2_28_x86_64").markers
     assert names(closure(wheels, extra="serve-cpu", markers=here)[0]) == ["anomaly", "gpu", "loop", "num_py", "web"]
     assert closure(wheels, extra="serve-cpu", markers=here)[1] == []
-    needed, lacking = closure(wheels, extra="serve-cpu", markers=JETSON.markers)
+    needed, missing = closure(wheels, extra="serve-cpu", markers=JETSON.markers)
     assert names(needed) == ["anomaly", "loop", "num_py", "web"]
-    assert lacking == ["old"]
+    assert missing == ["old"]
     windows = Target(python="3.12", platform="win_amd64")
     assert (windows.machine, windows.markers["platform_machine"]) == ("x86_64", "AMD64")
     assert closure(wheels, extra="serve-cpu", markers=windows.markers)[1] == ["win"]
@@ -206,28 +207,28 @@ def test_needs_of_a_machine_are_walked_by_its_own_markers(wheels: Path) -> None:
     assert closure(wheels, extra="serve-cpu", markers=here)[1] == ["num.py>=2"]
 
 
-def test_what_the_markers_of_the_target_ask_for_is_fetched_after(
+def test_requirements_of_the_target_are_downloaded_too(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    calls: list[list[str]] = []
 
-    def pip(words: list[str], **_: Any) -> None:
-        asked.append(words)
-        if "--no-deps" in words:
+    def pip(arguments: list[str], **_: Any) -> None:
+        calls.append(arguments)
+        if "--no-deps" in arguments:
             fake_wheel(wheels, "old-1.0")
 
     monkeypatch.setattr("anomaly.deployment.wheels._pip", pip)
     download(wheels, own=tmp_path / "own.whl", extra="serve-cpu", target=JETSON, pinned=["numpy==2.2.6"])
-    assert asked[0][-1] == f"{tmp_path / 'own.whl'}[serve-cpu]"
-    assert asked[1][-2:] == ["--no-deps", "old"]
+    assert calls[0][-1] == f"{tmp_path / 'own.whl'}[serve-cpu]"
+    assert calls[1][-2:] == ["--no-deps", "old"]
     assert names({path.name for path in wheels.iterdir()}) == ["anomaly", "loop", "num_py", "old", "web"]
     (wheels / "old-1.0-py3-none-any.whl").unlink()
     monkeypatch.setattr("anomaly.deployment.wheels._pip", lambda *_, **__: None)
-    with pytest.raises(OutputError, match="what was fetched does not satisfy old"):
+    with pytest.raises(OutputError, match="the downloads do not satisfy old"):
         download(wheels, own=tmp_path / "own.whl", extra="serve-cpu", target=JETSON, pinned=[])
 
 
-def test_target_is_told_to_pip_with_all_that_it_takes() -> None:
+def test_target_gives_all_compatible_platforms_to_pip() -> None:
     assert HERE.options == []
     options = JETSON.options
     platforms = [options[n + 1] for n, word in enumerate(options) if word == "--platform"]
@@ -240,21 +241,27 @@ def test_target_is_told_to_pip_with_all_that_it_takes() -> None:
         "3.10",
         "linux",
     )
-    for python, platform in (("3", ""), ("3.10.2", ""), ("3.10", "linux"), ("3.10", "manylinux_aarch64")):
+    for python, platform in (
+        ("3", None),
+        ("3.10.2", None),
+        ("3.10", ""),
+        ("3.10", "linux"),
+        ("3.10", "manylinux_aarch64"),
+    ):
         with pytest.raises(UsageError, match=r"write (it as 3\.10|manylinux_2_35_aarch64)"):
             Target(python=python, platform=platform)
 
 
-def test_pins_are_those_of_the_target(tmp_path: Path) -> None:
+def test_pins_follow_the_markers_of_the_target(tmp_path: Path) -> None:
     file = tmp_path / "constraints.txt"
     file.write_text(
         '# exact\nnumpy==2.4.6; python_version >= "3.11"\nnumpy==2.2.6; python_version < "3.11"\nrich==15.0.0\n'
     )
     assert pins(str(file), target=JETSON) == ["numpy==2.2.6", "rich==15.0.0"]
-    assert pins("", target=JETSON) == []
-    assert any(pin.startswith("numpy==") for pin in pins("", target=HERE))
+    assert pins(None, target=JETSON) == []
+    assert any(pin.startswith("numpy==") for pin in pins(None, target=HERE))
     file.write_text("not a pin\n")
-    with pytest.raises(UsageError, match="line 1: 'not a pin' is no NAME==VERSION"):
+    with pytest.raises(UsageError, match="line 1: 'not a pin' is not of the form NAME==VERSION"):
         pins(str(file), target=JETSON)
     with pytest.raises(UsageError, match="cannot be read"):
         pins(str(tmp_path / "none.txt"), target=JETSON)
@@ -262,8 +269,8 @@ def test_pins_are_those_of_the_target(tmp_path: Path) -> None:
 
 @pytest.fixture
 def without_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Our own wheel without a build backend, and pip set to nothing but what a test sets."""
-    monkeypatch.setattr(verb, "own_wheel", repack)
+    """Repack this package's wheel without a build backend, and clear the configuration of pip."""
+    monkeypatch.setattr(bundle_module, "own_wheel", repack)
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -271,7 +278,7 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("without_network")
-def test_verb_brings_model_and_weights_and_appears_whole(
+def test_verb_includes_model_and_weights_and_writes_the_folder_whole(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from safetensors.numpy import save_file
@@ -280,10 +287,10 @@ def test_verb_brings_model_and_weights_and_appears_whole(
     place.mkdir()
     save_file({}, place / "resnet10t.c3_in1k.safetensors")
     monkeypatch.setenv(backbones.WEIGHTS_FOLDER_VARIABLE, str(place))
-    monkeypatch.setattr(verb, "download", lambda folder, *, own, **_: shutil.copy(own, folder))
+    monkeypatch.setattr(bundle_module, "download", lambda folder, *, own, **_: shutil.copy(own, folder))
     folder = tmp_path / "out" / "bundle"
-    asked = ["bundle", str(folder), "--extra", "train", "--backbone", "resnet10t", "--model", str(model)]
-    assert run(asked) == 0
+    command = ["bundle", str(folder), "--extra", "train", "--backbone", "resnet10t", "--model", str(model)]
+    assert run(command) == 0
     assert "sh install.sh VENV" in capsys.readouterr().out
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
     manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
@@ -291,16 +298,16 @@ def test_verb_brings_model_and_weights_and_appears_whole(
     assert weights["licence"] == "apache-2.0"
     assert weights["sha256"] == manifest["files"]["weights/resnet10t.c3_in1k.safetensors"]["sha256"]
     assert manifest["models"] == [{"file": "models/model.onnx"}]
-    told = (folder / "README.txt").read_text(encoding="utf-8")
-    assert "licence of these weights: apache-2.0" in told
-    assert "--model.backbone resnet10t" in told
+    readme = (folder / "README.txt").read_text(encoding="utf-8")
+    assert "licence of these weights: apache-2.0" in readme
+    assert "--model.backbone resnet10t" in readme
     assert check(folder, "--files").returncode == 0
-    assert run(asked) == 2
+    assert run(command) == 2
     assert "is not empty: name a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("without_network")
-def test_what_cannot_be_bundled_is_told_and_leaves_nothing(
+def test_failed_bundle_is_reported_and_leaves_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "place" / "bundle"
@@ -308,16 +315,16 @@ def test_what_cannot_be_bundled_is_told_and_leaves_nothing(
     with pytest.raises(
         OutputError, match=r"no wheel of \S+ for Python 3\.10 on manylinux_2_35_aarch64: give --constraints"
     ):
-        bundle(folder, extra="serve-cpu", platform=JETSON.platform, python_version="3.10", model=str(model))
+        make_bundle(folder, extra="serve-cpu", platform=JETSON.platform, python_version="3.10", model=model)
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(OutputError, match="no network: the package registry that pip is set to does not answer"):
-        bundle(folder, extra="serve-cpu", constraints=os.devnull)
+    with pytest.raises(OutputError, match="no network: pip's package registry does not answer"):
+        make_bundle(folder, extra="serve-cpu", constraints=os.devnull)
     with pytest.raises(UsageError, match="give --extra train"):
-        bundle(folder, extra="serve-cpu", backbone="resnet18")
+        make_bundle(folder, extra="serve-cpu", backbone="resnet18")
     model.write_bytes(model.read_bytes()[:1000])
     assert run(["bundle", str(folder), "--extra", "serve-cpu", "--model", str(model)]) == 1
     assert not list(folder.parent.iterdir())

@@ -1,4 +1,4 @@
-"""What is deployed elsewhere: files that their own readers take, commands that the command line takes, paths that exist."""
+"""Files for other systems: their own readers accept them, their commands are valid, and their paths exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INSTRUCTIONS = {"ARG", "FROM", "COPY", "RUN", "ENV", "USER", "WORKDIR", "EXPOSE"
 
 
 def parsed(text: str) -> Any:
-    """Read a model's configuration by Triton's own message."""
+    """Parse a model's configuration with Triton's own message."""
     client = importlib.util.find_spec("tritonclient")
     if client is None or not client.submodule_search_locations:
         pytest.skip("tritonclient is not installed")
@@ -46,10 +46,10 @@ def metadata_of(model: Path) -> Metadata:
     return read_metadata(load_graph(model), name=str(model))
 
 
-def test_triton_repository_holds_the_file_and_what_triton_reads(model: Path, tmp_path: Path) -> None:
+def test_triton_repository_holds_the_file_and_its_configuration(model: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    asked = ["deploy", "triton", str(model), str(repository), "--name", "plate", "--max_delay_ms", "0.5"]
-    assert run(asked) == 0
+    command = ["deploy", "triton", str(model), str(repository), "--name", "plate", "--max_delay_ms", "0.5"]
+    assert run(command) == 0
     assert (repository / "plate/1/model.onnx").read_bytes() == model.read_bytes()
     config = parsed((repository / "plate/config.pbtxt").read_text(encoding="utf-8"))
     assert (config.name, config.platform, config.max_batch_size) == ("plate", "onnxruntime_onnx", 16)
@@ -60,12 +60,12 @@ def test_triton_repository_holds_the_file_and_what_triton_reads(model: Path, tmp
     ]
     assert config.output[0].HasField("reshape")
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
-    assert run(asked) == 1  # a version is never written over
-    assert run([*asked, "--version", "2"]) == 0
+    assert run(command) == 1  # a version is never overwritten
+    assert run([*command, "--version", "2"]) == 0
     assert sorted(path.name for path in (repository / "plate").iterdir()) == ["1", "2", "config.pbtxt"]
 
 
-def test_fixed_model_goes_to_tensorrt_with_its_own_number_of_images(model: Path) -> None:
+def test_fixed_model_runs_in_tensorrt_with_its_own_number_of_images(model: Path) -> None:
     metadata = replace(metadata_of(model), fixed=[4, 72, 88], precision="fp16")
     options: dict[str, Any] = {"name": "plate", "max_batch": 16, "max_delay_ms": 1.0, "instances": 2}
     config = parsed(model_config(metadata, **options, device="gpu", tensorrt=True))
@@ -82,12 +82,12 @@ def test_fixed_model_goes_to_tensorrt_with_its_own_number_of_images(model: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--name", "two words"], "is no name for a model"),
-        (["--max_batch", "0"], "give 1 or more"),
+        (["--name", "two words"], "is not valid"),
+        (["--max_batch", "0"], "give at least 1"),
         (["--tensorrt", "true"], "export the model with --fixed N,H,W"),
     ],
 )
-def test_what_triton_cannot_serve_is_refused(
+def test_invalid_model_or_option_is_refused(
     options: list[str], message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["deploy", "triton", str(model), str(tmp_path / "repository"), *options]) == 2
@@ -101,7 +101,7 @@ def logical_lines(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", CONTAINER_FILES, ids=lambda file: file.parent.name)
-def test_container_file_builds_from_what_is_here_and_runs_without_rights(file: Path) -> None:
+def test_container_file_copies_existing_files_and_runs_without_rights(file: Path) -> None:
     instructions = [line.split(maxsplit=1) for line in logical_lines(file)]
     words = [word for word, _ in instructions]
     assert set(words) <= INSTRUCTIONS
@@ -123,7 +123,7 @@ def test_container_file_builds_from_what_is_here_and_runs_without_rights(file: P
 
 
 def commands(value: Any) -> list[list[str]]:
-    """Every command line of the package in a parsed file."""
+    """Find every command line of the package in a parsed file."""
     if isinstance(value, dict):
         args = value.get("args")
         if isinstance(args, list) and args[0] in VERBS:
@@ -137,22 +137,21 @@ def commands(value: Any) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("file", sorted(DEPLOY.rglob("*.yaml")), ids=lambda file: f"{file.parent.name} {file.name}")
-def test_cluster_file_asks_what_the_command_line_takes(file: Path) -> None:
+def test_commands_of_a_cluster_file_are_valid(file: Path) -> None:
     documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
     assert all({"apiVersion", "kind", "metadata"} <= set(document) for document in documents)
     found = [command for document in documents for command in commands(document)]
     assert found
     for verb, *arguments in found:
-        taken_by_command_line(verb, arguments)
+        check_command(verb, arguments)
 
 
-def taken_by_command_line(verb: str, arguments: list[str]) -> None:
-    module, _, name = VERBS[verb][0].partition(":")
-    function = getattr(importlib.import_module(module), name)
+def check_command(verb: str, arguments: list[str]) -> None:
+    function = getattr(importlib.import_module(f"anomaly.commands.{verb}"), verb)
     assert parse(verb, function, arguments)
 
 
-def test_unit_file_starts_the_service_and_gives_it_little() -> None:
+def test_unit_file_starts_the_service_without_rights() -> None:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(DEPLOY / "systemd" / "anomaly.service", encoding="utf-8")
@@ -162,10 +161,10 @@ def test_unit_file_starts_the_service_and_gives_it_little() -> None:
     assert service["NoNewPrivileges"] == service["DynamicUser"] == "yes"
     program, verb, *arguments = shlex.split(service["ExecStart"])
     assert program.endswith("/bin/anomaly")
-    taken_by_command_line(verb, arguments)
+    check_command(verb, arguments)
 
 
-def test_readme_names_every_file_and_none_that_is_not_there() -> None:
+def test_readme_names_exactly_the_files() -> None:
     text = (DEPLOY / "README.md").read_text(encoding="utf-8")
     files = {path.relative_to(DEPLOY).as_posix() for path in DEPLOY.rglob("*") if path.is_file()} - {"README.md"}
     assert set(re.findall(r"`([a-z]+/[\w.]+)`", text)) >= files
@@ -173,7 +172,7 @@ def test_readme_names_every_file_and_none_that_is_not_there() -> None:
         assert (DEPLOY / name).is_file()
 
 
-def test_table_of_platforms_says_what_was_found() -> None:
+def test_table_of_platforms_matches_the_figures() -> None:
     figures = json.loads((ROOT / "benchmarks" / "results" / "platforms.json").read_text(encoding="utf-8"))["result"]
     text = (DEPLOY / "README.md").read_text(encoding="utf-8")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
@@ -184,6 +183,6 @@ def test_table_of_platforms_says_what_was_found() -> None:
         assert (ran["verbs_failed"], ran["verdicts_flipped"], ran["regions_moved"]) == ({}, 0, 0)
     for platform in {found["platform"] for found in figures["resolved"]}:
         for extra in ("serve-cpu", "serve-gpu"):
-            asked = [f for f in figures["resolved"] if (f["platform"], f["extra"]) == (platform, extra)]
-            missing = [found["python"] for found in asked if "missing" in found]
+            resolved = [f for f in figures["resolved"] if (f["platform"], f["extra"]) == (platform, extra)]
+            missing = [found["python"] for found in resolved if "missing" in found]
             assert (f"`[{extra}]`" in rows[platform][1]) == (not missing), (platform, extra, missing)

@@ -1,1 +1,1 @@
-"""The files that a bundle for a machine without a network carries as they are: they run there before anything is installed."""
+"""Scripts of a bundle. They run on the target machine before anything is installed."""

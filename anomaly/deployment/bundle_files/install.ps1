@@ -1,4 +1,4 @@
-# Installs this bundle into a new virtual environment; no network is used.
+# Installs this bundle into a new virtual environment, without a network.
 #     powershell -ExecutionPolicy Bypass -File install.ps1 VENV [PYTHON]
 param([Parameter(Mandatory)][string]$Venv, [string]$Python = "python")
 & $Python -I "$PSScriptRoot\check.py" --files

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs this bundle into a new virtual environment; no network is used.
-#     sh install.sh VENV            PYTHON=python3.11 sh install.sh VENV chooses the interpreter
+# Installs this bundle into a new virtual environment, without a network.
+#     sh install.sh VENV
+#     PYTHON=python3.11 sh install.sh VENV        with another interpreter
 set -eu
 if [ $# -ne 1 ]; then
     echo "usage: sh install.sh VENV      VENV is the folder of the new virtual environment" >&2

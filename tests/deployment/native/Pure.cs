@@ -1,5 +1,4 @@
-// Answers each line of standard input with one of standard output: the C# example's part around the graph, for its tests.
-// The lines are those of pure.cpp.
+// Test driver of the C# example without ONNX Runtime. It reads the same lines as pure.cpp.
 using System;
 using System.Collections.Generic;
 using System.Globalization;
@@ -28,8 +27,8 @@ namespace Anomaly
             int[] sizes = words.Skip(2).Take(4).Select(int.Parse).ToArray();
             var resize = (Resize)Enum.Parse(typeof(Resize), words[6], true);
             float score = float.Parse(words[7], CultureInfo.InvariantCulture);
-            double limit = double.Parse(words[8], CultureInfo.InvariantCulture);
-            return Contract.Judge(score, new Map(sizes[0], sizes[1], values), sizes[2], sizes[3], resize, limit).ToJson();
+            double threshold = double.Parse(words[8], CultureInfo.InvariantCulture);
+            return Contract.Judge(score, new Map(sizes[0], sizes[1], values), sizes[2], sizes[3], resize, threshold).ToJson();
         }
 
         private static string Metadata(string[] words)
@@ -37,12 +36,12 @@ namespace Anomaly
             Dictionary<string, string> stored = File.ReadAllLines(words[1])
                 .ToDictionary(line => line.Substring(0, line.IndexOf('=')), line => line.Substring(line.IndexOf('=') + 1));
             var read = new Metadata(stored);
-            IEnumerable<string> said = new[] { read.Resize.ToString().ToLowerInvariant(), read.White.ToString() }
+            IEnumerable<string> values = new[] { read.Resize.ToString().ToLowerInvariant(), read.White.ToString() }
                 .Concat(new[] { read.Alpha, read.GoldenScore, read.GoldenMapMaximum }.Select(Exact))
                 .Concat(read.GoldenTolerance.OrderBy(pair => pair.Key, StringComparer.Ordinal)
                     .SelectMany(pair => new[] { pair.Key, Exact(pair.Value) }))
                 .Concat(read.Fixed.Select(length => length.ToString()));
-            return string.Join(" ", said);
+            return string.Join(" ", values);
         }
 
         private static string Exact(double value)

@@ -1,7 +1,7 @@
-// Answers each line of standard input with one of standard output: the C++ example's part around the graph, for its tests.
-//     pack FORMAT FILE OFFSET WIDTH HEIGHT STRIDE WHITE           -> the packed bytes, hexadecimal
-//     judge FILE MAP_HEIGHT MAP_WIDTH HEIGHT WIDTH RESIZE SCORE LIMIT    -> the verdict; FILE has a float for each map pixel
-//     metadata FILE                                               -> what is read of lines KEY=VALUE
+// Test driver of the C++ example without ONNX Runtime: one line of standard output for each line of standard input.
+//     pack FORMAT FILE OFFSET WIDTH HEIGHT STRIDE WHITE           -> packed bytes, hexadecimal
+//     judge FILE MAP_HEIGHT MAP_WIDTH HEIGHT WIDTH RESIZE SCORE THRESHOLD -> verdict; FILE holds one float per map pixel
+//     metadata FILE                                               -> metadata of lines KEY=VALUE
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -41,17 +41,17 @@ void pack(std::istream& in) {
 }
 
 void judge(std::istream& in) {
-    std::string path, resize, score, limit;
+    std::string path, resize, score, threshold;
     anomaly::Map map{};
     int height = 0, width = 0;
-    in >> path >> map.height >> map.width >> height >> width >> resize >> score >> limit;
+    in >> path >> map.height >> map.width >> height >> width >> resize >> score >> threshold;
     const std::vector<char> bytes = bytes_of(path);
     map.values.resize(bytes.size() / sizeof(float));
     std::memcpy(map.values.data(), bytes.data(), bytes.size());
-    const auto how = resize == "squash" ? anomaly::Resize::squash : anomaly::Resize::letterbox;
+    const auto how = resize == "stretch" ? anomaly::Resize::stretch : anomaly::Resize::letterbox;
     std::ostringstream out;
     out.precision(9);
-    anomaly::write_json(out, anomaly::judge(std::stof(score), map, height, width, how, std::stod(limit)));
+    anomaly::write_json(out, anomaly::judge(std::stof(score), map, height, width, how, std::stod(threshold)));
     std::printf("%s", out.str().c_str());
 }
 
@@ -66,7 +66,7 @@ void metadata(std::istream& in) {
     });
     std::ostringstream out;
     out.precision(17);
-    out << (read.resize == anomaly::Resize::squash ? "squash" : "letterbox") << " " << read.white << " " << read.alpha << " "
+    out << (read.resize == anomaly::Resize::stretch ? "stretch" : "letterbox") << " " << read.white << " " << read.alpha << " "
         << read.golden_score << " " << read.golden_map_maximum;
     for (const auto& [provider, tolerance] : read.golden_tolerance) out << " " << provider << " " << tolerance;
     for (const std::int64_t length : read.fixed) out << " " << length;
