@@ -1,1 +1,1 @@
-"""A new threshold for an exported model from new good images or from labels."""
+"""A new threshold for an exported model, from good images or labels."""

@@ -1,6 +1,6 @@
-"""What a calibration stands on: calibration images, imaged anew or as the file keeps them, and what it says of images.
+"""Calibration scores of a recalibration: from new good images, or from the model file.
 
-Values come in pairs, `score` and `map` (the maximum of an image's map), as arrays of one number an image.
+Values come in pairs, `score` and `map` (the maximum of an image's anomaly map), as arrays with one number per image.
 """
 
 from __future__ import annotations
@@ -17,45 +17,55 @@ from anomaly.errors import DataError
 from anomaly.imaging.statistics import image_statistics
 from anomaly.inference.artifact import LabelledRecord, Metadata
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.recalibration.labelled_images import Labelled
-from anomaly.scoring.pipeline import ONLY, Settings, score_images
+from anomaly.scoring.pipeline import score_images
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
 from anomaly.system.processors import num_cpus
 from anomaly.system.progress import progress_bar
 
 Values = dict[str, NDArray[np.float64]]
-"""`score` and `map` of images"""
+"""`score` and `map` -> one number per image"""
 Scales = Mapping[str, Scale]
-"""of `score` and `map`"""
+"""`score` and `map` -> scale"""
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Good images that are exchangeable with good images to come: the guarantee is made on them."""
+class CalibrationScores:
+    """Scores of good images that are exchangeable with future good images; the guarantee rests on them."""
 
     scale: Scales
-    """raw, by these images alone"""
+    """scale of the raw values, fitted on these images alone"""
     values: Values
     """ascending, calibrated by that scale"""
 
 
-def from_images(values: Values, file: Scales, *, alpha: float, guarantee: GuaranteeKind) -> HeldOut:
-    """Take good images, whose values the file gave, as calibration images.
+def fit_on_images(values: Values, file: Scales, *, alpha: float, guarantee: GuaranteeKind) -> CalibrationScores:
+    """Fit the scales on good images.
+
+    Args:
+        values: values of the images, calibrated by the file.
+        file: scales of the file.
+        alpha: share of good parts that may be rejected.
+        guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
 
     Raises:
-        CalibrationError: as `fit_scale`.
+        CalibrationError: see `fit_scale`.
     """
     raw = {part: values[part] * file[part].scale + file[part].offset for part in values}
     scale = {part: fit_scale(raw[part], alpha=alpha, guarantee=guarantee) for part in raw}
-    return HeldOut(scale, {part: np.sort(carried(values[part], file[part], scale[part])) for part in values})
+    return CalibrationScores(scale, {part: np.sort(rescale(values[part], file[part], scale[part])) for part in values})
 
 
-def from_file(metadata: Metadata, file: Scales) -> HeldOut:
-    """Take the calibration images that a file was calibrated on.
+def read_from_file(metadata: Metadata, file: Scales) -> CalibrationScores:
+    """Restore the calibration scores of a file.
 
-    Of their maps the file keeps the threshold alone, at rank k of n. As good images are only added and the threshold only rises, the k - 1
-    images up to it need no place (-inf stands for it), and the n - k above it are put out of reach (inf): the threshold with
-    others added is then never too low, and exact where k = n.
+    The file keeps all scores, but only the threshold of the maps, at rank k of n. Good images are only added, and the
+    threshold only rises. The k - 1 lower maps are therefore set to -inf and the n - k higher ones to inf. The threshold
+    with more images is then never too low, and exact for k = n.
+
+    Args:
+        metadata: metadata of the file.
+        file: scales of the file.
     """
     guarantee: GuaranteeKind = "bound" if metadata.guarantee == "bound" else "expected"
     scores = np.array(metadata.calibration.scores)
@@ -67,34 +77,34 @@ def from_file(metadata: Metadata, file: Scales) -> HeldOut:
     peaks = np.full(len(scores), np.inf)
     peaks[:rank] = -np.inf
     peaks[rank - 1] = 1 / (1 + SCALE_MARGIN)
-    return HeldOut(
+    return CalibrationScores(
         {part: Scale(file[part].offset, file[part].scale * threshold[part]) for part in threshold},
         {"score": scores / threshold["score"], "map": peaks},
     )
 
 
-def carried(values: NDArray[np.float64], before: Scale, after: Scale) -> NDArray[np.float64]:
-    """Carry calibrated values from one affine scale to another."""
+def rescale(values: NDArray[np.float64], before: Scale, after: Scale) -> NDArray[np.float64]:
+    """Convert calibrated values from one scale to another."""
     return (values * before.scale + before.offset - after.offset) / after.scale
 
 
-def say(
-    items: Sequence[Item], scorer: OnnxScorer, *, what: str, sha256: Sequence[str], max_pixels: int
+def score_all(
+    items: Sequence[Item], scorer: OnnxScorer, *, kind: str, sha256: Sequence[str] | None = None, max_pixels: int
 ) -> tuple[Values, list[dict[str, Any]]]:
-    """Score images that calibrate.
+    """Score images, all of which must be usable.
 
     Args:
-        items: the images.
-        scorer: the model.
-        what: the images are, for messages.
-        sha256: that their bytes have; empty where any may.
+        items: images to score.
+        scorer: model that scores them.
+        kind: adjective of the images, for messages.
+        sha256: expected SHA-256 of each image; None for no check.
         max_pixels: largest width × height that is decoded.
 
     Returns:
         Calibrated values, and the statistics of each image.
 
     Raises:
-        DataError: images that cannot be used, or that have other bytes.
+        DataError: an image that cannot be used, or with another SHA-256.
     """
     if not items:
         return {"score": np.zeros(0), "map": np.zeros(0)}, []
@@ -105,36 +115,40 @@ def say(
         num_threads=num_cpus(),
         large=scorer.metadata.tiling is not None,
     )
-    scores, peaks, statistics, bad = [], [], [], []
-    with progress_bar(f"score the {what} images") as report:
-        for done, scored in enumerate(score_images(items, scorers={ONLY: scorer}, settings=settings, seconds={})):
+    scores, peaks, statistics, errors = [], [], [], []
+    with progress_bar(f"score the {kind} images") as report:
+        scored_images = score_images(items, scorers={DEFAULT_PRODUCT: scorer}, settings=settings, seconds={})
+        for number, scored in enumerate(scored_images):
             if scored.row.score is None:
-                bad.append(scored.row.message)
-            elif sha256 and scored.row.sha256 != sha256[done]:
-                bad.append(
-                    f"{scored.item.path}: other bytes than when it was labelled, by its SHA-256; unset the label"
-                )
+                errors.append(scored.row.message)
+            elif sha256 is not None and scored.row.sha256 != sha256[number]:
+                errors.append(f"{scored.item.path}: its SHA-256 has changed since it was labelled; remove the label")
             else:
                 scores.append(scored.row.score)
                 peaks.append(float(scored.anomaly_map.max()))
                 statistics.append(image_statistics(scored.image))
-            report(done + 1, len(items))
-    if bad:
+            report(number + 1, len(items))
+    if errors:
         raise DataError(
-            f"{len(bad)} of {len(items)} {what} images cannot be used, first: {bad[0]}; take them out and try again"
+            f"{len(errors)} of {len(items)} {kind} images cannot be used, first: {errors[0]}; remove them and try again"
         )
     return {"score": np.array(scores, dtype=np.float64), "map": np.array(peaks, dtype=np.float64)}, statistics
 
 
-def earlier(metadata: Metadata, labelled: Labelled) -> LabelledRecord:
-    """Give the good images that were labelled before and still count: those of which the new file of labels says nothing."""
+def earlier_labelled(metadata: Metadata, *, relabelled: frozenset[str]) -> LabelledRecord:
+    """Labelled good images of earlier calibrations that still count.
+
+    Args:
+        metadata: metadata of the file.
+        relabelled: SHA-256 of all images in the new file of labels; these are left out.
+    """
     record = metadata.labelled
     if record is None:
         return LabelledRecord([], [], [], 1.0)
-    stays = [n for n, sha256 in enumerate(record.sha256) if sha256 not in labelled.told]
+    kept = [n for n, sha256 in enumerate(record.sha256) if sha256 not in relabelled]
     return LabelledRecord(
-        sha256=[record.sha256[n] for n in stays],
-        scores=[record.scores[n] for n in stays],
-        peaks=[record.peaks[n] for n in stays],
+        sha256=[record.sha256[n] for n in kept],
+        scores=[record.scores[n] for n in kept],
+        peaks=[record.peaks[n] for n in kept],
         map_threshold=record.map_threshold,
     )

@@ -1,1 +1,1 @@
-"""Run directories: rows, labels, review, merge and replay."""
+"""Runs: scoring many images with commits, labels, review, replay, comparison and merging."""

@@ -1,29 +1,27 @@
-"""What a person says of the images of a finished run: the labels `good` and `defect`, in a CSV file beside the run.
+"""Labels of a reviewer on the images of a finished run, in a CSV file beside the run.
 
-    runs/night                 the run; its manifest holds the SHA-256 of every file in it, and `anomaly replay` checks them
+    runs/night                  the run; its manifest holds the SHA-256 of every file in it
     runs/night.labels.csv       its labels
 
-The file lies beside the run, not in it: labels come and go after the run is finished, so the manifest can neither hold them
-nor may it be broken by them. They are no proof of anything either; `anomaly calibrate --labels` checks each image's bytes.
+The file is not part of the run: labels change after the run is finished, and the manifest must stay valid. `anomaly
+calibrate --labels` checks the bytes of each labelled image.
 
-    path        as in the row
-    sha256      of the image file's bytes, as in the row: this names the label, and equal bytes have one label
-    label        good or defect: really
-    verdict     of the run: good, defect or review
-    score       of the run, calibrated
+    path          path of the image, as in the row
+    sha256        SHA-256 of the image file, as in the row; the key: equal bytes have one label
+    label         good or defect: the true state of the part
+    verdict       good, defect or review: the verdict of the run
+    score         calibrated score of the run
     labelled_at   date and time in UTC, ISO 8601
-    by          who labelled it, free text, may be empty
+    by            name of the reviewer, may be empty
 
-A change writes a new file, brings it to the disk and puts it in the place of the old one, which a crash therefore leaves
-whole. Changes wait for one another, threads and processes alike, by a lock on `.NAME.lock` beside the file; Windows has no
-such lock, and there only the threads of one process wait.
+Each change replaces the file atomically, so a crash leaves it complete. A lock on `.NAME.lock` beside the file serialises
+the changes of all threads and processes; on Windows only those of one process.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -36,10 +34,10 @@ from typing import Any, Literal, cast, get_args
 from anomaly.errors import DataError, OutputError
 from anomaly.runs.sinks import Values
 from anomaly.scoring.rows import csv_line
-from anomaly.system.files import sync_folder
+from anomaly.system.files import as_path, atomic_write
 from anomaly.system.run_card import now
 
-Kind = Literal["good", "defect"]
+LabelKind = Literal["good", "defect"]
 Verdict = Literal["good", "defect", "review"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _THREADS = threading.Lock()
@@ -47,11 +45,11 @@ _THREADS = threading.Lock()
 
 @dataclass(frozen=True)
 class Label:
-    """One label; the fields are the columns of the file, in their order."""
+    """One label; the fields are the columns of the file."""
 
     path: str
     sha256: str
-    label: Kind
+    label: LabelKind
     verdict: Verdict
     score: float
     labelled_at: str
@@ -61,62 +59,84 @@ class Label:
 COLUMNS = [one.name for one in fields(Label)]
 
 
-def labels_file(run: Path) -> Path:
-    """Give the place of a run's labels: beside the run directory, under its name."""
-    whole = run.resolve()
+def labels_file(run: str | Path) -> Path:
+    """Path of a run's labels: beside the run, under its name."""
+    whole = as_path(run, name="run").resolve()
     return whole.with_name(f"{whole.name}.labels.csv")
 
 
-def read_labels(file: Path) -> dict[str, Label]:
-    """Read labels, by the SHA-256 of their image, in the order of the file; no file, no labels.
+def read_labels(file: str | Path) -> dict[str, Label]:
+    """Read labels in the order of the file; a missing file gives no labels.
 
-    Files of several runs may be put together into one, without the later heads: of equal labels of equal bytes the last counts.
+    The files of several runs may be concatenated, without the later headers. The last of equal labels counts.
+
+    Returns:
+        SHA-256 of the image -> its label.
 
     Raises:
-        DataError: a line that holds no label, or the same bytes labelled both good and defect; the line is named.
+        DataError: an invalid line, or the same bytes labelled both good and defect; the line is named.
     """
+    file = as_path(file, name="file")
     found: dict[str, Label] = {}
     lines: dict[str, int] = {}
     for line, label in _read_lines(file):
         before = found.get(label.sha256)
         if before is not None and before.label != label.label:
             raise DataError(
-                f"{file}, line {line}: {label.path} is labelled {label.label}, and line {lines[label.sha256]} labels the same bytes"
-                f" {before.label}: one of the two is wrong, take it out"
+                f"{file}, line {line}: {label.path} is labelled {label.label}, and line {lines[label.sha256]} labels the same"
+                f" bytes {before.label}: remove the wrong line"
             )
         found[label.sha256] = label
         lines[label.sha256] = line
     return found
 
 
-def set_label(file: Path, row: Values, *, label: Kind, by: str) -> Label:
-    """Label the image of a row, in place of the label that its bytes had; on the disk before this returns.
+def set_label(file: str | Path, row: Values, *, label: LabelKind, by: str | None = None) -> Label:
+    """Label the image of a row and replace its previous label; durable when this returns.
 
     Args:
-        file: see `labels_file`.
-        row: of the run, as `read_rows` gives it.
-        label: what the image really shows.
-        by: who says so; may be empty.
+        file: file of labels, see `labels_file`.
+        row: row of the run, see `read_rows`.
+        label: true state of the part.
+        by: name of the reviewer; None for no name.
+
+    Returns:
+        The new label.
 
     Raises:
-        DataError: a row without a score, or a file of labels that cannot be read; it stays as it is.
-        OutputError: the file cannot be written; the labels before stay.
+        DataError: a row without a score, or an invalid file of labels, which stays unchanged.
+        OutputError: the file cannot be written; the previous labels stay.
     """
-    if row["score"] is None:
-        raise DataError(f"{row['path']} has no verdict to label: its row is an error ({row['status']})")
-    made = Label(row["path"], row["sha256"], label, row["verdict"], row["score"], now(), by)
+    file = as_path(file, name="file")
+    check_has_score(row)
+    made = Label(row["path"], row["sha256"], label, row["verdict"], row["score"], now(), by or "")
     made = _checked([str(value) for value in astuple(made)], place=str(row["path"]))
     with _locked(file):
         _write(file, read_labels(file) | {made.sha256: made})
     return made
 
 
-def unset_label(file: Path, sha256: str) -> None:
-    """Take the label from an image; one that has none stays so.
+def check_has_score(row: Values) -> None:
+    """Refuse a row that cannot be labelled.
 
     Raises:
-        DataError, OutputError: as `set_label`.
+        DataError: a row without a score.
     """
+    if row["score"] is None:
+        raise DataError(f"{row['path']} has no verdict to label: its row is an error ({row['status']})")
+
+
+def remove_label(file: str | Path, sha256: str) -> None:
+    """Remove the label of an image; an unlabelled image stays unlabelled.
+
+    Args:
+        file: file of labels, see `labels_file`.
+        sha256: SHA-256 of the image file.
+
+    Raises:
+        DataError, OutputError: as in `set_label`.
+    """
+    file = as_path(file, name="file")
     with _locked(file):
         labels = read_labels(file)
         if labels.pop(sha256, None) is not None:
@@ -124,13 +144,13 @@ def unset_label(file: Path, sha256: str) -> None:
 
 
 def _read_lines(file: Path) -> Iterator[tuple[int, Label]]:
-    """Go through the labels with the number of the line that each begins on."""
+    """Yield each label with the number of its first line."""
     try:
         with file.open(encoding="utf-8", newline="") as opened:
             reader = csv.reader(opened, strict=True)
             head = next(reader, [])
             if head != COLUMNS:
-                raise DataError(f"{file}, line 1: the columns are {','.join(head)!r}; labels have {','.join(COLUMNS)}")
+                raise DataError(f"{file}, line 1: the columns are {','.join(head)!r}; give {','.join(COLUMNS)}")
             line = reader.line_num + 1
             for values in reader:
                 yield line, _checked(values, place=f"{file}, line {line}")
@@ -138,32 +158,32 @@ def _read_lines(file: Path) -> Iterator[tuple[int, Label]]:
     except FileNotFoundError:
         return
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no text in UTF-8 ({error.reason}): take the copy that the review wrote") from error
+        raise DataError(f"{file} is not UTF-8 text ({error.reason}): restore the file that the review wrote") from error
     except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: is no CSV ({error}); mend or take out the line") from error
+        raise DataError(f"{file}, line {reader.line_num}: invalid CSV ({error}); correct or remove the line") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
 
 
 def _checked(values: list[str], *, place: str) -> Label:
-    """Make a label of a line's values, refusing nonsense."""
+    """Convert the values of a line to a label; refuse invalid values."""
     if len(values) != len(COLUMNS):
-        raise DataError(f"{place}: has {len(values)} values, a label has {len(COLUMNS)}; mend or take out the line")
+        raise DataError(f"{place}: {len(values)} values, and a label has {len(COLUMNS)}; correct or remove the line")
     path, sha256, label, verdict, score, labelled_at, by = values
-    wrong = ""
+    problem = None
     if not path or not _SHA256.fullmatch(sha256):
-        wrong = f"path {path!r}, sha256 {sha256!r}: a label names a path, and a SHA-256 of 64 hexadecimal digits"
-    elif label not in get_args(Kind):
-        wrong = f"label {label!r}: there are {' and '.join(get_args(Kind))}"
+        problem = f"path {path!r}, sha256 {sha256!r}: give a path, and a SHA-256 of 64 hexadecimal digits"
+    elif label not in get_args(LabelKind):
+        problem = f"label {label!r}: give {' or '.join(get_args(LabelKind))}"
     elif verdict not in get_args(Verdict):
-        wrong = f"verdict {verdict!r}: there are {', '.join(get_args(Verdict))}"
+        problem = f"verdict {verdict!r}: give one of {', '.join(get_args(Verdict))}"
     elif not _is_number(score):
-        wrong = f"score {score!r}: a number is needed"
+        problem = f"score {score!r}: give a finite number"
     elif not _is_utc(labelled_at):
-        wrong = f"labelled_at {labelled_at!r}: a date in UTC is needed, as {now()}"
-    if wrong:
-        raise DataError(f"{place}: {wrong}; mend or take out the line")
-    return Label(path, sha256, cast(Kind, label), cast(Verdict, verdict), float(score), labelled_at, by)
+        problem = f"labelled_at {labelled_at!r}: give a date in UTC, as {now()}"
+    if problem:
+        raise DataError(f"{place}: {problem}; correct or remove the line")
+    return Label(path, sha256, cast(LabelKind, label), cast(Verdict, verdict), float(score), labelled_at, by)
 
 
 def _is_number(text: str) -> bool:
@@ -181,25 +201,20 @@ def _is_utc(text: str) -> bool:
 
 
 def _write(file: Path, labels: Mapping[str, Label]) -> None:
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as opened:
+        with atomic_write(file, durable=True) as partial, partial.open("w", encoding="utf-8", newline="") as opened:
             opened.write(csv_line(COLUMNS))
             opened.writelines(csv_line(astuple(label)) for label in labels.values())
-            opened.flush()
-            os.fsync(opened.fileno())
-        partial.replace(file)
-        sync_folder(file.parent)
-    except OSError as error:
-        raise _failure(file, error) from error
+    except OutputError as error:
+        raise OutputError(f"{error}; the previous labels stay") from error
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold the labels alone; the system lets go when the process ends, however it ends."""
+    """Lock the file of labels; the system releases the lock when the process ends."""
     try:
         import fcntl
-    except ImportError:  # no such locks there
+    except ImportError:  # Windows
         with _THREADS:
             yield
         return
@@ -207,13 +222,7 @@ def _locked(file: Path) -> Iterator[None]:
         try:
             lock: Any = file.with_name(f".{file.name}.lock").open("ab")
         except OSError as error:
-            raise _failure(file, error) from error
+            raise OutputError(f"{file} cannot be written ({error.strerror}): check its permissions") from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def _failure(file: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{file} cannot be written ({error.strerror}): the labels before stay; make room or check its rights"
-    )

@@ -1,4 +1,4 @@
-"""The models that a finished run was scored with, and the maps it kept; of a merged run they lie in its shards."""
+"""The models of a finished run, and its maps; those of a merged run are in its shards."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from anomaly.errors import DataError
 from anomaly.inference.artifact import Metadata, load_graph, read_metadata
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import Device
-from anomaly.runs.run_directory import MANIFEST, MAPS, MODELS, read_ledger
-from anomaly.system.files import sha256_of
+from anomaly.runs.run_files import MANIFEST, MAPS, MODELS, read_ledger, run_options
+from anomaly.system.files import as_path, sha256_of
 
 
 @dataclass(frozen=True)
@@ -25,49 +25,50 @@ class RunModel:
 
 
 class RunModels:
-    """The models of a run; used from several threads.
+    """The models of a run; safe for several threads.
 
     Args:
-        run: the run directory.
-        device: to score on again.
+        run: folder of the run.
+        device: device on which images are scored again.
 
     Raises:
-        ModelError: a copy that is no model.
+        ModelError: a copy that is not a valid model.
     """
 
-    def __init__(self, run: Path, *, device: Device) -> None:
-        begun = read_ledger(run)[0]
-        self.asked: dict[str, Any] = begun["asked"]
-        self.date: str = begun["date"]
+    def __init__(self, run: str | Path, *, device: Device) -> None:
+        run = as_path(run, name="run")
+        ledger = read_ledger(run)
+        begin = ledger[0]
+        self.options: dict[str, Any] = run_options(ledger)
+        self.date: str = begin["date"]
         self._folders = [run]
-        if "shards" in begun:
-            manifests = [(Path(shard), sha256) for shard, sha256 in begun["shards"].items()]
-            is_there = all((s / MANIFEST).is_file() and sha256_of(s / MANIFEST) == sha256 for s, sha256 in manifests)
-            self._folders = [shard for shard, _ in manifests] if is_there else []
+        if "shards" in begin:
+            manifests = [(Path(shard), sha256) for shard, sha256 in begin["shards"].items()]
+            intact = all((s / MANIFEST).is_file() and sha256_of(s / MANIFEST) == sha256 for s, sha256 in manifests)
+            self._folders = [shard for shard, _ in manifests] if intact else []
         self._device = device
         self._scorers: dict[Path, OnnxScorer] = {}
         self._lock = threading.Lock()
         self.all: list[RunModel] = []
-        for number, product in enumerate(sorted(self.asked["models"])):
+        for number, product in enumerate(sorted(self.options["models"])):
             for path in [path for folder in self._folders for path in (folder / MODELS).glob(f"{number:02d}_*")][:1]:
                 metadata = read_metadata(load_graph(path), name=str(path))
-                self.all.append(RunModel(path, self.asked["models"][product], metadata))
+                self.all.append(RunModel(path, self.options["models"][product], metadata))
 
-    def of(self, model: str) -> RunModel:
+    def find(self, model: str) -> RunModel:
         """Find the model of a row.
 
         Args:
-            model: the beginning of its SHA-256, as in the row.
+            model: first digits of its SHA-256, as in the row.
 
         Raises:
-            DataError: the run, or the shards that were merged to it, are not there with their copies.
+            DataError: the run, or the shards of a merged run, have no copy of it.
         """
         for one in self.all:
             if model and one.sha256.startswith(model):
                 return one
         raise DataError(
-            f"the run's copy of the model {model} is not there, without which no map can be drawn: a merged run needs its"
-            " shards where they were when it was merged"
+            f"the run's copy of the model {model} is missing: restore it, or the shards of a merged run at their old place"
         )
 
     def scorer(self, model: RunModel) -> OnnxScorer:
@@ -75,19 +76,25 @@ class RunModels:
 
         Raises:
             DataError: the copy is not the file that scored the run.
-            ModelError, ProviderError: as `OnnxScorer`.
+            ModelError, ProviderError: as in `OnnxScorer`.
         """
         with self._lock:
             if model.path not in self._scorers:
                 scorer = OnnxScorer(model.path, device=self._device, num_threads=0)
                 if scorer.sha256 != model.sha256:
-                    raise DataError(f"{model.path} was changed since the run: its SHA-256 is another; use a true copy")
+                    raise DataError(
+                        f"{model.path} was changed since the run: its SHA-256 differs; use an unchanged copy"
+                    )
                 self._scorers[model.path] = scorer
             return self._scorers[model.path]
 
     def kept_map(self, number: int) -> Path | None:
-        """Find the map that the run kept of an image, where it kept maps: merged rows lie in turn in the shards."""
+        """Find the map file of an image; None if the run kept no maps. Rows of a merged run alternate between the shards.
+
+        Args:
+            number: number of the row.
+        """
         if not self._folders:
             return None
-        place = self._folders[number % len(self._folders)] / MAPS / f"{number // len(self._folders):08d}.png"
-        return place if place.is_file() else None
+        path = self._folders[number % len(self._folders)] / MAPS / f"{number // len(self._folders):08d}.png"
+        return path if path.is_file() else None

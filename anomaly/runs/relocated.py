@@ -1,4 +1,4 @@
-"""Images that no longer lie where a run or a label names them, found again by their SHA-256."""
+"""Find moved images again by their SHA-256."""
 
 from __future__ import annotations
 
@@ -12,35 +12,41 @@ from anomaly.system.files import sha256_of
 from anomaly.system.progress import progress_bar
 
 
-class Moved:
-    """Finds images that no longer lie where they were, by their hash.
+class ImageFinder:
+    """Finds images that are no longer at their recorded path.
 
     Args:
-        images: folder, glob or list in which they are looked for; empty where there is none.
+        images: folder, glob or list to search; None for no search.
     """
 
-    def __init__(self, images: str) -> None:
-        self._images = images
+    def __init__(self, images: str | Path | None) -> None:
+        self._images = str(images) if images else None
         self._by_hash: dict[str, str] = {}
-        self._is_hashed = not images
+        self._is_hashed = self._images is None
 
-    def of(self, item: Item, sha256: str) -> Item:
-        """Give the item where it is now; as it was, where nothing better is known.
+    def find(self, item: Item, sha256: str) -> Item:
+        """Find the image of an item; remote images and images without a hash are returned unchanged.
+
+        Args:
+            item: image with its recorded path.
+            sha256: SHA-256 of its bytes.
 
         Raises:
-            DataError: it is gone, and no image of that SHA-256 was found.
+            DataError: the image is missing, and no image has this SHA-256.
         """
         remote = SCHEME in item.path
         if remote or not sha256 or Path(item.path.partition(MEMBER)[0]).is_file():
             return item
-        if not self._is_hashed:
+        if self._images is not None and not self._is_hashed:
             self._is_hashed = True
-            with progress_bar("look for moved images") as report:
+            with progress_bar("search moved images") as report:
                 paths = list_images(self._images)
                 for done, path in enumerate(paths):
-                    self._by_hash[sha256_of(Path(path))] = path
+                    self._by_hash[sha256_of(path)] = path
                     report(done + 1, len(paths))
         if sha256 not in self._by_hash:
-            where = self._images or "nowhere: name a folder with --images"
-            raise DataError(f"{item.path} is gone, and no image of its SHA-256 {sha256[:16]}… is in {where}")
+            searched = f"{self._images} has no image" if self._images else "no folder was searched for an image"
+            raise DataError(
+                f"{item.path} is missing, and {searched} with its SHA-256 {sha256[:16]}…: name its folder with --images"
+            )
         return replace(item, path=self._by_hash[sha256], place=(0, 0))

@@ -1,106 +1,150 @@
-"""The verb `replay`: a finished run is checked against its manifest and scored again, wholly or in part."""
+"""Check a finished run against its manifest and score its images again."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from anomaly.inference.scorer import open_for_batches
+from anomaly.errors import UsageError
+from anomaly.inference.scorer import OnnxScorer, open_for_batches
 from anomaly.inference.session import Device
-from anomaly.runs.relocated import Moved
-from anomaly.runs.run_directory import MODELS, check_manifest, read_inputs, read_ledger
+from anomaly.runs.relocated import ImageFinder
+from anomaly.runs.run_files import MODELS, check_manifest, read_inputs, read_ledger, run_options
 from anomaly.runs.sinks import Values, read_rows
-from anomaly.scoring.pipeline import ONLY, Settings, score_images
+from anomaly.scoring.pipeline import score_images
 from anomaly.scoring.rows import row_values
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
+from anomaly.system.files import as_path
 from anomaly.system.processors import num_cpus
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import hardware, versions
 
 TOLERANCE = 1e-5
-"""Of a score, `|a - b| / max(1, |a|)`, on another machine, device or batch size"""
+"""Largest difference of a score, `|a - b| / max(1, |a|)`, on another machine, device or batch size"""
 COMPARED = ("sha256", "status", "verdict", "width", "height")
 
 
+@dataclass(frozen=True)
+class Mismatch:
+    """A row that differs."""
+
+    path: str
+    text: str
+    """the column with its recorded and its new value"""
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """Result of a replay."""
+
+    run: Path
+    num_images: int
+    """images of the run"""
+    num_scored: int
+    """images scored again"""
+    is_exact: bool
+    """whether rows had to be identical: same machine, versions, device and batch size"""
+    largest_difference: float
+    """of the scores, `|a - b| / max(1, |a|)`"""
+    mismatch: Mismatch | None
+    """the first row that differs; the replay ends there"""
+
+
 def replay(
-    run: Path,
+    run: str | Path,
     *,
-    sample: int = 0,
+    sample: int | None = None,
     seed: int = 0,
-    images: str = "",
-    device: Device | Literal["recorded"] = "recorded",
-    batch_size: int = 0,
-) -> int:
-    """Check a finished run's files and score its images again: identical here, to 1e-5 elsewhere.
+    images: str | None = None,
+    device: Device | None = None,
+    batch_size: int | None = None,
+) -> ReplayReport:
+    """Check the files of a finished run and score its images again: identical here, within 1e-5 elsewhere.
 
     Args:
-        run: the run directory.
-        sample: windows of the run to score again, drawn by the seed; 0 scores all.
-        seed: of the sample.
-        images: where images that were moved are found again, by their SHA-256: a folder, glob or list.
-        device: the recorded one, or another.
-        batch_size: images per inference; 0 takes the recorded one.
-
-    Returns:
-        The exit code: 0 where every row came out again, 1 where one did not.
+        run: folder of the run.
+        sample: number of windows to score again, drawn at random; all by default.
+        seed: random seed of the sample.
+        images: folder, glob or list to search for moved images, by their SHA-256.
+        device: auto, cpu, cuda or tensorrt; the recorded device by default.
+        batch_size: images per inference; the recorded batch size by default.
 
     Raises:
-        DataError: a run that is unfinished, or files that are not those of its manifest.
+        UsageError: a sample below 1.
+        DataError: an unfinished run, a file that does not match the manifest, or a missing image.
     """
+    run = as_path(run, name="run")
+    if sample is not None and sample < 1:
+        raise UsageError(f"sample {sample}: give at least 1 window, or leave it out to score all")
     check_manifest(run)
-    begun = read_ledger(run)[0]
-    asked = begun["asked"]
+    ledger = read_ledger(run)
+    options = run_options(ledger)
+    scorers = _open_models(run, options, device=device)
     recorded = Settings(
-        threshold=asked["threshold"],
-        batch_size=asked["batch_size"],
-        max_pixels=asked["max_pixels"],
+        threshold=options["threshold"],
+        batch_size=options["batch_size"],
+        max_pixels=options["max_pixels"],
         num_threads=num_cpus(),
-        frame=asked["frame"],
-        review_threshold=math.inf if asked["review_threshold"] is None else asked["review_threshold"],
+        frame=options["frame"],
+        review_threshold=options["review_threshold"],
+        large=any(scorer.metadata.tiling for scorer in scorers.values()),
     )
-    scorers = {}
-    for number, product in enumerate(sorted(asked["models"])):
-        (file,) = (run / MODELS).glob(f"{number:02d}_*")
-        on = asked["device"][product] if device == "recorded" else device
-        scorers[product] = open_for_batches(file, device=on)
-    recorded = replace(recorded, large=any(scorer.metadata.tiling for scorer in scorers.values()))
-    settings = replace(recorded, batch_size=batch_size) if batch_size else recorded
+    settings = recorded if batch_size is None else replace(recorded, batch_size=batch_size)
     here = {"host": hardware(), "versions": versions()}
-    same = settings == recorded and all(scorers[p].device == asked["device"][p] for p in scorers)
-    exact = same and all(begun[key] == here[key] for key in here)
-    place = Moved(images)
-    rows, worst, num = read_rows(run), 0.0, 0
-    total = sum(1 for _ in read_inputs(run))
-    num_windows = math.ceil(total / recorded.window)
+    is_exact = (
+        settings == recorded
+        and all(scorers[product].device == options["device"][product] for product in scorers)
+        and all(ledger[0][key] == here[key] for key in here)
+    )
+    finder = ImageFinder(images)
+    rows, largest, num_scored, mismatch = read_rows(run), 0.0, 0, None
+    num_images = sum(1 for _ in read_inputs(run))
+    num_windows = math.ceil(num_images / recorded.window)
     chosen = set(range(num_windows))
-    if sample:
+    if sample is not None:
         chosen = set(random.Random(seed).sample(range(num_windows), min(sample, num_windows)))
     with progress_bar("replay") as report:
         for number, window in enumerate(_windows(read_inputs(run), recorded.window)):
-            kept = list(itertools.islice(rows, len(window)))
+            before = list(itertools.islice(rows, len(window)))
             if number in chosen:
-                items = [place.of(item, row["sha256"]) for item, row in zip(window, kept, strict=True)]
-                by_product = (item if asked["by_product"] else replace(item, product=ONLY) for item in items)
-                again = score_images(by_product, scorers=scorers, settings=settings, seconds={})
-                for row, scored in zip(kept, again, strict=True):
-                    told, difference = _differs(row, row_values(scored.row), exact=exact)
-                    worst = max(worst, difference)
-                    num += 1
-                    if told:
-                        print(f"{row['path']}: {told}; this is the first of the rows that differ")
-                        return 1
+                items = [finder.find(item, row["sha256"]) for item, row in zip(window, before, strict=True)]
+                if not options["by_product"]:
+                    items = [replace(item, product=DEFAULT_PRODUCT) for item in items]
+                scored = score_images(items, scorers=scorers, settings=settings, seconds={})
+                for row, again in zip(before, scored, strict=True):
+                    text, difference = _compare(row, row_values(again.row), is_exact=is_exact)
+                    largest = max(largest, difference)
+                    num_scored += 1
+                    if text:
+                        mismatch = Mismatch(row["path"], text)
+                        break
+            if mismatch:
+                break
             report(number + 1, num_windows)
-    how = "identical" if exact else f"within {TOLERANCE:g}, the largest difference is {worst:.2g}"
-    print(f"{run}: {num} of {total} images scored again, {how}; every file is that of the manifest", file=sys.stderr)
-    return 0
+    return ReplayReport(
+        run=run,
+        num_images=num_images,
+        num_scored=num_scored,
+        is_exact=is_exact,
+        largest_difference=largest,
+        mismatch=mismatch,
+    )
+
+
+def _open_models(run: Path, options: dict[str, Any], *, device: Device | None) -> dict[str, OnnxScorer]:
+    scorers = {}
+    for number, product in enumerate(sorted(options["models"])):
+        (file,) = (run / MODELS).glob(f"{number:02d}_*")
+        scorers[product] = open_for_batches(file, device=device or options["device"][product])
+    return scorers
 
 
 def _windows(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
@@ -108,22 +152,22 @@ def _windows(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield window
 
 
-def _differs(row: Values, again: Values, *, exact: bool) -> tuple[str, float]:
-    """In words how a row came out otherwise, empty where it did not, and by how much its score moved."""
+def _compare(row: Values, again: Values, *, is_exact: bool) -> tuple[str | None, float]:
+    """Describe the first difference of a row, None for equal rows; and the difference of its score."""
     for name in COMPARED:
-        near = name == "verdict" and not exact and _near_threshold(row)
-        if row[name] != again[name] and not near:
+        may_differ = name == "verdict" and not is_exact and _near_threshold(row)
+        if row[name] != again[name] and not may_differ:
             return f"{name} was {row[name]!r}, is {again[name]!r}", 0.0
     if row["score"] is None:
-        return "", 0.0
-    # Parquet gives back the single behind the shortest decimal
+        return None, 0.0
+    # Parquet stores the single-precision number, text its shortest decimal
     before, after = float(np.float32(row["score"])), float(np.float32(again["score"]))
     difference = abs(before - after) / max(1.0, abs(before))
-    if difference > (0.0 if exact else TOLERANCE):
+    if difference > (0.0 if is_exact else TOLERANCE):
         return f"score was {before:.9g}, is {after:.9g}", difference
-    if exact and not _equal_regions(row["regions"], again["regions"]):
+    if is_exact and not _equal_regions(row["regions"], again["regions"]):
         return f"regions were {row['regions']}, are {again['regions']}", difference
-    return "", difference
+    return None, difference
 
 
 def _equal_regions(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:

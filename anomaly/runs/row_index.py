@@ -1,8 +1,7 @@
-"""The rows of a run by their numbers: a small index in memory, the rows themselves read from the disk when they are asked for.
+"""Random access to the rows of a run: a small index in memory, the rows on the disk.
 
-A run may hold a million rows. The index takes about 35 bytes a row, whatever the format: score, verdict and the beginning of
-the SHA-256 as arrays, where the row begins in a text, both orders by score, and the paths, lower case and packed, in which a
-text is looked for.
+A run may hold a million rows. The index takes about 35 bytes per row in every format: score, verdict and first digits of
+the SHA-256 as arrays, offsets into a text file, both orders by score, and the compressed lower-case paths for text search.
 """
 
 from __future__ import annotations
@@ -25,50 +24,50 @@ from anomaly.errors import DataError
 from anomaly.runs.sinks import GROUP_ROWS, Values, csv_values
 
 KINDS = ("good", "review", "defect", "error")
-"""What a row says; the index holds the places in this tuple"""
+"""Verdicts of a row; the index holds positions in this tuple"""
 _INDEXED = ["path", "sha256", "verdict", "score"]
 
 
 class _Head(NamedTuple):
-    """What the index takes of a row."""
+    """The indexed columns of a row."""
 
     path: str
     sha256: str
     verdict: str
-    """empty for an error"""
+    """empty for an error row"""
     score: float | None
 
 
 class _Rows(Protocol):
-    """The rows of one format."""
+    """Rows of one format."""
 
     def heads(self) -> Iterator[_Head]:
-        """Go through all rows once, before any is read."""
+        """Iterate over all rows once, before the first `read`."""
         ...
 
     def read(self, numbers: Sequence[int]) -> list[Values]:
-        """Read rows."""
+        """Read rows by their numbers."""
         ...
 
 
 class _TextRows:
-    """Rows in a text, each from one byte to another; a path of CSV may hold the end of a line.
+    """Rows in a text file, addressed by byte offsets; a path in CSV may contain a line break.
 
     Args:
-        path: of the file.
-        has_head: whether the first line names the columns, as in CSV; else a line is a JSON object.
+        path: file of the rows.
+        has_head: whether the first line names the columns (CSV); otherwise each line is a JSON object.
     """
 
     def __init__(self, path: Path, *, has_head: bool) -> None:
         self._path = path
         self._names: list[str] = []
         self._offsets = array("q", [0])
-        self._go_through = self._csv_heads if has_head else self._json_heads
+        self._read_heads = self._csv_heads if has_head else self._json_heads
         self._parse: Callable[[str], Values] = self._csv_row if has_head else json.loads
 
     def heads(self) -> Iterator[_Head]:
-        """Go through all rows once, noting where each begins."""
-        return self._go_through()
+        """Iterate over all rows once and record their offsets."""
+        return self._read_heads()
 
     def _json_heads(self) -> Iterator[_Head]:
         with self._path.open("rb") as file:
@@ -100,7 +99,7 @@ class _TextRows:
         return csv_values(dict(zip(self._names, values, strict=True)))
 
     def read(self, numbers: Sequence[int]) -> list[Values]:
-        """Read rows."""
+        """Read rows by their numbers."""
         found = []
         with self._path.open("rb") as file:
             for number in numbers:
@@ -124,7 +123,7 @@ class _ParquetRows:
         self._starts = np.array(starts)
 
     def heads(self) -> Iterator[_Head]:
-        """Go through all rows once."""
+        """Iterate over all rows once."""
         for part in dict.fromkeys(part for part, _ in self._groups):
             with pq.ParquetFile(part) as file:
                 for batch in file.iter_batches(batch_size=GROUP_ROWS, columns=_INDEXED):
@@ -132,16 +131,16 @@ class _ParquetRows:
                     yield from itertools.starmap(_Head, zip(*columns, strict=True))
 
     def read(self, numbers: Sequence[int]) -> list[Values]:
-        """Read rows, each row group once."""
+        """Read rows by their numbers, each row group once."""
         groups = np.searchsorted(self._starts, numbers, side="right") - 1
         found: dict[int, Values] = {}
         for group in np.unique(groups):
-            part, place = self._groups[group]
-            mine = [number for number, of in zip(numbers, groups, strict=True) if of == group]
+            part, position = self._groups[group]
+            members = [number for number, its in zip(numbers, groups, strict=True) if its == group]
             with pq.ParquetFile(part) as file:
-                table = file.read_row_group(place)
-            rows = table.take([number - int(self._starts[group]) for number in mine]).to_pylist()
-            found |= dict(zip(mine, rows, strict=True))
+                table = file.read_row_group(position)
+            rows = table.take([number - int(self._starts[group]) for number in members]).to_pylist()
+            found |= dict(zip(members, rows, strict=True))
         return [found[number] for number in numbers]
 
 
@@ -152,22 +151,22 @@ def _open_rows(folder: Path) -> _Rows:
         return _TextRows(folder / "rows.csv", has_head=True)
     if (folder / "rows").is_dir():
         return _ParquetRows(folder / "rows")
-    raise DataError(f"{folder} holds no rows: neither rows.csv, rows.jsonl nor rows/; use a true copy of the run")
+    raise DataError(f"{folder} holds no rows.csv, rows.jsonl or rows/: use an unchanged copy of the run")
 
 
 def sha256_key(sha256: str) -> int:
-    """Give the first 64 bits of a SHA-256 in hexadecimal, 0 for none: among a million images no two share them by chance."""
+    """First 64 bits of a SHA-256 in hexadecimal, 0 for an empty text; collisions among a million images are unlikely."""
     return int(sha256[:16] or "0", 16)
 
 
 class RowIndex:
-    """The rows of a finished run.
+    """Index of the rows of a finished run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Raises:
-        DataError: rows that are missing or damaged.
+        DataError: missing or damaged rows.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -191,47 +190,47 @@ class RowIndex:
             OSError,
         ) as error:  # pyarrow's errors of damaged files are ValueErrors
             raise DataError(
-                f"{folder}: row {len(score)} cannot be read ({error}); `anomaly replay` names the file that was changed"
+                f"{folder}: row {len(score)} cannot be read ({error}); `anomaly replay` names the changed file"
             ) from error
         self._names.append(_packed(waiting))
         self.score: NDArray[np.float32] = np.array(score, dtype=np.float32)
-        """calibrated; nan for an error"""
+        """calibrated; NaN for an error row"""
         self.kind: NDArray[np.uint8] = np.array(kind, dtype=np.uint8)
-        """place in `KINDS`"""
+        """position in `KINDS`"""
         self.key: NDArray[np.uint64] = np.array(key, dtype=np.uint64)
         """see `sha256_key`"""
         self.orders: dict[str, NDArray[np.int32]] = {
             "score": np.argsort(self.score, kind="stable").astype(np.int32),
             "-score": np.argsort(-self.score, kind="stable").astype(np.int32),
         }
-        """row numbers by score; equal ones in the order of the run, errors last"""
+        """row numbers by score; ties in the order of the run, error rows last"""
 
     def __len__(self) -> int:
         return len(self.kind)
 
     def read(self, numbers: Sequence[int]) -> list[Values]:
-        """Read rows as `read_rows` gives them.
+        """Read rows by their numbers, with the values of `read_rows`.
 
         Raises:
-            DataError: a file that is gone or was changed since.
+            DataError: a file that was deleted or changed since.
         """
         try:
             return self._rows.read(numbers)
         except (ValueError, OSError) as error:
-            raise DataError(f"the run's rows cannot be read any more ({error}): start the review again") from error
+            raise DataError(f"the run's rows cannot be read any more ({error}): restart the review") from error
 
-    def holding(self, text: str) -> NDArray[np.bool_]:
-        """Say of every row whether its path holds a text, upper and lower case alike."""
-        wanted = text.lower().encode("utf-8")
+    def contains_text(self, text: str) -> NDArray[np.bool_]:
+        """Find the rows whose path contains a text, ignoring case; one bool per row."""
+        needle = text.lower().encode("utf-8")
         found = np.zeros(len(self), dtype=bool)
         for block, packed in enumerate(self._names):
             names = zlib.decompress(packed)
-            if wanted in names:
-                hits = [wanted in name for name in names.split(b"\n")]
+            if needle in names:
+                hits = [needle in name for name in names.split(b"\n")]
                 found[block * GROUP_ROWS : block * GROUP_ROWS + len(hits)] = hits[: len(self) - block * GROUP_ROWS]
         return found
 
 
 def _packed(paths: Sequence[str]) -> bytes:
-    """Pack paths, one a line."""
+    """Compress paths, one per line."""
     return zlib.compress("\n".join(path.lower().replace("\n", " ") for path in paths).encode("utf-8"), 1)

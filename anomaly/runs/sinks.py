@@ -1,7 +1,7 @@
-"""Result files that survive a lost process: appended to, committed, and cut back to the last commit when a run goes on.
+"""Row files that survive a crash: rows are appended and committed; a resumed run truncates to the last commit.
 
-A commit is durable: the bytes are on the disk (fsync) before the journal of the run says so. Equal rows give equal bytes,
-however often a run was interrupted.
+A commit is durable: the bytes are flushed to the disk (fsync) before the ledger records the commit. Equal rows give equal
+bytes, with any number of interruptions.
 """
 
 from __future__ import annotations
@@ -22,97 +22,97 @@ from anomaly.system.files import atomic_write
 
 Format = Literal["csv", "jsonl", "parquet"]
 Values = dict[str, Any]
-"""A row as plain values, see `row_values`"""
+"""Values of a row, see `row_values`"""
 State = dict[str, int]
-"""What a sink has committed; goes into the journal"""
+"""Committed state of a sink, for the ledger"""
 PART_ROWS = 65536
-"""Rows of a file of a Parquet data set"""
+"""Rows per file of a Parquet data set"""
 GROUP_ROWS = 4096
-"""Rows of a row group"""
+"""Rows per row group"""
 
 
 class Sink(Protocol):
-    """Where a run's rows go."""
+    """The row file or files of a run."""
 
     def append(self, rows: Sequence[Values]) -> None:
-        """Take rows; they are not safe before `commit`."""
+        """Append rows; they are durable after `commit`."""
         ...
 
     def commit(self) -> State:
-        """Bring all rows to the disk."""
+        """Flush all rows to the disk."""
         ...
 
     def committed(self, state: State) -> None:
-        """Clear what the journal's new state makes needless."""
+        """Delete files that the ledger's new state makes unnecessary."""
         ...
 
     def close(self) -> None:
-        """Finish the files; until `clean`, a run that is lost can still go on from its last commit."""
+        """Finish the files; until `clean`, the run can resume from its last commit."""
         ...
 
     def clean(self) -> None:
-        """Take away what only a run that goes on would need."""
+        """Delete files that only a resumed run needs."""
         ...
 
     def abandon(self) -> None:
-        """Let go of the files as they are; the run goes on from its last commit."""
+        """Close the files without a commit; the run can resume from its last commit."""
         ...
 
 
 class TextSink:
-    """Rows as text, one line each, in one file.
+    """Rows as lines of one text file.
 
     Args:
-        path: of the file.
-        encode: a row's values as a line.
-        head: the first line, empty for none.
-        state: what was committed before; empty for a new file. What lies beyond it is cut off.
+        path: file of the rows.
+        encode: function that formats a row as a line.
+        head: first line; None for no such line.
+        state: last committed state, empty for a new file; later bytes are cut off.
     """
 
-    def __init__(self, path: Path, *, encode: Callable[[Values], str], head: str, state: State) -> None:
+    def __init__(self, path: Path, *, encode: Callable[[Values], str], head: str | None, state: State) -> None:
         self._encode = encode
         self._file: BinaryIO = path.open("r+b" if state else "wb")
         if state:
             self._file.truncate(state["bytes"])
             self._file.seek(state["bytes"])
-        else:
+        elif head is not None:
             self._file.write(head.encode())
 
     def append(self, rows: Sequence[Values]) -> None:
-        """Take rows; they are not safe before `commit`."""
+        """Append rows; they are durable after `commit`."""
         self._file.writelines(self._encode(row).encode() for row in rows)
 
     def commit(self) -> State:
-        """Bring all rows to the disk."""
+        """Flush all rows to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return {"bytes": self._file.tell()}
 
     def committed(self, state: State) -> None:
-        """Nothing is needless."""
+        """Do nothing: no other file exists."""
 
     def close(self) -> None:
         """Finish the file."""
         self._file.close()
 
     def clean(self) -> None:
-        """Nothing but the file itself was written."""
+        """Do nothing: no other file exists."""
 
     def abandon(self) -> None:
-        """Let go of the file as it is."""
-        with suppress(OSError):  # a full disk, which was told before
+        """Close the file without a commit."""
+        with suppress(OSError):  # a full disk, reported before
             self._file.close()
 
 
 class ParquetSink:
-    """Rows as a Parquet data set: `part-00000.parquet` … of `PART_ROWS` rows, each appearing whole.
+    """Rows as a Parquet data set: files `part-00000.parquet` … of `PART_ROWS` rows, each written atomically.
 
-    Rows that do not fill a part yet stand in a file of JSON lines beside it, which is gone when the run is closed.
+    The rows of an incomplete part are kept in a file of JSON lines until the run is finished.
 
     Args:
-        folder: of the data set.
-        schema: of the rows.
-        state: what was committed before; empty for a new data set.
+        folder: folder of the data set.
+        schema: columns of the rows.
+        state: last committed state, empty for a new data set.
     """
 
     def __init__(self, folder: Path, *, schema: pa.Schema, state: State) -> None:
@@ -125,18 +125,18 @@ class ParquetSink:
             if stale.name >= self._part(self._num_parts).name:
                 stale.unlink()
         before = {"bytes": state["bytes"]} if state else {}
-        self._waiting = TextSink(self._waiting_file, encode=json_row, head="", state=before)
+        self._waiting = TextSink(self._waiting_file, encode=json_row, head=None, state=before)
 
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number:05d}.parquet"
 
     def append(self, rows: Sequence[Values]) -> None:
-        """Take rows; they are not safe before `commit`."""
+        """Append rows; they are durable after `commit`."""
         self._waiting.append(rows)
         self._num_waiting += len(rows)
 
     def commit(self) -> State:
-        """Bring all rows to the disk; where they fill a part, as that part."""
+        """Flush all rows to the disk, as a part once they fill one."""
         state = self._waiting.commit()
         if self._num_waiting >= PART_ROWS:
             self._write_part()
@@ -144,10 +144,10 @@ class ParquetSink:
         return {"parts": self._num_parts, "rows": self._num_waiting, **state}
 
     def committed(self, state: State) -> None:
-        """Empty the waiting rows once the journal knows of their part."""
+        """Empty the file of waiting rows after the ledger has recorded their part."""
         if not state["rows"]:
             self._waiting.close()
-            self._waiting = TextSink(self._waiting_file, encode=json_row, head="", state={"bytes": 0})
+            self._waiting = TextSink(self._waiting_file, encode=json_row, head=None, state={"bytes": 0})
 
     def _write_part(self) -> None:
         part = self._part(self._num_parts)
@@ -162,18 +162,18 @@ class ParquetSink:
         self._num_waiting = 0
 
     def close(self) -> None:
-        """Write the rows that wait as the last part."""
+        """Write the waiting rows as the last part."""
         self._waiting.commit()
         self._waiting.close()
         if self._num_waiting or not self._num_parts:
             self._write_part()
 
     def clean(self) -> None:
-        """Take away the rows that waited: they are in the last part."""
+        """Delete the file of waiting rows: the last part holds them."""
         self._waiting_file.unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Let go of the file as it is."""
+        """Close the file without a commit."""
         self._waiting.abandon()
 
 
@@ -190,15 +190,22 @@ def _chunks(path: Path) -> Iterator[list[Values]]:
 
 
 def open_sink(folder: Path, *, kind: Format, schema: pa.Schema, state: State) -> Sink:
-    """Open the rows of a run: `rows.csv`, `rows.jsonl` or the data set `rows/`, new or where they stopped."""
+    """Open the rows of a run: `rows.csv`, `rows.jsonl` or the data set `rows/`.
+
+    Args:
+        folder: folder of the run.
+        kind: row format.
+        schema: columns of the rows.
+        state: last committed state, empty for a new run.
+    """
     if kind == "parquet":
         return ParquetSink(folder / "rows", schema=schema, state=state)
-    head = csv_line(schema.names) if kind == "csv" else ""
+    head = csv_line(schema.names) if kind == "csv" else None
     return TextSink(folder / f"rows.{kind}", encode=csv_row if kind == "csv" else json_row, head=head, state=state)
 
 
 def read_rows(folder: Path) -> Iterator[Values]:
-    """Go through the rows of a run, in order, whatever their format; values as Parquet has them, regions as lists."""
+    """Iterate over the rows of a run in their order. All formats give the value types of Parquet, regions as lists."""
     for name, read in (("rows.jsonl", _read_json), ("rows.csv", _read_csv), ("rows", _read_parquet)):
         if (folder / name).exists():
             yield from read(folder / name)
@@ -217,7 +224,7 @@ def _read_csv(path: Path) -> Iterator[Values]:
 
 
 def csv_values(row: Mapping[str, str]) -> Values:
-    """Give the values of a row of CSV as Parquet has them: numbers, nothing for None, regions as lists."""
+    """Convert the texts of a CSV row to the value types of Parquet; an empty number becomes None."""
     numbers: dict[str, Callable[[str], Any]] = {
         "score": float, "threshold": float, "p_value": float, "width": int, "height": int, "regions": json.loads,
     }  # fmt: skip

@@ -1,1 +1,1 @@
-"""The serving island: scoring images through the exported file, without torch."""
+"""Images in, result rows out; without torch."""

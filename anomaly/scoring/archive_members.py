@@ -1,4 +1,7 @@
-"""The item of an image by its path alone; of an archive's members it keeps 24 bytes each, not their names."""
+"""Find the place of an image within its tar archive from the path in a result row.
+
+The index holds 24 bytes per archive member instead of its name.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +15,41 @@ from numpy.typing import NDArray
 
 from anomaly.scoring.sources import MEMBER, SCHEME, Item, open_source
 
-KEPT_ARCHIVES = 64
+MAX_ARCHIVES = 64
+"""Archives whose index is cached"""
 
 
-def located(path: str) -> Item:
-    """Give the item of a row's path, with its place where it lies in an archive that is there.
+def item_of(path: str) -> Item:
+    """Build the item for the path of a row; a member of an existing archive gets its offset and length.
+
+    Args:
+        path: path of a row; ARCHIVE::MEMBER for an archive member.
 
     Raises:
-        DataError: an archive that is no archive any more.
+        DataError: the archive is not a valid tar archive any more.
     """
     archive, _, member = path.partition(MEMBER)
     if not member or SCHEME in path or not Path(archive).is_file():
         return Item(path)
-    key, begin, length = _members(archive, Path(archive).stat().st_mtime_ns)
-    wanted = _key(path)
-    place = int(np.searchsorted(key, wanted))
-    if place == len(key) or key[place] != wanted:
+    keys, offsets, lengths = _members(archive, Path(archive).stat().st_mtime_ns)
+    key = _key(path)
+    at = int(np.searchsorted(keys, key))
+    if at == len(keys) or keys[at] != key:
         return Item(path)
-    return Item(path, place=(int(begin[place]), int(length[place])))
+    return Item(path, place=(int(offsets[at]), int(lengths[at])))
 
 
-@lru_cache(maxsize=KEPT_ARCHIVES)
-def _members(archive: str, changed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-    """Keys of an archive's images, ascending, and the place of each; `changed` only tells versions of a file apart."""
-    key, begin, length = array("Q"), array("q"), array("q")
+@lru_cache(maxsize=MAX_ARCHIVES)
+def _members(archive: str, mtime_ns: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    """Index the images of an archive: ascending keys, offsets and lengths. `mtime_ns` separates versions in the cache."""
+    key, offset, length = array("Q"), array("q"), array("q")
     for item in open_source(archive).items:
         key.append(_key(item.path))
-        begin.append(item.place[0])
+        offset.append(item.place[0])
         length.append(item.place[1])
     keys = np.array(key, dtype=np.uint64)
     order = np.argsort(keys)
-    return keys[order], np.array(begin, dtype=np.int64)[order], np.array(length, dtype=np.int64)[order]
+    return keys[order], np.array(offset, dtype=np.int64)[order], np.array(length, dtype=np.int64)[order]
 
 
 def _key(path: str) -> int:

@@ -1,7 +1,7 @@
-"""Verdicts on parts that several images show: a part is as bad as its worst view.
+"""Verdicts on parts with several views: a part gets the verdict of its worst view.
 
-A part of m good views is rejected when any of them is: with probability at most m times that of one view, whatever the
-dependence between the views (union bound; Bonferroni for the p-value). Both stand in the table.
+A good part with m views is rejected if any view is rejected. The probability is at most m times that of one view, whatever
+the dependence between the views (union bound; Bonferroni for the p-value). The table holds both values.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from anomaly.system.files import atomic_write
 
 COLUMNS = ("part", "num_views", "num_errors", "verdict", "score", "threshold", "worst_view", "alpha", "p_value")
 SEVERITY = ("good", "review", "incomplete", "defect")
-"""Verdicts of a part, ascending: `incomplete` where a view could not be scored and no other rejects the part"""
+"""Verdicts of a part, ascending; `incomplete`: a view has no score and no other view rejects the part"""
 
 
 def write_parts(rows: Iterable[Mapping[str, Any]], path: Path, *, alpha_of: Mapping[str, float]) -> int:
-    """Write one line for each part, in the order in which the parts first appear.
+    """Write one line per part, in the order of each part's first row.
 
     Args:
-        rows: of the run, with a column `part`; rows without one count for no part.
-        path: of the CSV file, replaced whole.
+        rows: rows of a run with the column `part`; rows without a part are skipped.
+        path: CSV file to write.
         alpha_of: model (16 hex digits, as in the rows) -> expected share of good views above the threshold.
 
     Returns:
-        How many parts there are.
+        Number of parts.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".parts") as folder:
-        store = sqlite3.connect(Path(folder) / "parts.sqlite")  # on the disk: memory stays the same for a million parts
+        store = sqlite3.connect(Path(folder) / "parts.sqlite")  # on the disk: constant memory for a million parts
         try:
             store.execute("PRAGMA journal_mode=OFF")
             store.execute(
@@ -59,9 +62,18 @@ def write_parts(rows: Iterable[Mapping[str, Any]], path: Path, *, alpha_of: Mapp
                 for part, views, errors, severity, score, bound, worst, p, alpha in store.execute(
                     "SELECT part, views, errors, severity, score, bound, worst, p, alpha FROM parts ORDER BY number"
                 ):
-                    told = ("" if score is None else score, bound, worst or "", min(1.0, views * alpha))
                     table.writerow(
-                        (part, views, errors, SEVERITY[severity], *told, "" if p is None else min(1.0, views * p))
+                        (
+                            part,
+                            views,
+                            errors,
+                            SEVERITY[severity],
+                            "" if score is None else score,
+                            bound,
+                            worst or "",
+                            min(1.0, views * alpha),
+                            "" if p is None else min(1.0, views * p),
+                        )
                     )
                     num += 1
         finally:

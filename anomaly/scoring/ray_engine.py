@@ -1,17 +1,16 @@
-"""The stages of a scoring run as a Ray Data job: decoders on any node's processors, models in actors, rows in order.
+"""A scoring run as a Ray Data job: decoders on the processors of all nodes, models in actors, rows in order.
 
-Every row of the data set is a window of the pipeline, so the batches, and with them the scores, are those of a run on one
-machine. The process that asked alone writes: it takes windows in their order and commits them; a node that is lost costs the
-work of its windows, which Ray does again elsewhere, and neither loses nor doubles a row. If that process is lost itself,
-the run goes on with `--resume` as any other. Images are read where they are decoded: every node must reach them by
-the same name (a shared folder, or s3:// and the like).
+Each row of the data set is a window of the pipeline, so the batches and scores equal those of a run on one machine. Only
+the calling process writes: it takes the windows in their order and commits them. Ray repeats the windows of a lost node
+elsewhere, so no row is lost or doubled. A run whose calling process was lost continues with `--resume`. Each node reads its
+own images: all nodes must reach them by the same name (a shared folder, or s3:// and the like).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle  # of our own objects, between processes of one cluster
+import pickle  # our own objects, between processes of one cluster
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,23 +27,25 @@ from anomaly.errors import AnomalyError, UsageError
 from anomaly.inference.artifact import Metadata
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import Device
-from anomaly.scoring.pipeline import NO_IMAGE, Scored, Settings, load_item, score_window
+from anomaly.scoring.loading import NO_IMAGE, load_item
+from anomaly.scoring.overlays import OverlaysOf, has_overlay
+from anomaly.scoring.settings import Settings
 from anomaly.scoring.sources import Item
-from anomaly.scoring.tables import OverlaysOf, is_drawn
+from anomaly.scoring.windows import ScoredImage, score_window
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Scores through a Ray cluster.
+    """An engine on a Ray cluster.
 
     Args:
-        address: of the cluster, `auto` for the one this machine belongs to, or `local` for one that lives as long as the run.
-        num_scorers: actors, each with every model loaded once, on one GPU where the device is one, else on one processor.
-        num_decoders: most decoding tasks at a time, on one processor each.
-        overlays_of: whose pictures are drawn; other images stay where they were decoded.
+        address: address of the cluster; `auto` joins this machine's cluster, `local` starts one for the run.
+        num_scorers: actors that hold every model, each on one GPU, or on one processor for the device `cpu`.
+        num_decoders: decoding tasks at a time, each on one processor.
+        overlays_of: verdicts that are drawn; only their images are sent back.
 
     Raises:
-        UsageError: a number of scorers or decoders below 1.
+        UsageError: fewer than 1 scorer or decoder.
     """
 
     address: str
@@ -54,7 +55,7 @@ class RayEngine:
 
     def __post_init__(self) -> None:
         if min(self.num_scorers, self.num_decoders) < 1:
-            raise UsageError(f"{self.num_scorers} scorers and {self.num_decoders} decoders: at least 1 of each works")
+            raise UsageError(f"{self.num_scorers} scorers and {self.num_decoders} decoders: give at least 1 of each")
 
     def __call__(
         self,
@@ -63,8 +64,8 @@ class RayEngine:
         scorers: Mapping[str, OnnxScorer],
         settings: Settings,
         seconds: dict[str, float],
-    ) -> Iterator[Scored]:
-        """Score images as `score_images` does; the list of images, not the images, lies in the cluster's memory.
+    ) -> Iterator[ScoredImage]:
+        """Score images like `score_images`; the cluster's memory holds the list, not the images.
 
         Raises:
             UsageError: no cluster at the address.
@@ -73,30 +74,30 @@ class RayEngine:
         windows = [json.dumps([vars(item) for item in window]) for window in _windows(items, settings.window)]
         if not windows:
             return
-        began = self._join()
+        has_joined = self._join()
         try:
             yield from self._scored(windows, scorers=scorers, settings=settings, seconds=seconds)
         finally:
-            if began:
+            if has_joined:
                 ray.shutdown()
 
     def _join(self) -> bool:
-        """Join the cluster; whether this call did."""
+        """Join the cluster; False if this process had joined before."""
         if ray.is_initialized():
             return False
         try:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a factory's run is told elsewhere
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports leave the factory
             address = None if self.address == "local" else self.address
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError) as error:
             raise UsageError(
-                f"no Ray cluster at {self.address!r} ({error}): start one with `ray start --head`, or take --ray local"
+                f"no Ray cluster at {self.address!r} ({error}): run `ray start --head`, or give --ray-address local"
             ) from error
         return True
 
     def _scored(
         self, windows: list[str], *, scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
-    ) -> Iterator[Scored]:
+    ) -> Iterator[ScoredImage]:
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
@@ -129,7 +130,7 @@ class RayEngine:
         for expected, row in enumerate(scored.iter_rows()):
             if row["number"] != expected:
                 raise AnomalyError(
-                    f"the cluster gave window {row['number']} in place of {expected}: go on with --resume"
+                    f"the cluster returned window {row['number']} in place of {expected}: continue with --resume"
                 )
             for name in ("decode", "infer"):
                 seconds[name] += row[name]
@@ -137,8 +138,8 @@ class RayEngine:
 
 
 def _windows(items: Iterable[Item | None], length: int) -> Iterator[list[Item]]:
-    coming = (item for item in items if item is not None)
-    while window := list(islice(coming, length)):
+    remaining = (item for item in items if item is not None)
+    while window := list(islice(remaining, length)):
         yield window
 
 
@@ -156,7 +157,7 @@ def _decode(row: dict[str, Any], *, models: Mapping[str, Metadata], settings: Se
 
 
 class _Scoring:
-    """The models of a run in an actor."""
+    """An actor that holds the models of a run."""
 
     def __init__(
         self,
@@ -175,12 +176,12 @@ class _Scoring:
                 path.write_bytes(data)
                 self.scorers[product] = OnnxScorer(path, device=device[product], num_threads=1)
                 if self.scorers[product].sha256 != hashes[product]:
-                    raise UsageError(f"{name} was replaced while the run began: start it again in a new folder")
+                    raise UsageError(f"{name} changed while the run began: start it again in a new folder")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         seconds = {"infer": 0.0}
         scored = [
-            one if is_drawn(one, self.overlays_of) else replace(one, image=NO_IMAGE)
+            one if has_overlay(one, self.overlays_of) else replace(one, image=NO_IMAGE)
             for one in score_window(
                 pickle.loads(row["loaded"]), scorers=self.scorers, settings=self.settings, seconds=seconds
             )

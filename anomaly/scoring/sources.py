@@ -1,10 +1,10 @@
-"""Where images to score come from: folders, patterns, lists, tables, tar shards and remote file systems, one item each.
+"""Sources of images to score: folders, patterns, lists, tables, tar archives and remote file systems.
 
-a folder, a glob, one image        files by their ending, in the order of their paths
-a .txt list, or - for stdin        one path a line, as given
-a .csv or .parquet table           the column `path`; `product` and `part` where they are; all others pass through
-a .tar, or a glob of them          members by their ending, in the order of the archive; named ARCHIVE::MEMBER
-SCHEME://PLACE                     what pyarrow or fsspec can list (s3, gs, file …), below a folder or one file
+a folder, a glob, one image        image files, in the order of their paths
+a .txt list, or - for stdin        one path per line, in the given order
+a .csv or .parquet table           column `path`, optional columns `product` and `part`; all others are copied to the rows
+a .tar, or a glob of them          image members in the order of the archive, named ARCHIVE::MEMBER
+SCHEME://PLACE                     a folder or file of a file system of pyarrow or fsspec (s3, gs, file …)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from anomaly.errors import DataError, ImageError
 from anomaly.imaging.image_file import read_file
 
 MEMBER = "::"
-"""Between an archive and the name of its member"""
+"""Separator of an archive and the name of its member"""
 SCHEME = "://"
 
 
@@ -37,33 +37,38 @@ class Item:
     """One image to score."""
 
     path: str
-    """as given; ARCHIVE::MEMBER in a tar shard"""
+    """path as given; ARCHIVE::MEMBER for an archive member"""
     part: str = ""
-    """the part that it shows, where a table says so"""
+    """name of the part in the image, from a table"""
     product: str = ""
-    """what chooses the model, where a table says so"""
+    """name of the product, from a table; it chooses the model"""
     extra: dict[str, Any] = field(default_factory=dict)
-    """columns of the table beside `path`, passed through"""
+    """further columns of the table"""
     place: tuple[int, int] = (0, 0)
-    """offset and length within an archive"""
+    """offset and length within an archive, in bytes"""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The images of a run: a name, the columns that pass through, and the items, which can be gone through once."""
+    """The images of a run; `items` can be iterated once."""
 
     items: Iterator[Item]
     extra: pa.Schema
+    """further columns of the table"""
     has_parts: bool
     has_products: bool
 
 
-def open_source(source: str) -> Source:
+def open_source(source: str | Path) -> Source:
     """Open a source of images.
 
+    Args:
+        source: folder, glob, list, table, archive or URI, see the module.
+
     Raises:
-        DataError: there is nothing under that name, a table without a column `path`, or an archive that is none.
+        DataError: a missing source, a table without the column `path`, or an invalid archive.
     """
+    source = str(source)
     if SCHEME in source:
         return source_of(_remote(source))
     ending = Path(source).suffix.lower()
@@ -77,10 +82,14 @@ def open_source(source: str) -> Source:
 
 
 def read_item(item: Item, *, max_pixels: int) -> bytes:
-    """Read the bytes of an item's image file.
+    """Read the bytes of an image file.
+
+    Args:
+        item: image to read.
+        max_pixels: largest width × height that is decoded; it bounds the file size.
 
     Raises:
-        ImageError: as `read_file`.
+        ImageError: the file is missing, unreadable, truncated or too large.
     """
     if SCHEME in item.path:
         return _read_remote(item.path, max_pixels=max_pixels)
@@ -97,18 +106,18 @@ def read_item(item: Item, *, max_pixels: int) -> bytes:
             file.seek(offset)
             data = file.read(length)
     except FileNotFoundError as error:
-        raise ImageError("missing", f"{archive}: there is no such file any more; put it back") from error
+        raise ImageError("missing", f"{archive}: the file does not exist any more; restore it") from error
     except OSError as error:
         raise ImageError(
             "unreadable", f"{archive}: cannot be read ({error.strerror}); check permissions and disk"
         ) from error
     if len(data) < length:
-        raise ImageError("truncated", f"{item.path}: the archive ends within it; copy the archive again")
+        raise ImageError("truncated", f"{item.path}: the archive ends before the image does; copy the archive again")
     return data
 
 
 def source_of(items: Iterator[Item]) -> Source:
-    """Make a source of items that bring no columns."""
+    """Build a source of items without further columns."""
     return Source(items=items, extra=pa.schema([]), has_parts=False, has_products=False)
 
 
@@ -140,7 +149,7 @@ def _table(path: Path) -> Source:
 
 
 def _plain_column(column: pa.Field) -> pa.Field:
-    """A column as it passes through: numbers and truth values stay, all else becomes text."""
+    """Keep numbers and booleans; turn every other column into text."""
     kept = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
     return column if kept else pa.field(column.name, pa.string())
 
@@ -162,18 +171,18 @@ def _parquet_rows(file: pq.ParquetFile) -> Iterator[dict[str, Any]]:
 
 def _members(archive: str) -> Iterator[Item]:
     try:
-        with tarfile.open(archive, "r:") as opened:  # uncompressed, so that a member can be read by its place
+        with tarfile.open(archive, "r:") as opened:  # uncompressed, so that a member can be read by its offset
             for member in opened:
                 if member.isreg() and member.name.lower().endswith(ENDINGS):
                     yield Item(f"{archive}{MEMBER}{member.name}", place=(member.offset_data, member.size))
-                opened.members = []  # type: ignore[attr-defined]  # else it remembers every member
+                opened.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{archive} is no plain tar archive ({error}); make it without compression") from error
+        raise DataError(f"{archive} is not a plain tar archive ({error}); write it without compression") from error
 
 
 @lru_cache(maxsize=16)
 def _file_system(root: str) -> pafs.FileSystem:
-    """The file system of a URI's scheme and host: pyarrow's own, else fsspec's where that is installed."""
+    """Open the file system of a URI's scheme and host: pyarrow's, else fsspec's."""
     try:
         return pafs.FileSystem.from_uri(root)[0]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -187,7 +196,7 @@ def _file_system(root: str) -> pafs.FileSystem:
             ) from error
 
 
-def _located(uri: str) -> tuple[pafs.FileSystem, str]:
+def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     scheme, _, rest = uri.partition(SCHEME)
     if scheme == "file":
         return _file_system("file:///"), rest
@@ -195,35 +204,37 @@ def _located(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _remote(uri: str) -> Iterator[Item]:
-    system, place = _located(uri)
+    system, path = _open_uri(uri)
     scheme = uri.partition(SCHEME)[0]
     try:
-        info = system.get_file_info(place)
+        info = system.get_file_info(path)
         if info.type == pafs.FileType.File:
-            found = [place]
+            found = [path]
         elif info.type == pafs.FileType.Directory:
-            listed = system.get_file_info(pafs.FileSelector(place, recursive=True))
+            listed = system.get_file_info(pafs.FileSelector(path, recursive=True))
             found = sorted(f.path for f in listed if f.is_file and f.path.lower().endswith(ENDINGS))
         else:
-            raise DataError(f"{uri} does not exist; give a folder or a file that the file system lists")
+            raise DataError(f"{uri} does not exist; give an existing folder or file")
     except OSError as error:
-        raise DataError(f"{uri} cannot be listed ({error}); check its name and your rights") from error
+        raise DataError(f"{uri} cannot be listed ({error}); check the name and your permissions") from error
     if not found:
-        raise DataError(f"{uri} is a folder without images; images end in {', '.join(ENDINGS)}")
-    yield from (Item(f"{scheme}{SCHEME}{path}") for path in found)
+        raise DataError(f"{uri} holds no images; images end in {', '.join(ENDINGS)}")
+    yield from (Item(f"{scheme}{SCHEME}{name}") for name in found)
 
 
 def _read_remote(uri: str, *, max_pixels: int) -> bytes:
     limit = 8 * max_pixels + 2**26
     try:
-        system, place = _located(uri)
-        with system.open_input_file(place) as file:
+        system, path = _open_uri(uri)
+        with system.open_input_file(path) as file:
             if file.size() > limit:
                 raise ImageError(
-                    "too_large", f"{uri}: has {file.size():,} bytes, {limit:,} are taken; raise --max-pixels"
+                    "too_large", f"{uri}: has {file.size():,} bytes, more than {limit:,}; raise --max-pixels"
                 )
             return bytes(file.read())
     except FileNotFoundError as error:
-        raise ImageError("missing", f"{uri}: there is no such file; check the path") from error
+        raise ImageError("missing", f"{uri}: the file does not exist; check the path") from error
     except (OSError, DataError) as error:
-        raise ImageError("unreadable", f"{uri}: cannot be read ({error}); check the network and your rights") from error
+        raise ImageError(
+            "unreadable", f"{uri}: cannot be read ({error}); check the network and your permissions"
+        ) from error

@@ -1,17 +1,7 @@
-"""The directory of one scoring run: what was asked, a copy of the model, the list of images, the rows, and the proof of both.
+"""Write a run: commits that survive a crash, and one writing process.
 
-    ledger.jsonl     what was asked, versions and host; a line for every commit, with what is safe by then; the end
-    models/          a copy of every model, so that a file replaced later changes nothing
-    inputs.jsonl     the images, listed once when the run began
-    rows.csv | rows.jsonl | rows/part-00000.parquet …
-    overlays/, maps/ where asked for
-    drift.bin        score and image statistics of every image, from which the drift watch goes on
-    parts.csv        a verdict for each part, where the table of images has a column `part`
-    summary.json     counts of the finished run
-    manifest.json    SHA-256 of every file above, written last: a run with a manifest is finished
-
-A run that is killed at any moment goes on from its last commit. Commits lie at fixed numbers of images, at ends of windows,
-so the rows of a run that was interrupted are those, byte for byte, of one that was not.
+A run that is killed at any moment resumes from its last commit. Commits follow a fixed number of images, at ends of
+windows. An interrupted run therefore has the same rows, byte for byte, as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,37 +20,47 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from anomaly.conformal.drift import RECORD
-from anomaly.errors import DataError, OutputError, UsageError
+from anomaly.errors import OutputError, UsageError
+from anomaly.runs.run_files import (
+    INPUTS,
+    LEDGER,
+    LISTED,
+    LOCK,
+    MANIFEST,
+    MODELS,
+    RECORDS,
+    SUMMARY,
+    hash_files,
+    listed_images,
+    read_inputs,
+    read_ledger,
+    run_options,
+    whole_lines,
+)
 from anomaly.runs.sinks import Format, Sink, State, Values, open_sink
 from anomaly.scoring.rows import Row, row_schema, row_values
 from anomaly.scoring.sources import Item, Source
-from anomaly.system.files import atomic_write, sha256_of, sync_file, sync_folder, write_json
+from anomaly.system.files import atomic_write, sync_file, sync_folder, write_json
 from anomaly.system.run_card import commit, hardware, now, versions
 
-LEDGER, INPUTS, MANIFEST, SUMMARY, LOCK = "ledger.jsonl", "inputs.jsonl", "manifest.json", "summary.json", ".lock"
-RECORDS = "drift.bin"
-MODELS, OVERLAYS, MAPS = "models", "overlays", "maps"
-LISTED = "listed"
-CHUNK = 2**20
 
-
-class RunDirectory:
-    """A scoring run on disk, open for writing by one process.
+class RunWriter:
+    """A run on the disk, open for writing by one process.
 
     Args:
-        folder: of the run, new or unfinished.
-        asked: everything that decides the rows, JSON values; a run goes on only under what it was begun with.
-        resume: go on with an unfinished run.
+        folder: folder of the run, new or unfinished.
+        options: all options that determine the rows, JSON values; a resumed run needs equal ones.
+        resume: whether an unfinished run is continued.
 
     Raises:
-        UsageError: a finished run, an unfinished one without `resume` or under other options, nothing to resume, or another
-            process that writes here.
+        UsageError: a finished run, an unfinished run without `resume` or with other options, a folder with other files,
+            or a second writing process.
         OutputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, *, asked: Mapping[str, Any], resume: bool) -> None:
+    def __init__(self, folder: Path, *, options: Mapping[str, Any], resume: bool) -> None:
         self.folder = folder
-        self._asked = json.loads(json.dumps(asked, default=str))
+        self._options = json.loads(json.dumps(options, default=str))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / LOCK).open("wb")
@@ -68,7 +68,7 @@ class RunDirectory:
             raise self._failure(error) from error
         _lock(self._lock, folder)
         self.done = 0
-        """Images whose rows are safe"""
+        """Number of images with a committed row"""
         self._state: State = {}
         self._sink: Sink | None = None
         self._growing: BinaryIO | None = None
@@ -86,7 +86,7 @@ class RunDirectory:
 
     def _begin(self, *, resume: bool) -> None:
         if (self.folder / MANIFEST).exists():
-            raise UsageError(f"{self.folder} holds a finished run: name another folder, or `anomaly replay` it")
+            raise UsageError(f"{self.folder} holds a finished run: name another folder, or run `anomaly replay`")
         entries = read_ledger(self.folder)
         if not entries:
             if any(entry.name != LOCK for entry in self.folder.iterdir() if entry.name != LEDGER):
@@ -95,27 +95,29 @@ class RunDirectory:
         else:
             if not resume:
                 raise UsageError(
-                    f"{self.folder} holds an unfinished run of {entries[0]['date']}: go on with --resume, or name another"
+                    f"{self.folder} holds an unfinished run of {entries[0]['date']}: give --resume, or another folder"
                 )
-            begun = entries[0]["asked"]
-            moved = [name for name in {**begun, **self._asked} if begun.get(name) != self._asked.get(name)]
-            if moved:
-                told = ", ".join(
-                    f"{name} ({begun.get(name)!r}, now {self._asked.get(name)!r})" for name in sorted(moved)
+            before, now_given = run_options(entries), self._options
+            changed = [name for name in {**before, **now_given} if before.get(name) != now_given.get(name)]
+            if changed:
+                changes = ", ".join(
+                    f"{name} ({before.get(name)!r}, now {now_given.get(name)!r})" for name in sorted(changed)
                 )
-                raise UsageError(f"the run in {self.folder} was begun with another {told}: ask for the same to go on")
+                raise UsageError(
+                    f"the run in {self.folder} began with another {changes}: give the same options to resume"
+                )
             self.is_new = not any(entry["event"] == LISTED for entry in entries)
-        for stale in (*self.folder.rglob("*.partial"), *self.folder.rglob(".*.part")):  # of a process that was lost
+        for stale in (*self.folder.rglob("*.partial"), *self.folder.rglob(".*.part")):  # of a crashed process
             stale.unlink()
         self._ledger = (self.folder / LEDGER).open("ab" if entries else "wb")
         if entries:
-            self._ledger.truncate(_whole_lines(self.folder / LEDGER))
+            self._ledger.truncate(whole_lines(self.folder / LEDGER))
         for entry in entries:
             if entry["event"] == "commit":
                 self.done, self._state = entry["done"], entry["sink"]
         self.note(
             "begin" if not entries else "resume",
-            asked=self._asked,
+            asked=self._options,
             done=self.done,
             versions=versions(),
             commit=commit(),
@@ -123,7 +125,7 @@ class RunDirectory:
         )
 
     def note(self, event: str, **facts: Any) -> None:
-        """Write a line into the ledger, safe on the disk before this returns."""
+        """Append a line to the ledger and flush it to the disk."""
         line = json.dumps({"event": event, "date": now(), **facts}, default=str) + "\n"
         try:
             self._ledger.write(line.encode())
@@ -133,7 +135,13 @@ class RunDirectory:
             raise self._failure(error) from error
 
     def keep_models(self, models: Mapping[str, Path]) -> dict[str, Path]:
-        """Copy models into the run, where that was not done; gives product -> its copy.
+        """Copy the models into the run, unless a copy exists.
+
+        Args:
+            models: product -> model file.
+
+        Returns:
+            Product -> its copy.
 
         Raises:
             OutputError: a copy cannot be written.
@@ -151,7 +159,7 @@ class RunDirectory:
         return copies
 
     def keep_inputs(self, source: Source) -> None:
-        """Write down the images of the run; what the source says later counts no more.
+        """Write the list of images; later changes of the source have no effect.
 
         Raises:
             OutputError: the list cannot be written.
@@ -168,18 +176,18 @@ class RunDirectory:
         self.note(LISTED, num=num, extra=extra, has_parts=source.has_parts)
 
     def begin_watch(self) -> None:
-        """Begin a list that grows by `list_input`."""
+        """Begin an empty list that grows by `list_input`."""
         (self.folder / INPUTS).touch()
         sync_folder(self.folder)
         self.note(LISTED, num=0, extra=[], has_parts=False)
 
     def list_input(self, item: Item) -> None:
-        """Add an image to the list, safe on the disk before its row is; a line cut short by a lost process is taken off."""
+        """Append an image to the list and flush it to the disk; a truncated last line is removed first."""
         path = self.folder / INPUTS
         try:
             if self._growing is None:
                 self._growing = path.open("r+b")
-                self._growing.truncate(_whole_lines(path))
+                self._growing.truncate(whole_lines(path))
                 self._growing.seek(0, os.SEEK_END)
             self._growing.write((json.dumps(vars(item)) + "\n").encode("ascii"))
             self._growing.flush()
@@ -188,15 +196,15 @@ class RunDirectory:
             raise self._failure(error) from error
 
     def remaining(self) -> Iterator[Item]:
-        """Go through the images that have no safe row yet."""
+        """Iterate over the images without a committed row."""
         return islice(read_inputs(self.folder), self.done, None)
 
     def listed(self) -> dict[str, Any]:
-        """Give what was noted of the list: its length, and the columns that pass through."""
-        return next(entry for entry in read_ledger(self.folder) if entry["event"] == LISTED)
+        """Entry of the ledger on the list of images: its length, and the further columns."""
+        return listed_images(read_ledger(self.folder))
 
     def open_rows(self, kind: Format) -> None:
-        """Open the rows where they stopped."""
+        """Open the rows after the last commit."""
         extra = pa.schema([(name, pa.type_for_alias(alias)) for name, alias in self.listed()["extra"]])
         try:
             self._sink = open_sink(self.folder, kind=kind, schema=row_schema(extra), state=self._state)
@@ -208,16 +216,19 @@ class RunDirectory:
             raise self._failure(error) from error
 
     def add(self, row: Row, *, record: bytes, pictures: Sequence[Path]) -> None:
-        """Take the row of the next image, its record for the drift watch, and the pictures that were written for it."""
+        """Take the row of the next image, its record for the drift monitor, and the paths of its pictures."""
         self._rows.append(row_values(row))
         self._new_records.append(record)
         self._to_sync += pictures
 
     def commit(self, *, seconds: Mapping[str, float]) -> None:
-        """Make the rows taken so far safe.
+        """Flush all rows taken so far to the disk.
+
+        Args:
+            seconds: stage -> seconds so far, for the ledger.
 
         Raises:
-            OutputError: the disk is full or gone; the run goes on from the commit before.
+            OutputError: the disk is full or missing; the run can resume from the previous commit.
         """
         assert self._sink is not None
         try:
@@ -239,7 +250,7 @@ class RunDirectory:
         """Close the rows, write the summary and, last, the manifest.
 
         Raises:
-            OutputError: the disk is full or gone; the run can still go on.
+            OutputError: the disk is full or missing; the run can still be resumed.
         """
         assert self._sink is not None
         try:
@@ -257,10 +268,10 @@ class RunDirectory:
 
     def _failure(self, error: OSError) -> OutputError:
         return OutputError(
-            f"the run in {self.folder} cannot be written ({error.strerror}); make room or repair it, then go on with --resume"
+            f"the run in {self.folder} cannot be written ({error.strerror}); free or repair the disk, then give --resume"
         )
 
-    def __enter__(self) -> RunDirectory:
+    def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -274,64 +285,8 @@ class RunDirectory:
         self._lock.close()
 
 
-def read_ledger(folder: Path) -> list[dict[str, Any]]:
-    """Read the ledger's whole lines; a last line that was cut short counts as never written."""
-    path = folder / LEDGER
-    if not path.exists():
-        return []
-    lines = path.read_bytes()[: _whole_lines(path)].splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def _whole_lines(path: Path) -> int:
-    data = path.read_bytes()
-    return data.rfind(b"\n") + 1
-
-
-def read_inputs(folder: Path) -> Iterator[Item]:
-    """Go through the images that a run was begun with."""
-    with (folder / INPUTS).open(encoding="ascii") as file:
-        for line in file:
-            if not line.endswith("\n"):  # cut short when a watching process was lost
-                return
-            values = json.loads(line)
-            yield Item(**(values | {"place": tuple(values["place"])}))
-
-
-def check_manifest(folder: Path) -> None:
-    """Refuse a run whose files are not those that its manifest proves.
-
-    Raises:
-        DataError: no finished run, or the first file that is missing, changed or added.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DataError(
-            f"{folder} holds no finished run: it has no {MANIFEST}; go on with it by `anomaly score --resume`"
-        )
-    stated: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
-    found = hash_files(folder)
-    for name in sorted({*stated, *found}):
-        if name not in found:
-            raise DataError(f"{folder / name} is missing: the run's manifest lists it; bring it back from a copy")
-        if name not in stated:
-            raise DataError(f"{folder / name} is not in the run's manifest: it was added later; take it out")
-        if stated[name] != found[name]:
-            raise DataError(f"{folder / name} was changed: its SHA-256 is not the one of the manifest; use a true copy")
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a run by its name within it, without the manifest and what is hidden."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST and not path.name.startswith(".") and not name.endswith(".partial"):
-            found[name] = sha256_of(path)
-    return found
-
-
 def _lock(file: BinaryIO, folder: Path) -> None:
-    """Hold the folder alone; the system lets go when the process ends, however it ends."""
+    """Lock the folder; the system releases the lock when the process ends."""
     try:
         if sys.platform == "win32":
             import msvcrt
