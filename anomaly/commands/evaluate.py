@@ -1,16 +1,13 @@
-"""The verb `evaluate`: figures of a model on labelled images."""
+"""The verb `evaluate`: figures of a model on labelled images, printed and written as JSON."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 
-from anomaly.data.folders import find_category
-from anomaly.evaluation.evaluate import evaluate as evaluate_samples
-from anomaly.evaluation.evaluate import summary
-from anomaly.inference.scorer import OnnxScorer, Scorer
+from anomaly.evaluation.evaluate import Evaluation, summary
+from anomaly.evaluation.evaluate import evaluate as evaluate_model
 from anomaly.inference.session import Device
 from anomaly.system.run_card import RunCard
 
@@ -24,46 +21,31 @@ def evaluate(
     batch_size: int = 8,
     max_pixels: int = 100_000_000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Test a model on the labelled images of a category and write the figures as JSON.
+) -> Evaluation:
+    """Evaluate a model on the labelled test images of a category, and write the figures as JSON.
 
     Args:
-        model: an exported .onnx file, or a run folder with the trained model.
-        data: a category in MVTec layout.
-        out: the JSON file to write.
-        device: auto, cpu, cuda or tensorrt, for an .onnx file.
-        batch_size: images per inference; a model of windows takes one image at a time.
+        model: exported .onnx file, or folder of a fitted model.
+        data: category in a known layout.
+        out: JSON file to write.
+        device: device of an .onnx file: auto, cpu, cuda or tensorrt.
+        batch_size: images per inference; a tiled model takes one image at a time.
         max_pixels: largest width × height that is decoded.
-        seed: of the resampling behind the intervals.
-
-    Returns:
-        The figures.
+        seed: seed of the resampling for the intervals.
 
     Raises:
-        DataError: no labelled images.
+        DataError: labelled images are missing or cannot be used.
         ModelError: a model that cannot be loaded.
     """
     card = RunCard("evaluate", config=dict(locals()))
-    scorer: Scorer
-    if model.is_dir():
-        from anomaly.training.torch_scorer import TorchScorer  # torch only where a run folder is tested
-
-        scorer = torch_scorer = TorchScorer(model)
-        resize, white, category = torch_scorer.resize, torch_scorer.white, torch_scorer.category
-        tiling = torch_scorer.description.tiling
-    else:
-        scorer = onnx_scorer = OnnxScorer(model, device=device, num_threads=0)
-        metadata = onnx_scorer.metadata
-        resize, white, category, tiling = metadata.resize, metadata.white, metadata.category, metadata.tiling
     cv2.setNumThreads(0)
-    samples = find_category(data).test
     with card.timed("evaluate"):
-        evaluation = evaluate_samples(
-            samples, scorer=scorer, resize=resize, white=white, threshold=1.0, max_pixels=max_pixels,
-            batch_size=1 if tiling else batch_size, seed=seed,
-        )  # fmt: skip
-    figures = {"model": str(model), "category": category, **evaluation.to_dict()}
-    card.facts["result"] = figures
+        evaluation = evaluate_model(model, data, device=device, batch_size=batch_size, max_pixels=max_pixels, seed=seed)
+    card.facts["result"] = {"model": str(model), "category": evaluation.category, **evaluation.to_dict()}
     card.write(out)
+    return evaluation
+
+
+def show(evaluation: Evaluation) -> None:
+    """Print the figures."""
     print(summary(evaluation))
-    return figures

@@ -1,1 +1,1 @@
-"""Figures on labelled images, and the size of defect that a model detects."""
+"""Figures of a model on labelled images, and the smallest defects that it detects."""

@@ -1,7 +1,7 @@
-"""Which defects would be caught: synthetic ones of known kind, size and contrast, drawn onto calibration images.
+"""Probability of detection: the share of drawn defects of known kind, size and contrast that a model rejects.
 
-A probability-of-detection study as in non-destructive testing (MIL-HDBK-1823A, 2009): the share rejected at the calibrated
-threshold, by what the defect is. The images are real and held out; only the defects are drawn.
+A probability-of-detection study as in non-destructive testing (MIL-HDBK-1823A, 2009), at the calibrated threshold. The images
+are real calibration images; only the defects are drawn.
 """
 
 from __future__ import annotations
@@ -20,45 +20,51 @@ from anomaly.metrics import Rate
 from anomaly.system.progress import Report
 
 SIZES = (0.03, 0.06, 0.12, 0.24)
-"""Longest extent over the shorter side of the image"""
+"""Longest extent of a defect over the shorter side of the image"""
 CONTRASTS = (0.15, 0.3, 0.6)
-"""Largest change in hundreds of grey levels"""
+"""Largest change of a defect in hundreds of grey levels"""
 LONGEST_SIDE = 1024
-"""Larger images are reduced to this before a defect is drawn: the network sees fewer pixels still"""
+"""Side in pixels to which larger images are reduced before drawing; networks see fewer pixels"""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One drawn defect and what the model said."""
+class DrawnDefect:
+    """One drawn defect with the model's outputs."""
 
     kind: str
     size: float
+    """longest extent over the shorter side of the image"""
     contrast: float
+    """largest change in hundreds of grey levels"""
     image: NDArray[np.uint8]
+    """(H, W, 3) RGB"""
     mask: NDArray[np.bool_]
+    """(H, W)"""
     anomaly_map: NDArray[np.float32]
+    """(h, w) calibrated"""
     score: float
+    """calibrated"""
 
 
 def draw_and_score(
     images: Sequence[NDArray[np.uint8]], *, scorer: Scorer, num_each: int, seed: int, report: Report
-) -> list[Trial]:
-    """Draw every kind of defect in every size and contrast onto images in turn, and score them.
+) -> list[DrawnDefect]:
+    """Draw defects of every kind, size and contrast onto images in turn, and score them.
 
     Args:
-        images: good ones that were not trained on, (H, W, 3) uint8 RGB of any sizes.
-        scorer: the model.
-        num_each: drawings per kind, size and contrast.
-        seed: of places and shapes.
-        report: progress.
+        images: good images outside the training set, (H, W, 3) uint8 RGB of any sizes.
+        scorer: model to score with.
+        num_each: drawings of each kind, size and contrast.
+        seed: seed of places and shapes.
+        report: progress function.
 
     Returns:
-        One trial per drawing; a defect that shows nowhere on the part (too faint on that spot) is left out.
+        The drawn defects; defects too faint to be visible at their place are left out.
     """
-    reduced = [_reduce(p) for p in images]
-    foregrounds = [estimate_foreground(p) for p in reduced]
+    reduced = [_reduce(image) for image in images]
+    foregrounds = [estimate_foreground(image) for image in reduced]
     plan = [(k, s, c) for k in DEFECTS for s in SIZES for c in CONTRASTS for _ in range(num_each)]
-    trials = []
+    drawn = []
     for number, (kind, size, contrast) in enumerate(plan):
         at = number % len(reduced)
         rng = np.random.default_rng((seed, number))
@@ -69,16 +75,16 @@ def draw_and_score(
             )
         except UsageError:
             continue
-        said = scorer.score(image[None])
-        trials.append(Trial(kind, size, contrast, image, mask, said.anomaly_map[0], float(said.score[0])))
-    return trials
+        scores = scorer.score(image[None])
+        drawn.append(DrawnDefect(kind, size, contrast, image, mask, scores.anomaly_map[0], float(scores.score[0])))
+    return drawn
 
 
-def caught_rates(trials: Sequence[Trial], *, threshold: float) -> dict[tuple[str, float, float], Rate]:
-    """Share of trials above the threshold, by kind, size and contrast."""
+def detection_rates(drawn: Sequence[DrawnDefect], *, threshold: float) -> dict[tuple[str, float, float], Rate]:
+    """Share of drawn defects above the threshold, by kind, size and contrast."""
     cells: dict[tuple[str, float, float], list[bool]] = {}
-    for trial in trials:
-        cells.setdefault((trial.kind, trial.size, trial.contrast), []).append(trial.score > threshold)
+    for defect in drawn:
+        cells.setdefault((defect.kind, defect.size, defect.contrast), []).append(defect.score > threshold)
     return {cell: Rate(sum(hits), len(hits)) for cell, hits in cells.items()}
 
 

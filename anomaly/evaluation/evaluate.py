@@ -1,41 +1,49 @@
-"""What a model is worth on labelled images; the same code on the trained model and on the exported file."""
+"""Figures on labelled images, by the same code for a fitted model and for an exported file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.data.folders import Sample
+from anomaly.data.folders import Sample, find_category
 from anomaly.errors import DataError, UsageError
 from anomaly.imaging.image_file import read_image, read_mask
 from anomaly.imaging.overlay import Resize, enlarge_map
 from anomaly.inference.batching import batches_by_size
-from anomaly.inference.scorer import Scorer
+from anomaly.inference.scorer import OnnxScorer, Scorer
+from anomaly.inference.session import Device
 from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_threshold
+from anomaly.system.files import as_path
 from anomaly.system.progress import progress_bar
+
+THRESHOLD = 1.0
+"""Calibrated score above which the verdict is `defect`"""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of labelled images and the figures that follow from them."""
+    """Figures of a model on labelled images."""
 
-    samples: list[Sample]
-    scores: NDArray[np.float32]
+    samples: list[Sample] = field(repr=False)
+    scores: NDArray[np.float32] = field(repr=False)
     """(n,) calibrated"""
     maps: list[NDArray[np.float32]] = field(repr=False)
     """(h, w) each, calibrated, at the network's resolution"""
     image: ImageMetrics
     pixel: PixelMetrics | None
-    """absent where a defect has no mask"""
+    """None where a defect has no mask"""
     rates: Rates
     num_without_mask: int
+    category: str | None = None
+    """category that the model was fitted on; None where it is not known"""
 
     def to_dict(self) -> dict[str, Any]:
-        """Figures as JSON values: values with 95 % intervals, counts, and rates by kind of defect."""
+        """Figures as JSON values: estimates with 95 % intervals, counts, and rates by kind of defect."""
         kinds: dict[str, dict[str, Any]] = {}
         for kind in sorted({s.kind for s in self.samples}):
             members = [n for n, s in enumerate(self.samples) if s.kind == kind]
@@ -45,7 +53,7 @@ class Evaluation:
         if self.pixel is not None:
             pixel = asdict(self.pixel)
             pixel.pop("curve")
-            pixel["aupro"] = {f"{threshold:g}": value for threshold, value in pixel["aupro"].items()}
+            pixel["aupro"] = {f"{fpr:g}": value for fpr, value in pixel["aupro"].items()}
         return {
             "image": asdict(self.image),
             "pixel": pixel,
@@ -63,6 +71,55 @@ def _rate(rate: Any) -> dict[str, Any]:
 
 
 def evaluate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    device: Device = "auto",
+    batch_size: int = 8,
+    max_pixels: int = 100_000_000,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluate a model on the labelled test images of a category.
+
+    Args:
+        model: exported .onnx file, or folder of a fitted model.
+        data: category in a known layout.
+        device: device of an .onnx file; a fitted model runs on the CPU.
+        batch_size: images per inference, at least 1; a tiled model takes one image at a time.
+        max_pixels: largest width × height that is decoded.
+        seed: seed of the resampling for the intervals.
+
+    Raises:
+        DataError: labelled images are missing or cannot be used.
+        ModelError: a model that cannot be loaded.
+        UsageError: an argument of a wrong type, or a batch size below 1.
+    """
+    model, data = as_path(model, name="model"), as_path(data, name="data")
+    scorer: Scorer
+    if model.is_dir():
+        from anomaly.training.torch_scorer import TorchScorer  # imports torch, which an exported file does not need
+
+        scorer = fitted = TorchScorer(model)
+        resize, white, category = fitted.resize, fitted.white, fitted.category
+        tiling = fitted.description.tiling
+    else:
+        scorer = exported = OnnxScorer(model, device=device, num_threads=0)
+        metadata = exported.metadata
+        resize, white, category, tiling = metadata.resize, metadata.white, metadata.category, metadata.tiling
+    evaluation = evaluate_samples(
+        find_category(data).test,
+        scorer=scorer,
+        resize=resize,
+        white=white,
+        threshold=THRESHOLD,
+        max_pixels=max_pixels,
+        batch_size=1 if tiling else batch_size,
+        seed=seed,
+    )
+    return replace(evaluation, category=category)
+
+
+def evaluate_samples(
     samples: Sequence[Sample],
     *,
     scorer: Scorer,
@@ -73,27 +130,28 @@ def evaluate(
     batch_size: int,
     seed: int,
 ) -> Evaluation:
-    """Score labelled images and compute the figures of FORMATS: exact values, intervals by image, masks at their own size.
+    """Score labelled images and compute exact figures, with intervals over images and masks at their own size.
 
     Args:
-        samples: good and defect ones.
-        scorer: the trained model or the exported file.
-        resize: how the model resizes, for laying maps over masks.
+        samples: good and defective samples.
+        scorer: fitted model or exported file.
+        resize: resizing of the model, for laying maps over masks.
         white: stored value of a 16-bit image that becomes 255.
-        threshold: of the verdict.
+        threshold: score above which the verdict is `defect`.
         max_pixels: largest width × height that is decoded.
-        batch_size: images per inference.
-        seed: of the resampling.
+        batch_size: images per inference, at least 1.
+        seed: seed of the resampling for the intervals.
 
     Raises:
-        DataError: a class is missing, an image or mask cannot be read, or a mask is not of its image's size.
+        DataError: a missing class, an image or mask that cannot be read, or a mask of another size than its image.
+        UsageError: a batch size below 1.
     """
     if batch_size < 1:
-        raise UsageError(f"batch size {batch_size}: give 1 or more")
-    labels = np.array([s.label for s in samples])
+        raise UsageError(f"batch_size {batch_size}: give 1 or more")
+    labels = np.array([s.label for s in samples], dtype=bool)
     if not labels.any() or labels.all():
         raise DataError(
-            f"{int(labels.sum())} defects and {int((~labels).sum())} good images to test on: figures need both;"
+            f"{int(labels.sum())} defective and {int((~labels).sum())} good test images: figures need both;"
             " `anomaly score` needs no labels"
         )
     scores, maps, sizes = score_samples(
@@ -128,10 +186,17 @@ def evaluate(
 def score_samples(
     samples: Sequence[Sample], *, scorer: Scorer, white: int, max_pixels: int, batch_size: int
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]], list[tuple[int, int]]]:
-    """Score samples in batches of one size.
+    """Score samples in batches of one image size.
+
+    Args:
+        samples: samples to score.
+        scorer: fitted model or exported file.
+        white: stored value of a 16-bit image that becomes 255.
+        max_pixels: largest width × height that is decoded.
+        batch_size: images per inference.
 
     Returns:
-        Scores (n,), maps (h, w) and the images' (height, width), in the order of the samples.
+        Scores (n,), maps (h, w), and (height, width) of the images, in the order of the samples.
     """
     scores = np.zeros(len(samples), dtype=np.float32)
     maps: list[NDArray[np.float32]] = [np.zeros((0, 0), dtype=np.float32)] * len(samples)
@@ -142,8 +207,8 @@ def score_samples(
             part = samples[start : start + window]
             images = [read_image(s.path, white=white, max_pixels=max_pixels) for s in part]
             for batch in batches_by_size([i.shape for i in images], batch_size=batch_size):
-                said = scorer.score(np.stack([images[n] for n in batch]))
-                for n, score, anomaly_map in zip(batch, said.score, said.anomaly_map, strict=True):
+                scored = scorer.score(np.stack([images[n] for n in batch]))
+                for n, score, anomaly_map in zip(batch, scored.score, scored.anomaly_map, strict=True):
                     scores[start + n] = score
                     maps[start + n] = anomaly_map
                     sizes[start + n] = images[n].shape[:2]
@@ -152,10 +217,16 @@ def score_samples(
 
 
 def check_mask(sample: Sample, *, height: int, width: int, max_pixels: int) -> None:
-    """Refuse a mask that is not of its image's size or marks nothing.
+    """Refuse an empty mask, and a mask of another size than its image.
+
+    Args:
+        sample: sample with or without a mask.
+        height: height of its image in pixels.
+        width: width of its image in pixels.
+        max_pixels: largest width × height that is decoded.
 
     Raises:
-        DataError: naming both files.
+        DataError: the message names both files.
     """
     if sample.mask_path is None:
         return
@@ -167,12 +238,12 @@ def check_mask(sample: Sample, *, height: int, width: int, max_pixels: int) -> N
         )
     if not mask.any():
         raise DataError(
-            f"mask {sample.mask_path} marks no pixel of {sample.path}: draw it or move the image to test/good"
+            f"mask {sample.mask_path} has no defect pixel for {sample.path}: draw it, or move the image to test/good"
         )
 
 
 def summary(evaluation: Evaluation) -> str:
-    """Print-ready figures, one a line."""
+    """Format the figures for printing, one a line."""
 
     def line(name: str, estimate: Any) -> str:
         low, high = estimate.interval
@@ -184,13 +255,13 @@ def summary(evaluation: Evaluation) -> str:
         line("image F1-max", evaluation.image.f1_max),
     ]
     if evaluation.pixel is None:
-        lines.append(f"pixel figures          none: {evaluation.num_without_mask} defects without mask")
+        lines.append(f"pixel figures          none: {evaluation.num_without_mask} defects without a mask")
     else:
         lines += [
             line("pixel AUROC", evaluation.pixel.auroc),
             line("pixel AP", evaluation.pixel.average_precision),
             line("pixel F1-max", evaluation.pixel.f1_max),
-            *(line(f"AUPRO {threshold:.0%}", value) for threshold, value in evaluation.pixel.aupro.items()),
+            *(line(f"AUPRO {fpr:.0%}", value) for fpr, value in evaluation.pixel.aupro.items()),
         ]
     lines.append(f"false alarms           {evaluation.rates.false_alarms}")
     lines.append(f"misses                 {evaluation.rates.misses}")

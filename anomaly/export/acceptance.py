@@ -1,7 +1,7 @@
-"""What fewer bits cost: verdicts that flip and the ranking of drawn defects, the converted file against the one in fp32.
+"""The cost of fewer bits: verdicts that flip, and the ranking of drawn defects, of a converted file beside the fp32 file.
 
-Neither test images nor defects of the customer's are looked at: the good images are the calibration images, the defects are
-drawn onto them, and each file is calibrated through itself.
+No test image is read. The good images are the calibration images, the defects are drawn onto them, and each file is
+calibrated through its own graph.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from numpy.typing import NDArray
 
 from anomaly.data.synthetic import DEFECTS, draw_defect, estimate_foreground
 from anomaly.errors import ParityError, UsageError
-from anomaly.inference.scorer import Scorer, relative_difference
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import Scorer
 from anomaly.metrics import auroc
 from anomaly.system.progress import Report
 
 FLIP_MARGIN = 1e-3
-"""Verdicts closer to the threshold than this do not count as flips"""
+"""Distance of a score from the threshold up to which a changed verdict is not a flip"""
 SIZES = (0.06, 0.12, 0.24)
 """Longest extent of a drawn defect over the shorter side of the image"""
 CONTRASTS = (0.3, 0.6)
-"""Largest change in hundreds of grey levels"""
-NUM_EACH = 2
+"""Largest change of a drawn defect in hundreds of grey levels"""
+NUM_DRAWINGS = 2
 """Drawings of each kind, size and contrast"""
 
 
 class Bounds(NamedTuple):
-    """What a converted file may lose.
+    """Largest loss that a converted file may have.
 
     Args:
-        auroc_loss: of drawn defects against calibration images, before minus after.
-        flips: share of verdicts that change.
+        auroc_loss: AUROC of drawn defects against calibration images, before minus after.
+        flips: share of verdicts that change, in [0, 1].
     """
 
     auroc_loss: float
@@ -41,9 +42,12 @@ class Bounds(NamedTuple):
 
 
 def draw_defects(images: Sequence[NDArray[np.uint8]], *, num_each: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Draw every kind of defect in every size and contrast onto images (H, W, 3) in turn.
+    """Draw defects of every kind, size and contrast onto images (H, W, 3) in turn; invisible ones are left out.
 
-    A defect that shows nowhere on the part is left out.
+    Args:
+        images: good images, (H, W, 3) uint8 RGB.
+        num_each: drawings of each kind, size and contrast.
+        seed: seed of places and shapes.
     """
     foregrounds = [estimate_foreground(image) for image in images]
     plan = [(kind, size, contrast) for kind in DEFECTS for size in SIZES for contrast in CONTRASTS]
@@ -62,25 +66,25 @@ def compare_verdicts(
     """Score calibration images, and defects drawn onto them, with both files.
 
     Args:
-        reference: in fp32.
-        converted: calibrated through itself.
+        reference: model in fp32.
+        converted: model of fewer bits, calibrated through its own graph.
         good: calibration images, (H, W, 3) uint8 RGB.
-        seed: of the drawn defects.
-        report: progress.
+        seed: seed of the drawn defects.
+        report: progress function.
 
     Returns:
-        Numbers of images and flips, AUROC of both, and how far the scores of good images moved.
+        Numbers of images and flips, AUROC of both files, and the change of the scores.
     """
-    defects = list(draw_defects(good, num_each=NUM_EACH, seed=seed))
+    defects = list(draw_defects(good, num_each=NUM_DRAWINGS, seed=seed))
     images = [*good, *defects]
-    said: list[tuple[float, float]] = []
+    scores: list[tuple[float, float]] = []
     for image in images:
-        said.append((float(reference.score(image[None]).score[0]), float(converted.score(image[None]).score[0])))
-        report(len(said), len(images))
-    before, after = np.array(said).T
+        scores.append((float(reference.score(image[None]).score[0]), float(converted.score(image[None]).score[0])))
+        report(len(scores), len(images))
+    before, after = np.array(scores).T
     labels = np.arange(len(images)) >= len(good)
     flips = ((before > 1) != (after > 1)) & (np.abs(before - 1) > FLIP_MARGIN)
-    moved = relative_difference(before, after)
+    change = relative_difference(before, after)
     return {
         "num_good": len(good),
         "num_drawn_defects": len(defects),
@@ -91,30 +95,37 @@ def compare_verdicts(
         "auroc_before": auroc(before, labels),
         "auroc_after": auroc(after, labels),
         "score": {
-            "max": float(moved.max()),
-            "mean": float(moved.mean()),
-            "max_of_good": float(moved[: len(good)].max()),
+            "max": float(change.max()),
+            "mean": float(change.mean()),
+            "max_of_good": float(change[: len(good)].max()),
         },
     }
 
 
-def refuse_beyond(found: dict[str, Any], *, bounds: Bounds, name: str) -> None:
-    """Refuse a converted file that loses more than it may.
+def check_bounds(comparison: dict[str, Any], *, bounds: Bounds, name: str) -> None:
+    """Refuse a converted file that loses more than the bounds allow.
+
+    Args:
+        comparison: result of `compare_verdicts`.
+        bounds: largest loss.
+        name: name of the file for the message.
 
     Raises:
-        ParityError: more flips or more AUROC than the bounds; the text has the numbers.
+        ParityError: more flips, or a larger loss of AUROC.
     """
-    loss = found["auroc_before"] - found["auroc_after"]
-    if found["share_of_flips"] > bounds.flips or not loss <= bounds.auroc_loss:
-        raise ParityError(f"{name} loses too much and is not kept: {summary(found)}; at most {bounds.flips:.1%} of verdicts"
-                          f" may flip and {100 * bounds.auroc_loss:.2g} points be lost: take fp16 or fp32, or allow more by"
-                          " --max-flips and --max-auroc-loss")  # fmt: skip
+    loss = comparison["auroc_before"] - comparison["auroc_after"]
+    if comparison["share_of_flips"] > bounds.flips or not loss <= bounds.auroc_loss:
+        raise ParityError(
+            f"{name} loses too much: {summary(comparison)}. At most {bounds.flips:.1%} of verdicts may flip and"
+            f" {100 * bounds.auroc_loss:.2g} points of AUROC may be lost: take fp16 or fp32, or allow more with"
+            " --max-flips and --max-auroc-loss"
+        )
 
 
-def summary(found: dict[str, Any]) -> str:
-    """Tell in a line what `compare_verdicts` found."""
-    num = found["num_good"] + found["num_drawn_defects"]
+def summary(comparison: dict[str, Any]) -> str:
+    """Write the result of `compare_verdicts` in one line."""
+    num = comparison["num_good"] + comparison["num_drawn_defects"]
     return (
-        f"AUROC of drawn defects {100 * found['auroc_before']:.2f} before, {100 * found['auroc_after']:.2f} after,"
-        f" {found['num_flips']} of {num} verdicts flip"
+        f"AUROC of drawn defects {100 * comparison['auroc_before']:.2f} before,"
+        f" {100 * comparison['auroc_after']:.2f} after, {comparison['num_flips']} of {num} verdicts flip"
     )

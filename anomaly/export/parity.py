@@ -1,8 +1,9 @@
-"""The verb `verify`: proof that the exported file gives what the trained model gives, written beside it as a certificate."""
+"""Proof that an exported file gives the outputs of the trained model, as a certificate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,75 +14,112 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from anomaly.errors import ParityError
-from anomaly.export.acceptance import FLIP_MARGIN, Bounds, compare_verdicts, refuse_beyond, summary
-from anomaly.export.detector import MODEL_FILE
+from anomaly.export.acceptance import FLIP_MARGIN, Bounds, check_bounds, compare_verdicts
+from anomaly.export.model_file import MODEL_FILE
 from anomaly.export.reduced_precision import read_images
-from anomaly.export.sampler import SAMPLER_FILE, verify_sampler
+from anomaly.export.sampler import SAMPLER_FILE, check_sampler_certificate, compare_sampler
 from anomaly.imaging.image_file import read_image
 from anomaly.inference.batching import batches_by_size
-from anomaly.inference.scorer import OnnxScorer, Scorer, relative_difference
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import OnnxScorer, Scorer
 from anomaly.inference.session import Device
 from anomaly.inference.tiles import seam
 from anomaly.samplers.base import Sampler
-from anomaly.system.files import write_json
+from anomaly.system.files import as_path
 from anomaly.system.progress import progress_bar
-from anomaly.system.run_card import RunCard, hardware, now, versions
-from anomaly.training.tiling import TARGET as SEAM_TARGET
+from anomaly.system.run_card import hardware, now, versions
+from anomaly.training.fitted_model import Description, FittedModel, load_fitted_model
 from anomaly.training.torch_scorer import TorchScorer
 
 TARGET, REFUSE = 1e-4, 1e-3
-"""Difference of score and map in calibrated units: what fp32 reaches, and above which the file is refused"""
+"""Difference of score and map in calibrated units: target of fp32, and bound above which the file is refused"""
 MAX_CALIBRATION_IMAGES, MAX_PIXELS = 64, 100_000_000
-"""Images that are compared at most, and pixels of all of them after which no further one is"""
+"""Largest number of compared images, and number of pixels after which no further image is read"""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The comparison of one exported file with the trained model."""
+
+    path: Path
+    """the exported file"""
+    values: dict[str, Any]
+    """the comparison as JSON values"""
+
+    @property
+    def file(self) -> Path:
+        """Place of the certificate beside the exported file."""
+        return self.path.with_suffix(".certificate.json")
 
 
 def verify(
-    run: Path,
+    fitted: FittedModel | str | Path,
     *,
-    model: str = "",
+    model: str | Path | None = None,
     device: Device = "cpu",
     batch_size: int = 4,
     seed: int = 0,
     max_auroc_loss: float = 0.003,
     max_flips: float = 0.02,
 ) -> dict[str, Any]:
-    """Compare the trained model and the exported file on calibration images, random and adversarial inputs.
-
-    An fp32 file is held to the tolerance of its scores and maps; an fp16 or int8 one to its verdicts, on calibration images
-    and defects drawn onto them.
+    """Compare the trained model with the exported file, and refuse a difference above the tolerance.
 
     Args:
-        run: the run folder.
-        model: the exported file; by default `model.onnx` in the run folder.
-        device: that the file runs on; TF32 is off on both sides.
+        fitted: fitted model, or its folder.
+        model: exported file; None for `model.onnx` in that folder.
+        device: device of the exported file; TF32 is off on both sides.
         batch_size: images per inference.
-        seed: of the random inputs.
-        max_auroc_loss: of drawn defects, above which fp16 and int8 are refused.
-        max_flips: share of verdicts that may change in fp16 and int8.
+        seed: seed of the random inputs and drawn defects.
+        max_auroc_loss: largest loss of AUROC on drawn defects for fp16 and int8, in [0, 1].
+        max_flips: largest share of verdicts that may change in fp16 and int8, in [0, 1].
 
     Returns:
-        The certificate, also written as `<model>.certificate.json`; a sampler's file has its own beside it.
+        The certificate of the file that scores, or of a sampler that only draws.
 
     Raises:
-        ParityError: a difference above the tolerance; the certificate says where, and is written all the same.
+        ParityError: a difference above the tolerance.
+        ModelError: a missing or damaged file.
     """
-    card = RunCard("verify", config=dict(locals()))
-    path = Path(model) if model else run / MODEL_FILE
-    trained = TorchScorer(run)
+    certificates = compare_files(fitted, model=model, device=device, batch_size=batch_size, seed=seed)
+    for certificate in certificates:
+        check_certificate(certificate, bounds=Bounds(max_auroc_loss, max_flips))
+    return certificates[-1].values
+
+
+def compare_files(
+    fitted: FittedModel | str | Path,
+    *,
+    model: str | Path | None = None,
+    device: Device = "cpu",
+    batch_size: int = 4,
+    seed: int = 0,
+) -> list[Certificate]:
+    """Compare the trained model with its exported files; arguments are those of `verify`.
+
+    An fp32 file is compared in scores and maps on calibration images, random and adversarial inputs. An fp16 or int8 file is
+    also compared in verdicts, on calibration images and on defects drawn onto them.
+
+    Returns:
+        One certificate per file: first the file that draws, for a sampler; last the file that scores.
+
+    Raises:
+        ModelError: a missing or damaged file.
+    """
+    if not isinstance(fitted, FittedModel):
+        fitted = load_fitted_model(as_path(fitted, name="fitted"))
+    path = as_path(model, name="model") if model is not None else fitted.folder / MODEL_FILE
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    description = trained.description
-    images: list[NDArray[np.uint8]] = []
-    for path_of in description.calibration_images[:MAX_CALIBRATION_IMAGES]:
-        images.append(read_image(path_of, white=description.white, max_pixels=description.max_pixels))
-        if sum(image[..., 0].size for image in images) > MAX_PIXELS:
-            break
-    if isinstance(trained.detector, Sampler):
-        drawing = verify_sampler(
-            trained.detector, path.with_name(SAMPLER_FILE), images=images, device=device, seed=seed
-        )
-        if not trained.detector.scores:
-            return drawing
+    description = fitted.description
+    images = _calibration_images(description)
+    certificates = []
+    if isinstance(fitted.model, Sampler):
+        drawing = path.with_name(SAMPLER_FILE)
+        values = compare_sampler(fitted.model, drawing, images=images, device=device, seed=seed)
+        certificates.append(Certificate(drawing, values))
+        if fitted.detector is None:
+            return certificates
+    trained = TorchScorer(fitted)
     exported = OnnxScorer(path, device=device, num_threads=0)
     precision, fixed = exported.metadata.precision, exported.metadata.fixed
     inputs = [
@@ -89,14 +127,14 @@ def verify(
         for batch in batches_by_size([i.shape for i in images], batch_size=batch_size)
     ]
     inputs += list(adversarial_inputs(seed=seed, fixed=fixed))
-    certificate = compare(trained, exported, inputs)
+    values = compare(trained, exported, inputs)
     if precision != "fp32":
         good = read_images(description.calibration_images, description)
         with progress_bar("compare verdicts") as report:
-            certificate |= compare_verdicts(trained, exported, good=good, seed=seed, report=report)
+            values |= compare_verdicts(trained, exported, good=good, seed=seed, report=report)
     if description.tiling and description.tiling.mode == "seamless":
-        certificate["seam"] = seam(exported.score_windows, images[0], tiling=description.tiling)
-    certificate |= {
+        values["seam"] = seam(exported.score_windows, images[0], tiling=description.tiling)
+    values |= {
         "model": exported.sha256,
         "detector": description.detector,
         "precision": precision,
@@ -107,37 +145,59 @@ def verify(
         "hardware": hardware(),
         "date": now(),
     }
-    write_json(path.with_suffix(".certificate.json"), certificate)
-    card.facts["result"] = {key: certificate[key] for key in ("model", "score", "map", "num_flips")}
-    card.write(path.with_suffix(".verify.run.json"))
-    if precision != "fp32":
-        refuse_beyond(certificate, bounds=Bounds(max_auroc_loss, max_flips), name=f"{precision} of {path}")
-        print(f"{path}: {precision}, {summary(certificate)}")
-        return certificate
-    worst = max(certificate["score"]["max"], certificate["map"]["max"])
-    if not worst <= REFUSE or certificate["num_flips"]:
+    return [*certificates, Certificate(path, values)]
+
+
+def check_certificate(certificate: Certificate, *, bounds: Bounds) -> None:
+    """Refuse a file whose certificate shows a difference above the tolerance.
+
+    Args:
+        certificate: comparison of one file.
+        bounds: largest loss of an fp16 or int8 file.
+
+    Raises:
+        ParityError: the difference, the tolerance, and the worst input.
+    """
+    path, values = certificate.path, certificate.values
+    if values["kind"] != "parity":
+        check_sampler_certificate(values, path=path)
+        return
+    if values["precision"] != "fp32":
+        check_bounds(values, bounds=bounds, name=f"{values['precision']} of {path}")
+        return
+    worst = max(values["score"]["max"], values["map"]["max"])
+    if not worst <= REFUSE or values["num_flips"]:
         raise ParityError(
             f"{path} differs from the trained model by {worst:.3g} in calibrated units, above {REFUSE:g}"
-            f" ({certificate['num_flips']} verdicts flip), worst on {certificate['worst_input']!r}: do not ship it;"
+            f" ({values['num_flips']} verdicts flip), worst on {values['worst_input']!r}: do not ship it;"
             " export it again, and see the certificate beside it"
         )
-    if not certificate.get("seam", 0.0) <= REFUSE:
+    if not values.get("seam", 0.0) <= REFUSE:
         raise ParityError(
-            f"{path} gives a stitched map that differs by {certificate['seam']:.3g} from the one without tiles, above"
-            f" {REFUSE:g}: its windows are not what the network needs on this device; score on another, or fit it again"
+            f"{path} gives a stitched map that differs from the map without tiles by {values['seam']:.3g}, above {REFUSE:g}:"
+            " its windows are too small on this device; score on another device, or fit it again"
         )
-    print(f"{path}: parity {worst:.2g} (target {TARGET:g}, refused above {REFUSE:g}), no verdict flips")
-    if "seam" in certificate:
-        print(f"stitched map within {certificate['seam']:.2g} of the one without tiles (target {SEAM_TARGET:g})")
-    return certificate
+
+
+def _calibration_images(description: Description) -> list[NDArray[np.uint8]]:
+    """Read the first calibration images, (H, W, 3) uint8 RGB."""
+    images: list[NDArray[np.uint8]] = []
+    for path in description.calibration_images[:MAX_CALIBRATION_IMAGES]:
+        images.append(read_image(path, white=description.white, max_pixels=description.max_pixels))
+        if sum(image[..., 0].size for image in images) > MAX_PIXELS:
+            break
+    return images
 
 
 def adversarial_inputs(*, seed: int, fixed: Sequence[int]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Inputs that show what images hide: noise, extremes, the finest pattern, odd sizes, one pixel.
+    """Give inputs that reveal differences which images hide: noise, extremes, the finest pattern, odd sizes, one pixel.
 
     Args:
-        seed: of the noise.
-        fixed: what a fixed model takes, images at a time, height and width; its own size is the only one then.
+        seed: seed of the noise.
+        fixed: images per run, height and width of a fixed model, whose own size is then the only one; empty for any.
+
+    Yields:
+        Name and images (n, H, W, 3) uint8 of each input.
     """
     rng = np.random.default_rng(seed)
     _, height, width = fixed or (0, 256, 256)
@@ -155,11 +215,11 @@ def adversarial_inputs(*, seed: int, fixed: Sequence[int]) -> Iterator[tuple[str
 
 
 def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[np.uint8]]]) -> dict[str, Any]:
-    """Score the same inputs with both and summarise the differences in calibrated units, `|a − b| / max(1, |a|)`.
+    """Score inputs with both models and summarise the differences in calibrated units, `|a − b| / max(1, |a|)`.
 
     Args:
-        trained: the reference, a.
-        exported: the file, b.
+        trained: reference model, a.
+        exported: exported model, b.
         inputs: name and images (n, H, W, 3) uint8 RGB of one size each.
     """
     by_input: dict[str, dict[str, float]] = {}
@@ -172,7 +232,7 @@ def compare(trained: Scorer, exported: Scorer, inputs: list[tuple[str, NDArray[n
             scores.append((a.score, b.score))
             worst = by_input.setdefault(name, {"score": 0.0, "map": 0.0})
             for part, x, y in (("score", a.score, b.score), ("map", a.anomaly_map, b.anomaly_map)):
-                difference = np.nan_to_num(relative_difference(x, y), nan=np.inf)  # no number is no agreement
+                difference = np.nan_to_num(relative_difference(x, y), nan=np.inf)  # NaN is never equal
                 worst[part] = max(worst[part], float(difference.max()))
                 sums[part] += float(difference.sum())
                 counts[part] += difference.size

@@ -1,4 +1,4 @@
-"""From the certified fp32 file to one of fewer bits: converted, calibrated through itself, compared, kept or refused."""
+"""From the fp32 file to a file of fewer bits: converted, calibrated through its own graph, compared, accepted or refused."""
 
 from __future__ import annotations
 
@@ -12,35 +12,26 @@ import onnx
 from numpy.typing import NDArray
 
 from anomaly.errors import UsageError
-from anomaly.export.acceptance import Bounds, compare_verdicts, draw_defects, refuse_beyond
+from anomaly.export.acceptance import Bounds, check_bounds, compare_verdicts, draw_defects
 from anomaly.export.passes.half import to_half
 from anomaly.export.passes.int8 import quantise
 from anomaly.export.passes.int8_selection import choose
 from anomaly.export.passes.static_shape import Fixed
 from anomaly.imaging.image_file import read_image
-from anomaly.inference.artifact import (
-    GOLDEN_TOLERANCE,
-    Metadata,
-    Precision,
-    golden_batch,
-    graph_sha256,
-    load_graph,
-    read_metadata,
-    write_model,
-)
+from anomaly.inference.artifact import Metadata, Precision, graph_sha256, load_graph, read_metadata, write_model
+from anomaly.inference.golden import GOLDEN_TOLERANCE, golden_batch
 from anomaly.inference.scorer import OnnxScorer, score_bytes
 from anomaly.inference.session import PROVIDERS
 from anomaly.inference.tiles import Tiling
-from anomaly.recalibration.labelled_images import NOTHING_MARKED
-from anomaly.recalibration.recalibrate import recalibrate
+from anomaly.recalibration.calibrated_file import write_calibrated
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import hardware, now, versions
 from anomaly.training.fitted_model import Description
 
 NUM_TRAINING_IMAGES = 16
-"""Images, spread over the training set, that set ranges and choose convolutions"""
+"""Number of training images, evenly spaced, that set ranges and choose convolutions"""
 SEED = 0
-"""Of the drawn defects"""
+"""Seed of the drawn defects"""
 
 
 def write_converted(
@@ -53,75 +44,89 @@ def write_converted(
     bounds: Bounds,
     out: Path,
 ) -> dict[str, Any]:
-    """Convert an fp32 model, calibrate it through its own file, compare the verdicts, and write it where it passes.
+    """Convert an fp32 model and write it where it keeps its verdicts.
 
     Args:
-        reference: the fp32 file, fixed or not.
-        dynamic: its graph for images of any number and size.
-        description: of the run: images, alpha, guarantee.
+        reference: fp32 file, with fixed or dynamic shapes.
+        dynamic: its graph with dynamic shapes.
+        description: description of the fitted model: images, alpha, guarantee.
         precision: fp16 or int8.
-        learned: names of the tensors that were learned.
-        bounds: what it may lose.
-        out: the file to write; what was there stays where the new one is refused.
+        learned: names of the learned tensors.
+        bounds: largest loss.
+        out: file to write; an existing file stays where the new one is refused.
 
     Returns:
-        The certificate.
+        The certificate as JSON values.
 
     Raises:
-        ParityError: it loses more than the bounds allow.
-        UsageError: a detector that has nothing to convert.
-        DataError, CalibrationError: images that cannot be used.
+        ParityError: the converted file loses more than the bounds allow.
+        UsageError: a detector without learned convolutions.
+        DataError: images that cannot be used.
+        CalibrationError: scores that cannot be calibrated.
     """
     graph = load_graph(reference)
-    metadata = read_metadata(graph, name=str(reference))
-    chosen: dict[str, Any] = {}
+    selection: dict[str, Any] = {}
     if precision == "fp16":
         converted = to_half(graph, learned=learned)
     else:
-        converted, chosen = _to_int8(graph, dynamic, description, learned=learned)
+        converted, selection = _to_int8(graph, dynamic, description, learned=learned)
     candidate = out.with_name(out.name + ".converted")
     try:
-        _write_uncalibrated(candidate, converted, dataclasses.replace(metadata, precision=precision))
-        calibration = recalibrate(
-            candidate,
-            description.calibration_images,
-            labelled=NOTHING_MARKED,
-            out=candidate,
-            source=description.calibration.source,
-            num_part_groups=description.calibration.num_part_groups,
-            excluded=description.calibration.excluded,
-            alpha=description.alpha,
-            guarantee=description.guarantee,
-            device="cpu",
-            max_pixels=description.max_pixels,
-        )
-        good = read_images(description.calibration_images, description)
-        before = OnnxScorer(reference, device="cpu", num_threads=0)
-        with progress_bar(f"compare {precision} with fp32") as report:
-            found = compare_verdicts(
-                before, OnnxScorer(candidate, device="cpu", num_threads=0), good=good, seed=SEED, report=report
-            )
-        refuse_beyond(found, bounds=bounds, name=f"{precision} of {out}")
-        tolerance = golden_tolerance(found)
-        converted = load_graph(candidate)
-        metadata = read_metadata(converted, name=str(candidate))
-        golden = dataclasses.replace(metadata.golden, tolerance=dict.fromkeys(PROVIDERS.values(), tolerance))
-        write_model(candidate, converted, dataclasses.replace(metadata, golden=golden))
-        written = OnnxScorer(candidate, device="cpu", num_threads=0)
+        certificate = write_candidate(reference, converted, description=description, precision=precision, out=candidate)
+        check_bounds(certificate, bounds=bounds, name=f"{precision} of {out}")
         candidate.replace(out)
     finally:
         candidate.unlink(missing_ok=True)
+    return certificate | {"max_auroc_loss": bounds.auroc_loss, "max_flips": bounds.flips} | selection
+
+
+def write_candidate(
+    reference: Path, converted: onnx.ModelProto, *, description: Description, precision: Precision, out: Path
+) -> dict[str, Any]:
+    """Write a converted graph, calibrate it through itself, and compare its verdicts with the fp32 file.
+
+    Args:
+        reference: fp32 file.
+        converted: graph of fewer bits.
+        description: description of the fitted model.
+        precision: precision for the metadata.
+        out: file to write.
+
+    Returns:
+        The comparison as JSON values.
+    """
+    metadata = read_metadata(load_graph(reference), name=str(reference))
+    _write_uncalibrated(out, converted, dataclasses.replace(metadata, precision=precision))
+    calibration = write_calibrated(
+        out,
+        description.calibration_images,
+        out=out,
+        source=description.calibration.source,
+        num_part_groups=description.calibration.num_part_groups,
+        excluded=description.calibration.excluded,
+        alpha=description.alpha,
+        guarantee=description.guarantee,
+        device="cpu",
+        max_pixels=description.max_pixels,
+    )
+    good = read_images(description.calibration_images, description)
+    before, after = (OnnxScorer(path, device="cpu", num_threads=0) for path in (reference, out))
+    with progress_bar(f"compare {precision} with fp32") as report:
+        comparison = compare_verdicts(before, after, good=good, seed=SEED, report=report)
+    calibrated = load_graph(out)
+    metadata = read_metadata(calibrated, name=str(out))
+    tolerance = dict.fromkeys(PROVIDERS.values(), golden_tolerance(comparison))
+    golden = dataclasses.replace(metadata.golden, tolerance=tolerance)
+    write_model(out, calibrated, dataclasses.replace(metadata, golden=golden))
+    written = OnnxScorer(out, device="cpu", num_threads=0)
     return {
         "kind": "precision",
         "precision": precision,
         "model": written.sha256,
         "reference": before.sha256,
         "provider": written.provider,
-        **found,
-        "max_auroc_loss": bounds.auroc_loss,
-        "max_flips": bounds.flips,
-        "golden_tolerance": golden.tolerance,
-        **chosen,
+        **comparison,
+        "golden_tolerance": tolerance,
         "calibration": calibration,
         "versions": versions(),
         "hardware": hardware(),
@@ -129,21 +134,21 @@ def write_converted(
     }
 
 
-def golden_tolerance(found: dict[str, Any]) -> float:
-    """Give what the golden image's score may differ by on other kernels of the same precision.
+def golden_tolerance(comparison: dict[str, Any]) -> float:
+    """Give the tolerance of the golden image's score on other kernels of the same precision.
 
-    Two ways of rounding lie at most as far apart as both together lie from fp32: twice what this one moved good images.
+    Two roundings differ by at most the sum of their distances from fp32: twice the largest change of a good image's score.
     """
-    return max(GOLDEN_TOLERANCE, 2 * float(found["score"]["max_of_good"]))
+    return max(GOLDEN_TOLERANCE, 2 * float(comparison["score"]["max_of_good"]))
 
 
 def read_images(paths: Collection[str], description: Description) -> list[NDArray[np.uint8]]:
-    """Read images of a run's data as its model wants them, (H, W, 3) uint8 RGB."""
+    """Read images as the fitted model takes them, (H, W, 3) uint8 RGB."""
     return [read_image(path, white=description.white, max_pixels=description.max_pixels) for path in paths]
 
 
 def central_window(image: NDArray[np.uint8], tiling: Tiling) -> NDArray[np.uint8]:
-    """Cut a window such as the network sees out of the middle of a image (H, W, 3)."""
+    """Cut a window of the network's size out of the centre of an image (H, W, 3)."""
     (top, height), (left, width) = (
         ((side - window) // 2, window) if side > window else (0, side - side % tiling.stride)
         for side, window in zip(image.shape, tiling.window, strict=False)
@@ -152,23 +157,24 @@ def central_window(image: NDArray[np.uint8], tiling: Tiling) -> NDArray[np.uint8
 
 
 def check_sizes(images: Collection[NDArray[np.uint8]], fixed: Fixed) -> None:
-    """Refuse a fixed size that the calibration images do not have: through it they could not be scored.
+    """Refuse a fixed size that a calibration image does not have.
 
     Raises:
-        UsageError: one of another size.
+        UsageError: an image of another size.
     """
     for image in images:
         if image.shape[:2] != fixed[1:]:
             raise UsageError(
                 f"--fixed {','.join(map(str, fixed))}: a calibration image has {image.shape[1]}×{image.shape[0]} pixels, not"
-                f" {fixed.width}×{fixed.height}: fix the size that all images have, here"
-                f" {fixed.num},{image.shape[0]},{image.shape[1]}, or leave --fixed out"
+                f" {fixed.width}×{fixed.height}: give the size that all images have, here"
+                f" {fixed.num},{image.shape[0]},{image.shape[1]}, or omit --fixed"
             )
 
 
 def _to_int8(
     graph: onnx.ModelProto, dynamic: onnx.ModelProto, description: Description, *, learned: Collection[str]
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Choose convolutions on training images and quantise them; gives the graph and the facts of the choice."""
     step = max(1, len(description.train) // NUM_TRAINING_IMAGES)
     good = read_images(description.train[::step][:NUM_TRAINING_IMAGES], description)
     if description.tiling:
@@ -176,20 +182,20 @@ def _to_int8(
     defects = list(draw_defects(good, num_each=1, seed=SEED + 1))
     with progress_bar("choose convolutions for int8") as report:
         choice = choose(dynamic, learned=learned, good=good, defects=defects, report=report)
-    told = {
+    facts = {
         "num_int8": len(choice.convolutions),
         "num_convolutions": choice.num_candidates,
         "int8": choice.convolutions,
     }
-    return quantise(graph, choice.convolutions, spans=choice.spans), told
+    return quantise(graph, choice.convolutions, spans=choice.spans), facts
 
 
 def _write_uncalibrated(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> None:
-    """Write a file that loads: its golden image is what it says now, its calibration still that of the other."""
-    said = score_bytes(
+    """Write a file with its own outputs of the golden image and the calibration of the fp32 file."""
+    scores = score_bytes(
         graph.SerializeToString(), golden_batch(metadata.golden, fixed=metadata.fixed), tiling=metadata.tiling
     )
     golden = dataclasses.replace(
-        metadata.golden, score=float(said.score[0]), map_maximum=float(said.anomaly_map[0].max())
+        metadata.golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map[0].max())
     )
     write_model(path, graph, dataclasses.replace(metadata, golden=golden, sha256=graph_sha256(graph)))

@@ -17,7 +17,7 @@ from anomaly.export.torch_to_onnx import to_onnx
 from anomaly.generation.artifact import SamplerMetadata, function_graph, merge
 from anomaly.generation.onnx_sampler import PREPARE, OnnxSampler, draw_input, golden_of
 from anomaly.inference.artifact import CONTRACT, graph_sha256, write_model
-from anomaly.inference.scorer import relative_difference
+from anomaly.inference.difference import relative_difference
 from anomaly.inference.session import Device, open_session
 from anomaly.samplers.base import Sampler
 from anomaly.system.progress import progress_bar

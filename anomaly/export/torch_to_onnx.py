@@ -1,4 +1,4 @@
-"""From a torch module to a bare ONNX graph of the contract's opset, by torch's exporter."""
+"""From a torch module to a bare ONNX graph of the contract's opset, with torch's exporter."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def to_onnx(
     """Export a module as a bare graph of the contract's opset.
 
     Args:
-        module: in eval mode, on the CPU.
-        example: its inputs, with sizes that no axis left free has by chance.
-        shapes: which axes of each input are free, as `torch.export` takes it.
+        module: module in eval mode on the CPU.
+        example: example inputs; dynamic axes have sizes other than 0 and 1, and different from each other.
+        shapes: dynamic axes of each input, in the form of `torch.export`.
         inputs: names of the inputs.
         outputs: names of the outputs.
-        reason: known reason why the module cannot be exported.
+        reason: known reason why the module cannot be exported; None if there is none.
 
     Raises:
-        ModelError: the graph cannot be exported, with the reason.
+        ModelError: the module cannot be exported, with the reason.
     """
     name = type(module).__name__
-    chatter = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(chatter), redirect_stderr(chatter), torch.no_grad():
+    output_text = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(output_text), redirect_stderr(output_text), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -57,17 +57,17 @@ def to_onnx(
         except torch.onnx.OnnxExporterError as error:
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ModelError(
-                f"{name} cannot be exported: {reason or first}; it can be tested and compared as a run folder"
+                f"{name} cannot be exported: {reason or first}; evaluate the fitted model in its folder instead"
             ) from error
         finally:
             logging.disable(logging.NOTSET)
     if program is None:
-        raise ModelError(f"{name} could not be exported:\n{chatter.getvalue()}")
+        raise ModelError(f"{name} could not be exported:\n{output_text.getvalue()}")
     return _bare(program.model_proto)
 
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Take out what the exporter adds for debugging (source lines, paths) and what the contract's IR does not know."""
+    """Remove debugging facts of the exporter (source lines, paths) and fields that the contract's IR version lacks."""
     model.ir_version = IR_VERSION
     del model.metadata_props[:]
     model.doc_string = ""

@@ -1,4 +1,4 @@
-"""The form of a graph for one number and one size of images."""
+"""A graph with fixed shapes: one number and one size of images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from anomaly.errors import ImageError, UsageError
 from anomaly.export.parity import verify
 from anomaly.export.passes.static_shape import Fixed, fix, parse_fixed, triangle_weights
 from anomaly.inference.artifact import calibration_tensors, load_graph
-from anomaly.inference.scorer import OnnxScorer, relative_difference, score_bytes
-from anomaly.scoring.pipeline import ONLY, Settings, score_images
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import OnnxScorer, score_bytes
+from anomaly.scoring.pipeline import score_images
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
 from anomaly.system.processors import has_cuda_device
 
@@ -38,29 +40,29 @@ def bare(model: Path) -> onnx.ModelProto:
 
 @pytest.fixture
 def fixed(run_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The model in the fixed form, as the verb writes it."""
-    monkeypatch.setattr("anomaly.export.detector.export_graph", lambda detector: bare(model))
+    """A model with fixed shapes, written by the verb."""
+    monkeypatch.setattr("anomaly.export.model_file.export_graph", lambda detector: bare(model))
     out = tmp_path / "fixed" / "fixed.onnx"
     assert run(["export", str(run_folder), "--out", str(out), "--fixed", "2,72,88"]) == 0
     return out
 
 
 @pytest.mark.parametrize("text", ["", "8", "8,900", "8,900,0", "8,900,900,3", "8,-1,900", "a,b,c", "8x900x900"])
-def test_size_that_is_none_is_refused(text: str) -> None:
+def test_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"N,H,W, e\.g\. 8,900,900"):
         parse_fixed(text)
     assert parse_fixed("8, 600,900") == Fixed(8, 600, 900)
 
 
 @pytest.mark.parametrize(("length", "target"), [(900, 256), (64, 64), (40, 64), (313, 100), (1, 7)])
-def test_products_of_weights_are_the_antialiased_resize(length: int, target: int) -> None:
+def test_matrix_products_equal_the_antialiased_resize(length: int, target: int) -> None:
     x = torch.from_numpy(noise(1, 3, length, 5).astype(np.float32))
     expected = functional.interpolate(x, (target, 5), mode="bilinear", antialias=True, align_corners=False)
     found = torch.from_numpy(triangle_weights(length, target)) @ x
     assert float((found - expected).abs().max()) < 2e-3  # of 255
 
 
-def test_fixed_graph_has_no_free_size_and_no_antialiased_resize(model: Path) -> None:
+def test_fixed_graph_has_no_dynamic_size_and_no_antialiased_resize(model: Path) -> None:
     graph = bare(model)
     static = fix(graph, SIZE)
     onnx.checker.check_model(static, full_check=True)
@@ -72,7 +74,7 @@ def test_fixed_graph_has_no_free_size_and_no_antialiased_resize(model: Path) -> 
     assert not any(a.name == "antialias" and a.i for node in static.graph.node for a in node.attribute)
     assert not {"Shape", "Loop", "If"} & {node.op_type for node in static.graph.node}
     (first,) = (node for node in static.graph.node if "image" in node.input)
-    assert first.op_type == "Cast"  # TensorRT moves no uint8
+    assert first.op_type == "Cast"  # TensorRT does not transpose uint8
     assert calibration_tensors(static) == calibration_tensors(graph)
     images = noise(2, 72, 88, 3)
     a, b = (score_bytes(m.SerializeToString(), images) for m in (graph, static))
@@ -80,12 +82,12 @@ def test_fixed_graph_has_no_free_size_and_no_antialiased_resize(model: Path) -> 
     assert relative_difference(a.anomaly_map, b.anomaly_map).max() < 1e-4
 
 
-def test_scorer_fills_a_small_batch_and_cuts_a_large_one(fixed: Path, model: Path) -> None:
-    scorer, free = (OnnxScorer(path, device="cpu", num_threads=1) for path in (fixed, model))
+def test_scorer_pads_a_small_batch_and_splits_a_large_one(fixed: Path, model: Path) -> None:
+    scorer, dynamic = (OnnxScorer(path, device="cpu", num_threads=1) for path in (fixed, model))
     assert scorer.metadata.fixed == [2, 72, 88]
     for num in range(1, 6):
         images = noise(num, 72, 88, 3, seed=num)
-        a, b = free.score(images), scorer.score(images)
+        a, b = dynamic.score(images), scorer.score(images)
         assert b.score.shape == (num,)
         assert relative_difference(a.score, b.score).max() < 1e-4
         assert relative_difference(a.anomaly_map, b.anomaly_map).max() < 1e-4
@@ -94,7 +96,7 @@ def test_scorer_fills_a_small_batch_and_cuts_a_large_one(fixed: Path, model: Pat
     assert error.value.code == "unsupported_pixels"
 
 
-def test_image_of_another_size_is_an_error_row(fixed: Path, category: Path, tmp_path: Path) -> None:
+def test_image_of_another_size_gives_an_error_row(fixed: Path, category: Path, tmp_path: Path) -> None:
     import cv2
 
     (tmp_path / "images").mkdir()
@@ -109,7 +111,7 @@ def test_image_of_another_size_is_an_error_row(fixed: Path, category: Path, tmp_
     assert "60×50 pixels, and this model is fixed to 88×72" in rows[-1]["message"]
 
 
-def test_batches_in_flight_give_the_rows_of_one_at_a_time(model: Path, category: Path) -> None:
+def test_parallel_batches_give_the_rows_of_sequential_batches(model: Path, category: Path) -> None:
     paths = [str(p) for p in sorted((category / "test").rglob("*.png"))]
     settings = Settings(threshold=1.0, batch_size=2, max_pixels=10_000, num_threads=2)
     rows = []
@@ -117,16 +119,16 @@ def test_batches_in_flight_give_the_rows_of_one_at_a_time(model: Path, category:
         scorer = OnnxScorer(model, device="cpu", num_threads=1)
         scorer.num_in_flight = num
         rows.append(
-            [one.row for one in score_images(map(Item, paths), scorers={ONLY: scorer}, settings=settings, seconds={})]
+            [one.row for one in score_images(map(Item, paths), scorers={DEFAULT_PRODUCT: scorer}, settings=settings, seconds={})]
         )
     assert len(rows[0]) == 12
     assert rows[0] == rows[1]
 
 
-def test_fixed_model_verifies_and_is_timed_at_its_own_size(
+def test_fixed_model_is_verified_and_profiled_at_its_own_size(
     fixed: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    certificate = verify(run_folder, model=str(fixed))
+    certificate = verify(run_folder, model=fixed)
     assert certificate["fixed"] == [2, 72, 88]
     assert max(certificate["score"]["max"], certificate["map"]["max"]) < 1e-4
     assert set(certificate["by_input"]) == {
@@ -140,13 +142,13 @@ def test_fixed_model_verifies_and_is_timed_at_its_own_size(
     assert "88×72 pixels" in capsys.readouterr().out
 
 
-def test_fixed_model_calibrates_again(fixed: Path, category: Path) -> None:
+def test_fixed_model_can_be_recalibrated(fixed: Path, category: Path) -> None:
     assert run(["calibrate", str(fixed), str(category / "train/good")]) == 0
     again = OnnxScorer(fixed, device="cpu", num_threads=1).metadata
     assert (again.fixed, again.calibration.num_images) == ([2, 72, 88], 40)
 
 
-def test_size_that_the_images_do_not_have_is_refused(
+def test_size_other_than_the_images_is_refused(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model.onnx"
@@ -155,8 +157,8 @@ def test_size_that_the_images_do_not_have_is_refused(
     assert not out.exists()
 
 
-def test_fixed_form_in_integers(run_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomaly.export.detector.export_graph", lambda detector: bare(model))
+def test_fixed_shapes_with_int8(run_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly.export.model_file.export_graph", lambda detector: bare(model))
     out = tmp_path / "both.onnx"
     options = ["--fixed", "3,72,88", "--precision", "int8", "--max-auroc-loss", "0.2", "--max-flips", "0.5"]
     assert run(["export", str(run_folder), "--out", str(out), *options]) == 0
@@ -171,11 +173,11 @@ def test_fixed_form_in_integers(run_folder: Path, model: Path, tmp_path: Path, m
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not has_cuda_device(), reason="no GPU here")
-def test_cuda_graph_scores_as_the_cpu_batch_after_batch(fixed: Path) -> None:
+@pytest.mark.skipif(not has_cuda_device(), reason="needs a GPU")
+def test_cuda_graph_gives_the_scores_of_the_cpu(fixed: Path) -> None:
     cpu, cuda = (OnnxScorer(fixed, device=device, num_threads=1) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
     assert cuda.num_in_flight == 1
-    for seed in range(5):  # captured in one of the first, replayed in the last
+    for seed in range(5):  # the first runs are captured, the last ones are replayed
         images = noise(2, 72, 88, 3, seed=seed)
         a, b = cpu.score(images), cuda.score(images)
         assert relative_difference(a.score, b.score).max() <= 1e-3

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from anomaly.commands.main import run
 from anomaly.errors import ModelError, ParityError, UsageError
 from anomaly.export import reduced_precision as conversion
-from anomaly.export.acceptance import Bounds, compare_verdicts, draw_defects, refuse_beyond
+from anomaly.export.acceptance import Bounds, check_bounds, compare_verdicts, draw_defects
 from anomaly.export.parity import verify
 from anomaly.export.passes import int8_selection as int8_choice
 from anomaly.export.passes.half import learned_convolutions, to_half
@@ -34,7 +34,8 @@ from anomaly.inference.artifact import (
     read_metadata,
     write_model,
 )
-from anomaly.inference.scorer import OnnxScorer, Scores, relative_difference, score_bytes
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import OnnxScorer, Scores, score_bytes
 from anomaly.recalibration.recalibrate import calibrate
 from anomaly.training.fitted_model import Description, load
 from tests.plates import draw_part
@@ -297,8 +298,8 @@ def test_verdicts_close_to_the_threshold_are_no_flips() -> None:
     assert found["score"]["max_of_good"] == pytest.approx(0.7)
     for bounds in (Bounds(auroc_loss=1.0, flips=0.001), Bounds(auroc_loss=0.001, flips=1.0)):
         with pytest.raises(ParityError, match="loses too much"):
-            refuse_beyond(found, bounds=bounds, name="it")
-    refuse_beyond(found, bounds=Bounds(auroc_loss=1.0, flips=1.0), name="it")
+            check_bounds(found, bounds=bounds, name="it")
+    check_bounds(found, bounds=Bounds(auroc_loss=1.0, flips=1.0), name="it")
 
 
 def test_drawn_defects_are_those_of_their_seed() -> None:

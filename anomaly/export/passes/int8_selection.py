@@ -18,7 +18,7 @@ from anomaly.errors import ParityError
 from anomaly.export.passes.half import learned_convolutions
 from anomaly.export.passes.int8 import Span, measure_spans, quantise
 from anomaly.inference.artifact import INPUT, OUTPUTS
-from anomaly.inference.scorer import relative_difference
+from anomaly.inference.difference import relative_difference
 from anomaly.inference.session import open_session
 from anomaly.system.progress import Report
 
