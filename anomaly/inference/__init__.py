@@ -1,1 +1,1 @@
-"""One exported model file: its metadata, its session, its scores."""
+"""Exported model files: metadata, sessions, scores, large images in tiles."""

@@ -1,21 +1,17 @@
-"""The file that crosses from training to the factory: one `.onnx` with its metadata.
+"""The model file: one `.onnx` with its metadata.
 
-The graph takes `image` uint8 RGB (n, h, w, 3) and returns `score` (n,) and `anomaly_map` (n, h', w'), calibrated.
-Beside it the file carries what a later reader needs as JSON strings under the prefix `anomaly.`; the fields are those
-of `Metadata`.
+The graph takes `image` uint8 RGB (n, h, w, 3) and returns `score` (n,) and `anomaly_map` (n, h', w'), both calibrated.
+The metadata are JSON strings with the prefix `anomaly.`; their fields are those of `Metadata`.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -23,20 +19,18 @@ from numpy.typing import NDArray
 
 from anomaly.errors import ImageError, ModelError
 from anomaly.imaging.overlay import Resize
+from anomaly.inference.golden import Golden
 from anomaly.inference.tiles import Tiling
-from anomaly.system.files import atomic_write
+from anomaly.system.files import as_path, atomic_write
 
 CONTRACT = 3
-"""Version of inputs, outputs and metadata; files of another version are refused"""
+"""Version of inputs, outputs and metadata; a file of another version is refused"""
 OPSET = 18
 IR_VERSION = 8
-"""The lowest that opset 18 allows; ONNX Runtime reads it from 1.14 on"""
+"""Lowest version for opset 18; ONNX Runtime 1.14 and later read it"""
 PREFIX = "anomaly."
 Precision = Literal["fp32", "fp16", "int8"]
 Brightness = Literal["kept", "levelled"]
-GOLDEN_TOLERANCE = 1e-3
-"""Of the golden image where a file stores no other, in calibrated units, `|a - b| / max(1, |a|)`"""
-GOLDEN_SIDE = 96
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")
 CALIBRATION_TENSORS = {
@@ -46,47 +40,35 @@ CALIBRATION_TENSORS = {
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What the calibration images said."""
+    """Scores and origin of the calibration images."""
 
     num_images: int
     num_part_groups: int
     scores: list[float]
-    """calibrated, ascending"""
+    """calibrated scores, ascending"""
     date: str
     source: str
-    """`calibration` of the training folder, or the name of a later calibration's folder, pattern or list"""
+    """`calibration` for the training folder; else the folder, pattern or list of a later calibration"""
     excluded: list[str]
 
 
 @dataclass(frozen=True)
 class LabelledRecord:
-    """Good images that a person labelled in finished runs: they count for the threshold beside the calibration images, not among them."""
+    """Images that a person labelled good in finished runs. They can raise the threshold; the guarantee does not count them."""
 
     sha256: list[str]
-    """of each image file"""
+    """hashes of the image files"""
     scores: list[float]
-    """calibrated, in the same order"""
+    """calibrated scores, in the same order"""
     peaks: list[float]
-    """maxima of the maps, calibrated, in the same order"""
+    """maxima of the calibrated maps, in the same order"""
     map_threshold: float
-    """calibrated: the threshold of the map by the calibration images alone, 1 where labelled ones did not move it"""
-
-
-@dataclass(frozen=True)
-class Golden:
-    """One small image and what the graph says of it: loading scores it again and refuses on mismatch."""
-
-    png: str
-    """base64"""
-    score: float
-    map_maximum: float
-    tolerance: dict[str, float] = field(default_factory=dict)
-    """execution provider -> what the two may differ by there; `GOLDEN_TOLERANCE` for others"""
+    """calibrated threshold of the map on the calibration images alone; 1 if the labelled images did not raise it"""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """All that travels in the file beside the graph."""
+    """Content of the file beside the graph."""
 
     contract: int
     kind: str
@@ -99,34 +81,39 @@ class Metadata:
     """stored value of a 16-bit image that becomes 255"""
     size: list[int]
     """height and width of the network's input"""
-    roi: str
-    """what was asked for, empty for the whole image"""
+    roi: str | None
+    """region of interest: x,y,w,h or the name of a mask file; None for the whole image"""
     alpha: float
     guarantee: str
     calibration: CalibrationRecord
     image_stats: dict[str, dict[str, Any]]
-    """of the calibration images: mean, deviation and values of brightness, contrast, sharpness and colour"""
+    """mean, deviation and values of brightness, contrast, sharpness and colour of the calibration images"""
     versions: dict[str, str]
-    commit: str
+    commit: str | None
+    """commit of the exporting checkout; None outside a checkout"""
     seed: int
     sha256: str
-    """of the graph's bytes without metadata"""
+    """hash of the graph's bytes without metadata"""
     golden: Golden
     precision: Precision = "fp32"
     fixed: list[int] = field(default_factory=list)
-    """images at a time, height and width of a graph that takes no others; empty for any"""
+    """images per run, height and width of a graph with fixed shapes; empty for any"""
     tiling: Tiling | None = None
-    """how a host walks over an image whose windows the graph takes; none where it takes whole images"""
+    """windows of a graph for parts of large images; None for a graph of whole images"""
     labelled: LabelledRecord | None = None
-    """what else set the threshold; none where the calibration images alone did"""
+    """labelled images that count for the threshold; None if there are none"""
     brightness: Brightness = "kept"
-    """whether the graph brings each image to the training images' mean grey level"""
+    """`levelled`: the graph scales each image to the mean grey level of the training images"""
 
     def check_size(self, image: NDArray[np.uint8], *, name: str) -> None:
-        """Refuse images (..., H, W, 3) that a fixed model does not take.
+        """Refuse images of another size than that of a fixed model.
+
+        Args:
+            image: (..., H, W, 3) uint8 RGB.
+            name: name of the images, for messages.
 
         Raises:
-            ImageError: their size is another; `unsupported_pixels`.
+            ImageError: `unsupported_pixels`, another size.
         """
         if self.fixed and image.shape[-3:-1] != tuple(self.fixed[1:]):
             _, height, width = self.fixed
@@ -137,65 +124,61 @@ class Metadata:
             )
 
 
-def golden_png(image: NDArray[np.uint8]) -> str:
-    """Reduce an image, (H, W, 3) uint8 RGB, to at most `GOLDEN_SIDE` pixels a side and encode it as base64 of a PNG."""
-    scale = min(1.0, GOLDEN_SIDE / max(image.shape[:2]))
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".png", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
-    return base64.b64encode(data.tobytes()).decode()
-
-
-def golden_image(golden: Golden) -> NDArray[np.uint8]:
-    """Decode the golden image to (H, W, 3) uint8 RGB.
-
-    Raises:
-        ModelError: it cannot be decoded.
-    """
-    try:
-        stored = cv2.imdecode(np.frombuffer(base64.b64decode(golden.png), dtype=np.uint8), cv2.IMREAD_COLOR)
-    except (ValueError, cv2.error):  # not base64, or nothing in it
-        stored = None
-    if stored is None:
-        raise ModelError("the golden image in the model's metadata is damaged: export the model again")
-    return np.ascontiguousarray(stored[..., ::-1]).astype(np.uint8, copy=False)
-
-
-def golden_batch(golden: Golden, *, fixed: Sequence[int]) -> NDArray[np.uint8]:
-    """Give the golden image as a graph takes it, (n, H, W, 3): a fixed graph's is enlarged by nearest neighbour and repeated.
-
-    Raises:
-        ModelError: it cannot be decoded.
-    """
-    image = golden_image(golden)
-    if not fixed:
-        return image[None]
-    num, height, width = fixed
-    enlarged = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
-    return np.repeat(np.asarray(enlarged, dtype=np.uint8)[None], num, axis=0)
-
-
-def load_graph(path: Path) -> onnx.ModelProto:
+def load_graph(path: str | Path) -> onnx.ModelProto:
     """Parse a model file.
 
     Raises:
-        ModelError: missing, not ONNX, or with tensors in other files.
+        ModelError: the file is missing, unreadable, not ONNX, or has tensors in other files.
+        UsageError: `path` is neither a string nor a path.
     """
-    if not path.is_file():
-        raise ModelError(f"no model at {path}: name an .onnx file made by `anomaly export` or `anomaly demo`")
+    return parse_graph(read_model_file(path), name=str(path))
+
+
+def read_model_file(path: str | Path) -> bytes:
+    """Read the bytes of a model file.
+
+    Raises:
+        ModelError: the file is missing or cannot be read, or the path is a folder.
+        UsageError: `path` is neither a string nor a path.
+    """
+    file = as_path(path, name="path")
     try:
-        model = onnx.load_from_string(path.read_bytes())
+        return file.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        if isinstance(error, FileNotFoundError):
+            reason = "there is no such file"
+        elif file.is_dir():
+            reason = "this is a folder"
+        else:
+            reason = str(error)
+        raise ModelError(
+            f"no model at {path} ({reason}): give an .onnx file made by `anomaly export` or `anomaly demo`"
+        ) from error
+
+
+def parse_graph(data: bytes, *, name: str) -> onnx.ModelProto:
+    """Parse the bytes of a model file.
+
+    Args:
+        data: content of the file.
+        name: name of the file, for messages.
+
+    Raises:
+        ModelError: the content is not ONNX, or has tensors in other files.
+    """
+    try:
+        model = onnx.load_from_string(data)
     except (DecodeError, ValueError) as error:
-        raise ModelError(f"{path} is no ONNX file or is cut short ({error}): export or copy it again") from error
+        raise ModelError(f"{name} is not an ONNX file or is cut short ({error}): export or copy it again") from error
     if not model.graph.node:
-        raise ModelError(f"{path} holds no graph: export or copy it again")
+        raise ModelError(f"{name} holds no graph: export or copy it again")
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
-        raise ModelError(f"{path} keeps tensors in other files, which can be lost: export it as one file")
+        raise ModelError(f"{name} keeps tensors in other files, which can get lost: export it as one file")
     return model
 
 
 def graph_sha256(model: onnx.ModelProto) -> str:
-    """Hash the graph's bytes without metadata, hexadecimal."""
+    """Hash the graph's bytes without metadata; SHA-256 in hexadecimal."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.metadata_props[:]
@@ -206,25 +189,25 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
     """Read and check the metadata of a parsed file.
 
     Args:
-        model: the parsed file.
-        name: of the file, for messages.
+        model: parsed file.
+        name: name of the file, for messages.
 
     Raises:
-        ModelError: a foreign file, another contract, or a graph that is not the one hashed at export.
+        ModelError: a foreign file, another contract, or a graph changed since the export.
     """
     values = stored_values(model, name=name)
     try:
         if values["kind"] != "detector":
             raise ModelError(
                 f"{name} is a {values['kind']}: `anomaly sample` draws from it;"
-                " what scores is the model.onnx that `anomaly export` writes beside it"
+                " to score images, give the model.onnx that `anomaly export` writes beside it"
             )
         values["calibration"] = CalibrationRecord(**values["calibration"])
         values["golden"] = Golden(**values["golden"])
         values["tiling"] = Tiling(**values["tiling"]) if values.get("tiling") else None
         values["labelled"] = LabelledRecord(**values["labelled"]) if values.get("labelled") else None
         optional = {one.name for one in fields(Metadata) if (one.default, one.default_factory) != (MISSING, MISSING)}
-        # what an older file lacks has its default
+        # a field missing in an older file has its default
         chosen = [one.name for one in fields(Metadata) if one.name in values or one.name not in optional]
         metadata = Metadata(**{name: values[name] for name in chosen})
     except (KeyError, TypeError) as error:
@@ -234,10 +217,14 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
 
 
 def stored_values(model: onnx.ModelProto, *, name: str) -> dict[str, Any]:
-    """Read what a parsed file of this contract carries beside its graph.
+    """Read the metadata of a parsed file as JSON values.
+
+    Args:
+        model: parsed file.
+        name: name of the file, for messages.
 
     Raises:
-        ModelError: a foreign file, another contract, or values that are no JSON.
+        ModelError: a foreign file, another contract, or values that are not JSON.
     """
     found = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
     if "contract" not in found:
@@ -256,29 +243,34 @@ def stored_values(model: onnx.ModelProto, *, name: str) -> dict[str, Any]:
 
 
 def check_graph(model: onnx.ModelProto, sha256: str, *, name: str) -> None:
-    """Refuse a graph that is not the one hashed at export.
+    """Refuse a graph changed since the export.
+
+    Args:
+        model: parsed file.
+        sha256: hash recorded at the export.
+        name: name of the file, for messages.
 
     Raises:
-        ModelError: its hash is another.
+        ModelError: the graph has another hash.
     """
     actual = graph_sha256(model)
     if actual != sha256:
         raise ModelError(
-            f"{name} is not the graph that was exported: its hash is {actual[:16]}…,"
-            f" recorded is {sha256[:16]}…; copy it again from its source"
+            f"{name} is not the exported graph: its hash is {actual[:16]}…,"
+            f" the recorded hash is {sha256[:16]}…; copy it again from its source"
         )
 
 
-def write_model(path: Path, model: onnx.ModelProto, metadata: Any) -> None:
+def write_model(path: str | Path, model: onnx.ModelProto, metadata: Any) -> None:
     """Write graph and metadata as one file, whole or not at all.
 
     Args:
-        path: of the file.
-        model: the graph; what metadata it carries is replaced.
-        metadata: a dataclass of JSON values, such as `Metadata`.
+        path: file to write.
+        model: graph; its metadata are replaced.
+        metadata: dataclass of JSON values, such as `Metadata`.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the file cannot be written.
     """
     del model.metadata_props[:]
     for key, value in asdict(metadata).items():
@@ -290,13 +282,16 @@ def write_model(path: Path, model: onnx.ModelProto, metadata: Any) -> None:
 def calibration_tensors(model: onnx.ModelProto) -> dict[str, float]:
     """Read offset and scale of score and map from the graph's initialisers.
 
+    Returns:
+        Key of `CALIBRATION_TENSORS` -> value.
+
     Raises:
-        ModelError: one of them is not in the graph.
+        ModelError: a tensor is missing.
     """
     found = {t.name: t for t in model.graph.initializer}
-    lacking = [name for name in CALIBRATION_TENSORS.values() if name not in found]
-    if lacking:
-        raise ModelError(f"the graph has no tensor {lacking[0]!r}, so it cannot be calibrated again: export it again")
+    missing = [name for name in CALIBRATION_TENSORS.values() if name not in found]
+    if missing:
+        raise ModelError(f"the graph has no tensor {missing[0]!r} and cannot be calibrated again: export it again")
     return {
         key: float(onnx.numpy_helper.to_array(found[name]).reshape(())) for key, name in CALIBRATION_TENSORS.items()
     }

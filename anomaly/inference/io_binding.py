@@ -1,4 +1,4 @@
-"""Memory of a device for images and what is said of them, taken once for each shape and bound to the session."""
+"""Device memory for images and outputs, allocated once for each shape and bound to the session."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from anomaly.inference.artifact import INPUT, OUTPUTS
 
 NUM_SHAPES = 4
-"""Shapes whose buffers are kept; those of the shape used longest ago go first"""
+"""Number of shapes with kept buffers; the least recently used shape is dropped first"""
 
 
 class Buffers:
-    """Input and outputs of one shape on a device, bound: a CUDA graph finds them where it was captured.
+    """Input and outputs of one shape, bound at fixed addresses on a device, as a CUDA graph needs them.
 
     Args:
-        session: whose buffers these are.
-        shape: of the images (n, H, W, 3).
+        session: session of the graph.
+        shape: shape (n, H, W, 3) of the images.
         device: cpu or cuda.
     """
 
@@ -32,15 +32,15 @@ class Buffers:
         self._binding.bind_ortvalue_input(INPUT, self._image)
         self._staging = page_locked(session, shape=shape)
         lengths = {output.name: output.shape[1:] for output in session.get_outputs()}
-        self._said = [
+        self._outputs = [
             ort.OrtValue.ortvalue_from_shape_and_type([shape[0], *lengths[name]], np.float32, device, 0)
             for name in OUTPUTS
         ]
-        for name, value in zip(OUTPUTS, self._said, strict=True):
+        for name, value in zip(OUTPUTS, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
 
     def run(self, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Score images of the buffers' shape; what is given back is a copy."""
+        """Score images of the buffers' shape; the results are copies."""
         if self._staging is None:
             self._image.update_inplace(image)
         else:
@@ -49,16 +49,16 @@ class Buffers:
         self._binding.synchronize_inputs()
         self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
-        return [np.array(value.numpy()) for value in self._said]
+        return [np.array(value.numpy()) for value in self._outputs]
 
 
 class BufferPool:
-    """Buffers of the shapes seen lately, each used by one inference at a time.
+    """Buffers of the latest shapes; one inference at a time uses each.
 
     Args:
-        session: whose buffers these are.
+        session: session of the graph.
         device: cpu or cuda.
-        num: inferences at a time; a further one waits.
+        num: largest number of simultaneous inferences; further ones wait.
     """
 
     def __init__(self, session: ort.InferenceSession, *, device: str, num: int) -> None:
@@ -76,19 +76,19 @@ class BufferPool:
                 buffers = waiting.pop() if waiting else None
             if buffers is None:
                 buffers = Buffers(self._session, shape=image.shape, device=self._device)
-            said = buffers.run(image)
+            outputs = buffers.run(image)
             with self._lock:
                 self._free.setdefault(image.shape, []).append(buffers)
                 self._free.move_to_end(image.shape)
                 while len(self._free) > NUM_SHAPES:
                     self._free.popitem(last=False)
-            return said
+            return outputs
 
 
 def page_locked(session: ort.InferenceSession, *, shape: tuple[int, ...]) -> ort.OrtValue | None:
-    """Give host memory for images that a GPU copies from by itself; None where the runtime or the device has none."""
+    """Allocate page-locked host memory for images; None if the runtime or the device has none."""
     if "memory_info" not in inspect.signature(ort.OrtValue.ortvalue_from_shape_and_type).parameters:
-        return None  # older runtimes lend none to Python
+        return None  # older runtimes do not offer it in Python
     (owner, *_) = session.get_input_epdevices()
     memory = owner.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE) if owner is not None else None
     if memory is None:

@@ -1,16 +1,16 @@
-"""Large images in fixed memory: a walk of windows over an image, and their maps stitched to one at the image's own pixels.
+"""Large images in fixed memory: windows of an image are scored, and their maps are stitched at the image's own pixels.
 
-The network sees windows of raw pixels, never a resized image. A model walks in one of two modes, chosen when it was fitted:
+The network sees windows of raw pixels, never a resized image. There are two modes, chosen when the model is fitted:
 
-    seamless   for a fully convolutional network. Each window gives the map of its core, a tile, and sees a halo around it
-               as wide as the map's pixels can look. Windows begin at multiples of the network's stride and end at the
-               image's own border, where the network pads as it does without tiles: the stitched map is that of the whole
-               image in one piece. The image's score is the largest value of the stitched map.
-    windows    for any network. Windows of its fixed size overlap; a pixel has the largest value of the windows that see
-               it, and the image the largest of their scores. There is no whole map that this would equal.
+    seamless   for a fully convolutional network. Each window gives the map of its core, a tile. The window has a halo
+               around the tile as wide as the receptive field of the map. Windows begin at multiples of the network's
+               stride. At the image's border the network pads as it does without tiles. So the stitched map equals the
+               map of the whole image. The image's score is the largest value of the stitched map.
+    windows    for any network. Windows of a fixed size overlap. A pixel has the largest value of its windows, and the
+               image has the largest score of its windows. No map of the whole image exists for comparison.
 
-A side that is no multiple of the stride, or less than a window of fixed size, is continued by its last row or column; the
-map is cut back to the image.
+An image smaller than a window, or with a side that is not a multiple of the stride, is padded by its last row and column.
+The map is cut back to the image.
 """
 
 from __future__ import annotations
@@ -23,43 +23,45 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Said = tuple[NDArray[np.float32], NDArray[np.float32]]
+from anomaly.inference.difference import relative_difference
+
+WindowScores = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Scores (n,) and maps (n, h, w)"""
-ScoreWindows = Callable[[NDArray[np.uint8]], Said]
-"""From windows (n, h, w, 3) uint8 RGB to their scores and maps at the windows' size"""
+ScoreWindows = Callable[[NDArray[np.uint8]], WindowScores]
+"""Function from windows (n, h, w, 3) uint8 RGB to scores and maps of the windows' size"""
 
 PIXELS_AT_ONCE = 2**20
-"""Windows go through the network together up to so many pixels, one at least"""
+"""Largest number of pixels in the network at a time; at least one window"""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a model walks over an image; it travels in the model's file."""
+    """Windows of a model for large images; stored in the model file."""
 
     mode: Literal["seamless", "windows"]
     window: list[int]
-    """height and width in pixels of what the network sees at a time, at most"""
+    """largest height and width of a window in pixels"""
     step: list[int]
-    """from one window to the next; in the mode `seamless` the size of a tile between its halos"""
+    """distance from one window to the next in pixels; in the mode `seamless` the size of a tile without halo"""
     stride: int
-    """of the network in pixels: seamless windows begin and end at its multiples"""
+    """stride of the network in pixels; seamless windows begin and end at its multiples"""
 
     @property
     def halo(self) -> tuple[int, int]:
-        """Rows and columns around a tile that the network sees as well; none in the mode `windows`."""
+        """Rows and columns of a window around its tile; 0 in the mode `windows`."""
         if self.mode == "windows":
             return 0, 0
         return (self.window[0] - self.step[0]) // 2, (self.window[1] - self.step[1]) // 2
 
     def with_tile(self, *, height: int, width: int) -> Tiling:
-        """The same walk with seamless tiles of another size, multiples of the stride."""
+        """Copy this tiling with seamless tiles of another size, multiples of the stride."""
         (rows, columns), step = self.halo, [height, width]
         return replace(self, step=step, window=[height + 2 * rows, width + 2 * columns])
 
 
 @dataclass(frozen=True)
 class _Span:
-    """One window along one axis: the pixels it sees, and those whose map it gives."""
+    """One window along one axis: its pixels, and the core whose map it gives."""
 
     start: int
     end: int
@@ -68,7 +70,7 @@ class _Span:
 
 
 def _spans(length: int, *, axis: int, tiling: Tiling) -> list[_Span]:
-    """Windows along an axis of an image that is `length` pixels long."""
+    """List the windows along an axis of `length` pixels."""
     window, step = tiling.window[axis], tiling.step[axis]
     if tiling.mode == "windows":
         last = max(0, length - window)  # flush with the border
@@ -78,7 +80,7 @@ def _spans(length: int, *, axis: int, tiling: Tiling) -> list[_Span]:
     window, halo = min(window, whole), tiling.halo[axis]
     found, core = [], 0
     while core < whole:
-        start = min(max(core - halo, 0), whole - window)  # moved inwards at a border: all windows have one size
+        start = min(max(core - halo, 0), whole - window)  # moved inwards at a border, so that all windows have one size
         end = start + window
         core_end = whole if end == whole else end - halo  # a border needs no halo
         found.append(_Span(start, end, core, core_end))
@@ -87,19 +89,19 @@ def _spans(length: int, *, axis: int, tiling: Tiling) -> list[_Span]:
 
 
 def _cut(image: NDArray[np.uint8], rows: _Span, columns: _Span) -> NDArray[np.uint8]:
-    """A window of an image (H, W, 3), continued by the last row and column where it ends before the window does."""
+    """Cut a window from an image (H, W, 3), padded by the last row and column beyond the image."""
     part = image[rows.start : rows.end, columns.start : columns.end]
-    lacking = (rows.end - rows.start - part.shape[0], columns.end - columns.start - part.shape[1])
-    return np.pad(part, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="edge") if any(lacking) else part
+    missing = (rows.end - rows.start - part.shape[0], columns.end - columns.start - part.shape[1])
+    return np.pad(part, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else part
 
 
-def score_tiled(score: ScoreWindows, image: NDArray[np.uint8], *, tiling: Tiling) -> Said:
-    """Score images of any size, one after the other, with no more than a few windows in the network at a time.
+def score_tiled(score: ScoreWindows, image: NDArray[np.uint8], *, tiling: Tiling) -> WindowScores:
+    """Score images of any size, one after another, with few windows in the network at a time.
 
     Args:
-        score: of windows.
-        image: (n, H, W, 3) uint8 RGB of one size.
-        tiling: how to walk.
+        score: function that scores windows.
+        image: (n, H, W, 3) uint8 RGB.
+        tiling: windows of the model.
 
     Returns:
         Scores (n,) and maps (n, H, W) float32.
@@ -109,7 +111,7 @@ def score_tiled(score: ScoreWindows, image: NDArray[np.uint8], *, tiling: Tiling
     maps = np.full((num, height, width), -np.inf, dtype=np.float32)
     grid = list(itertools.product(_spans(height, axis=0, tiling=tiling), _spans(width, axis=1, tiling=tiling)))
     for n in range(num):
-        largest = [_lay(maps[n], part, *score(windows)) for part, windows in _batches(image[n], grid)]
+        largest = [_stitch(maps[n], part, *score(windows)) for part, windows in _batches(image[n], grid)]
         total[n] = maps[n].max() if tiling.mode == "seamless" else np.max(largest)
     return total, maps
 
@@ -124,13 +126,13 @@ def _batches(
         yield part, np.stack([_cut(image, *spans) for spans in part])
 
 
-def _lay(
+def _stitch(
     whole: NDArray[np.float32],
     grid: list[tuple[_Span, _Span]],
     scores: NDArray[np.float32],
     maps: NDArray[np.float32],
 ) -> np.float32:
-    """Lay the cores of windows' maps into the map (H, W) of the image; gives the largest of the windows' scores."""
+    """Write the cores of the windows' maps into the map (H, W) of the image; return the largest score of the windows."""
     for (rows, columns), found in zip(grid, maps, strict=True):
         place = whole[rows.core_start : rows.core_end, columns.core_start : columns.core_end]
         top, left = rows.core_start - rows.start, columns.core_start - columns.start
@@ -139,18 +141,18 @@ def _lay(
 
 
 def seam(score: ScoreWindows, image: NDArray[np.uint8], *, tiling: Tiling) -> float:
-    """Measure how far a stitched map is from the one without tiles, on two strips of an image that take little memory.
+    """Measure the difference between a stitched map and the map without tiles, on two strips of an image.
 
-    Halo and stride decide, not the tile: each strip is cut into small tiles along its length, where the image is long
-    enough, and its length is no multiple of the stride.
+    The strips take little memory. The result depends on halo and stride, not on the tile: each strip is cut into small tiles
+    along its length, and its length is not a multiple of the stride.
 
     Args:
-        score: of windows.
+        score: function that scores windows.
         image: (H, W, 3) uint8 RGB.
-        tiling: a seamless one.
+        tiling: seamless windows of the model.
 
     Returns:
-        The largest difference in calibrated units, `|a - b| / max(1, |a|)`, `a` being the map without tiles.
+        The largest `relative_difference` of the stitched map from the map without tiles.
     """
     worst = 0.0
     side = -(-128 // tiling.stride) * tiling.stride
@@ -159,6 +161,6 @@ def seam(score: ScoreWindows, image: NDArray[np.uint8], *, tiling: Tiling) -> fl
         part = (image[:long, :side] if axis == 0 else image[:side, :long])[None]
         whole = tiling.with_tile(height=long - long % -tiling.stride, width=long - long % -tiling.stride)
         small = tiling.with_tile(height=side, width=side)
-        a, b = (score_tiled(score, part, tiling=walk)[1].astype(np.float64) for walk in (whole, small))
-        worst = max(worst, float(np.max(np.abs(a - b) / np.maximum(1.0, np.abs(a)))))
+        a, b = (score_tiled(score, part, tiling=one)[1] for one in (whole, small))
+        worst = max(worst, float(relative_difference(a, b).max()))
     return worst

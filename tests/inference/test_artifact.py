@@ -10,22 +10,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from anomaly.errors import ModelError, OutputError
+from anomaly.errors import ModelError, OutputError, UsageError
 from anomaly.inference.artifact import (
     CALIBRATION_TENSORS,
-    GOLDEN_SIDE,
+    CONTRACT,
     PREFIX,
-    Golden,
     Metadata,
     calibration_tensors,
-    golden_image,
-    golden_png,
     graph_sha256,
     load_graph,
     read_metadata,
     set_calibration_tensors,
     write_model,
 )
+from anomaly.inference.golden import GOLDEN_SIDE, Golden, golden_image, golden_png
 from anomaly.inference.scorer import OnnxScorer
 
 
@@ -38,7 +36,7 @@ def metadata_of(path: Path) -> Metadata:
 
 
 def edit(path: Path, change: Callable[[onnx.ModelProto], object]) -> None:
-    """Change a model file as another program would, its metadata left as it is."""
+    """Change the graph of a model file and keep its metadata, as another program may do."""
     model = onnx.load(path)
     change(model)
     onnx.save(model, path)
@@ -48,7 +46,7 @@ def set_entry(model: onnx.ModelProto, key: str, value: str) -> None:
     next(p for p in model.metadata_props if p.key == PREFIX + key).value = value
 
 
-def test_metadata_comes_back_as_written(model: Path, tmp_path: Path) -> None:
+def test_metadata_are_read_as_written(model: Path, tmp_path: Path) -> None:
     graph, metadata = load_graph(model), metadata_of(model)
     changed = dataclasses.replace(
         metadata, category='größe "8", 日本', config={"a": [1, 2.5, None, True], "b": {"c": "d"}}, roi="1,2,3,4"
@@ -58,14 +56,14 @@ def test_metadata_comes_back_as_written(model: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["again.onnx"]
 
 
-def test_writing_what_was_read_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
+def test_file_read_and_written_again_has_the_same_bytes(model: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "again.onnx", load_graph(model), metadata_of(model))
     assert (tmp_path / "again.onnx").read_bytes() == model.read_bytes()
 
 
-def test_metadata_says_what_the_model_is(model: Path) -> None:
+def test_metadata_describe_the_model(model: Path) -> None:
     metadata = metadata_of(model)
-    assert (metadata.contract, metadata.kind, metadata.detector) == (1, "detector", "autoencoder")
+    assert (metadata.contract, metadata.kind, metadata.detector) == (CONTRACT, "detector", "autoencoder")
     assert (metadata.category, metadata.size, metadata.resize, metadata.white) == ("plate", [64, 64], "stretch", 255)
     assert metadata.config["epochs"] == 25
     record = metadata.calibration
@@ -74,9 +72,10 @@ def test_metadata_says_what_the_model_is(model: Path) -> None:
     assert metadata.alpha == pytest.approx(1 / 11)
     assert set(metadata.image_stats) == {"brightness", "contrast", "sharpness", "colour"}
     assert {"python", "numpy", "onnx", "torch"} <= set(metadata.versions)
+    assert (metadata.roi, metadata.fixed, metadata.tiling, metadata.labelled) == (None, [], None, None)
 
 
-def test_hash_is_of_the_graph_without_metadata(model: Path) -> None:
+def test_hash_covers_the_graph_without_metadata(model: Path) -> None:
     graph = load_graph(model)
     stored = metadata_of(model).sha256
     set_entry(graph, "category", '"other"')
@@ -111,10 +110,20 @@ def test_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None
         load(path)
 
 
-def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.onnx", tmp_path):
-        with pytest.raises(ModelError, match="no model at"):
-            load(path)
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none.onnx", "there is no such file"), ("", "this is a folder"), ("nul\0.onnx", "null byte")]
+)
+def test_missing_file_and_folder_are_refused(tmp_path: Path, name: str, reason: str) -> None:
+    for path in (tmp_path / name, str(tmp_path / name)):
+        with pytest.raises(ModelError, match=rf"no model at .* \(.*{reason}\): give an \.onnx file"):
+            OnnxScorer(path)
+
+
+@pytest.mark.parametrize("path", [None, 7, b"model.onnx", ["model.onnx"]])
+def test_path_of_another_type_is_refused(path: object) -> None:
+    for read in (load_graph, OnnxScorer):
+        with pytest.raises(UsageError, match=rf"path is {type(path).__name__} .*: give a path as str or pathlib\.Path"):
+            read(path)  # type: ignore[arg-type]
 
 
 def test_foreign_model_is_refused(tmp_path: Path) -> None:
@@ -139,7 +148,7 @@ def test_external_data_is_refused(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("contract", ["2", "0", '"1"', "null"])
 def test_another_contract_is_refused(model: Path, contract: str) -> None:
     edit(model, lambda m: set_entry(m, "contract", contract))
-    with pytest.raises(ModelError, match=r"follows contract .*, this version reads 1"):
+    with pytest.raises(ModelError, match=r"follows contract .*; this version reads contract 3: export it again"):
         load(model)
 
 
@@ -149,19 +158,19 @@ def test_changed_weight_is_refused(model: Path) -> None:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(1e-6), tensor.name))
 
     edit(model, change)
-    with pytest.raises(ModelError, match="is not the graph that was exported: its hash is"):
+    with pytest.raises(ModelError, match="is not the exported graph: its hash is"):
         load(model)
 
 
 def test_moved_threshold_is_refused(model: Path) -> None:
-    """A unit twice as large would let defects pass: the graph's hash covers the calibration too."""
+    """A larger scale would accept defects: the hash of the graph covers the calibration too."""
     edit(model, lambda m: set_calibration_tensors(m, calibration_tensors(m) | {"scale_score": 99.0}))
-    with pytest.raises(ModelError, match="is not the graph that was exported"):
+    with pytest.raises(ModelError, match="is not the exported graph"):
         load(model)
 
 
 @pytest.mark.parametrize(("field", "name"), [("score", "score"), ("map_maximum", "map's maximum")])
-def test_golden_image_that_scores_differently_is_refused(model: Path, field: str, name: str) -> None:
+def test_golden_image_with_another_score_is_refused(model: Path, field: str, name: str) -> None:
     metadata = metadata_of(model)
     stored = getattr(metadata.golden, field)
     for moved, refused in ((stored + 2e-3 * max(1, abs(stored)), True), (stored + 1e-4, False)):
@@ -175,7 +184,7 @@ def test_golden_image_that_scores_differently_is_refused(model: Path, field: str
 
 
 @pytest.mark.parametrize("png", ["", "aGVsbG8=", "a", "iVBORw0KGgo="])
-def test_golden_image_that_cannot_be_decoded_is_refused(model: Path, png: str) -> None:
+def test_damaged_golden_image_is_refused(model: Path, png: str) -> None:
     metadata = metadata_of(model)
     golden = Golden(png, metadata.golden.score, metadata.golden.map_maximum)
     write_model(model, load_graph(model), dataclasses.replace(metadata, golden=golden))
@@ -190,7 +199,7 @@ def test_damaged_metadata_is_refused(model: Path, key: str, value: str) -> None:
         load(model)
 
 
-def test_lacking_metadata_is_refused(model: Path) -> None:
+def test_missing_metadata_is_refused(model: Path) -> None:
     def change(m: onnx.ModelProto) -> None:
         kept = [p for p in m.metadata_props if p.key != f"{PREFIX}white"]
         del m.metadata_props[:]
@@ -224,6 +233,6 @@ def test_calibration_tensors_can_be_read_and_set(model: Path) -> None:
         calibration_tensors(graph)
 
 
-def test_place_that_cannot_be_written_is_an_error(model: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be written to"):
+def test_path_below_a_file_is_an_output_error(model: Path) -> None:
+    with pytest.raises(OutputError, match=r"new\.onnx cannot be written: "):
         write_model(model / "below" / "new.onnx", load_graph(model), metadata_of(model))

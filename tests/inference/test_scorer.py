@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,10 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 import anomaly
-from anomaly.errors import ModelError, ProviderError
+from anomaly.errors import ModelError, ProviderError, UsageError
+from anomaly.evaluation.evaluate import evaluate
 from anomaly.inference import session as session_module
-from anomaly.inference.scorer import OnnxScorer, relative_difference, score_bytes
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import OnnxScorer, score_bytes
 from anomaly.inference.session import Device
+from anomaly.system.files import sha256_of
 from anomaly.system.processors import has_cuda_device, num_cpus
 
 
@@ -25,7 +29,7 @@ def load(path: Path, *, device: Device = "cpu", num_threads: int = 1) -> OnnxSco
     return OnnxScorer(path, device=device, num_threads=num_threads)
 
 
-def test_file_keeps_the_contract(model: Path) -> None:
+def test_file_follows_the_contract(model: Path) -> None:
     graph = onnx.load(model)
     onnx.checker.check_model(graph, full_check=True)
     assert graph.ir_version == 8
@@ -43,16 +47,16 @@ def test_file_keeps_the_contract(model: Path) -> None:
         assert output.type.tensor_type.shape.dim[0].dim_param == dims[0].dim_param
 
 
-def test_file_names_no_place_on_this_machine(model: Path, category: Path) -> None:
+def test_file_holds_no_path_of_this_machine(model: Path, category: Path) -> None:
     data = model.read_bytes()
     repository = Path(anomaly.__file__).resolve().parent.parent
-    host = f"{platform.node():-<8}"  # a shorter name could be a word of the graph
+    host = f"{platform.node():-<8}"  # padded: a shorter name could be a word in the graph
     for place in (str(repository), str(Path.home()) + "/", "/tmp", str(category), host):
         assert place.encode() not in data, place
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 3, 4, 5])
-def test_any_number_of_images(model: Path, num_images: int) -> None:
+def test_any_number_of_images_is_scored(model: Path, num_images: int) -> None:
     scores = load(model).score(noise(num_images, 72, 88, 3))
     assert scores.score.shape == (num_images,)
     assert scores.anomaly_map.shape == (num_images, 64, 64)
@@ -60,7 +64,7 @@ def test_any_number_of_images(model: Path, num_images: int) -> None:
     np.testing.assert_allclose(scores.score, scores.anomaly_map.max(axis=(1, 2)), rtol=1e-5)
 
 
-def test_any_size(model: Path) -> None:
+def test_any_size_is_scored(model: Path) -> None:
     scorer = load(model)
     for height, width in ((1, 1), (1, 40), (7, 3), (64, 64), (313, 217), (33, 701), (512, 512)):
         scores = scorer.score(noise(2, height, width, 3))
@@ -82,12 +86,12 @@ def test_score_does_not_depend_on_the_batch(model: Path) -> None:
 
 def test_score_does_not_depend_on_the_threads(model: Path) -> None:
     images = noise(3, 80, 60, 3)
-    one, all_of_them = load(model, num_threads=1).score(images), load(model, num_threads=0).score(images)
-    assert relative_difference(one.score, all_of_them.score).max() <= 1e-5
-    assert relative_difference(one.anomaly_map, all_of_them.anomaly_map).max() <= 1e-5
+    one, all_threads = load(model, num_threads=1).score(images), load(model, num_threads=0).score(images)
+    assert relative_difference(one.score, all_threads.score).max() <= 1e-5
+    assert relative_difference(one.anomaly_map, all_threads.anomaly_map).max() <= 1e-5
 
 
-def test_bytes_score_as_the_file(model: Path) -> None:
+def test_bytes_score_like_the_file(model: Path) -> None:
     images = noise(2, 72, 88, 3)
     assert (
         relative_difference(score_bytes(model.read_bytes(), images).score, load(model).score(images).score).max()
@@ -95,7 +99,7 @@ def test_bytes_score_as_the_file(model: Path) -> None:
     )
 
 
-def test_provider_is_the_one_asked_for(model: Path) -> None:
+def test_provider_is_the_requested_one(model: Path) -> None:
     scorer = load(model)
     assert (scorer.provider, scorer.device) == ("CPUExecutionProvider", "cpu")
     automatic = load(model, device="auto")
@@ -104,40 +108,77 @@ def test_provider_is_the_one_asked_for(model: Path) -> None:
 
 @pytest.mark.skipif(has_cuda_device(), reason="there is a GPU here")
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_provider_asked_for_by_name_and_missing_is_an_error(model: Path, device: Device) -> None:
-    with pytest.raises(ProviderError, match=rf"{device} asked for, but .*--device cpu"):
+def test_requested_provider_that_is_missing_is_an_error(model: Path, device: Device) -> None:
+    with pytest.raises(ProviderError, match=rf"{device} was requested, but .*--device cpu"):
         load(model, device=device)
 
 
 @pytest.mark.skipif(has_cuda_device(), reason="there is a GPU here")
-def test_automatic_device_falls_back_where_the_driver_guarantees_too_much(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_automatic_device_falls_back_to_the_cpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "has_cuda_device", lambda: True)
     assert load(model, device="auto").provider == "CPUExecutionProvider"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_cuda_device(), reason="no GPU here")
-def test_cuda_scores_as_the_cpu(model: Path) -> None:
+def test_cuda_scores_like_the_cpu(model: Path) -> None:
     images = noise(4, 80, 60, 3)
     cpu, cuda = load(model).score(images), load(model, device="cuda").score(images)
     assert relative_difference(cpu.score, cuda.score).max() <= 1e-3
 
 
 def test_unknown_device_is_an_error(model: Path) -> None:
-    with pytest.raises(ProviderError, match="no device 'gpu': choose auto, cpu, cuda or tensorrt"):
+    with pytest.raises(UsageError, match="device 'gpu' is unknown: give auto, cpu, cuda or tensorrt"):
         load(model, device="gpu")  # type: ignore[arg-type]
 
 
-def test_graph_that_the_runtime_cannot_load_is_a_model_error(model: Path) -> None:
+@pytest.mark.parametrize("num_threads", [-1, 1.5, "2", None])
+def test_invalid_number_of_threads_is_an_error(model: Path, num_threads: Any) -> None:
+    with pytest.raises(UsageError, match=f"num_threads is {num_threads!r}: give a whole number"):
+        load(model, num_threads=num_threads)
+
+
+def test_path_alone_opens_a_model(model: Path) -> None:
+    images = noise(1, 72, 88, 3)
+    for path in (model, str(model)):
+        scorer = OnnxScorer(path)
+        assert scorer.path == model
+        assert scorer.sha256 == sha256_of(model)
+        assert relative_difference(scorer.score(images).score, load(model).score(images).score).max() <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, "image is NoneType: give a NumPy array"),
+        ([[0, 1]], "image is list: give a NumPy array"),
+        (np.zeros((1, 8, 8, 3)), "image has the dtype float64: give uint8"),
+        (np.zeros((1, 8, 8, 3), np.uint16), "image has the dtype uint16: give uint8"),
+        (np.zeros((8, 8, 3), np.uint8), r"image has the shape \(8, 8, 3\): give \(n, H, W, 3\)"),
+        (np.zeros((1, 8, 8, 4), np.uint8), r"image has the shape \(1, 8, 8, 4\): give .* without alpha"),
+        (np.zeros((1, 8, 8), np.uint8), r"image has the shape \(1, 8, 8\): give"),
+        (np.zeros((1, 0, 0, 3), np.uint8), r"image has the empty shape \(1, 0, 0, 3\): give at least one"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"image has the empty shape \(0, 8, 8, 3\): give at least one"),
+    ],
+)
+def test_invalid_images_are_refused(model: Path, image: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(model).score(image)
+
+
+def test_exported_model_scores_defects_above_good_images(category: Path, model: Path) -> None:
+    figures = evaluate(model, category, device="cpu")
+    assert figures.image.auroc.value == 1.0
+
+
+def test_unsupported_graph_is_a_model_error(model: Path) -> None:
     graph = onnx.load(model)
     graph.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(ModelError, match="cannot load the exported graph on cpu"):
         score_bytes(graph.SerializeToString(), noise(1, 8, 8, 3))
 
 
-def test_difference_is_relative_above_1_and_absolute_below() -> None:
+def test_difference_is_relative_above_1_and_absolute_below_1() -> None:
     found = relative_difference(np.array([0.0, 0.5, -4.0, 10.0]), np.array([0.1, 0.4, -5.0, 10.0]))
     np.testing.assert_allclose(found, [0.1, 0.1, 0.25, 0.0])
     assert np.isnan(relative_difference(np.array([1.0]), np.array([np.nan]))).all()

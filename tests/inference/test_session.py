@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from anomaly.errors import OutputError
 from anomaly.inference.artifact import INPUT, OUTPUTS, Precision
+from anomaly.inference.difference import relative_difference
 from anomaly.inference.io_binding import NUM_SHAPES, BufferPool, Buffers, page_locked
-from anomaly.inference.scorer import OnnxScorer, relative_difference
+from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import engine_cache, provider_options
 from anomaly.system.processors import has_cuda_device
 
@@ -31,14 +32,14 @@ def test_cpu_has_no_options() -> None:
     assert options("cpu") == {"CPUExecutionProvider": {}}
 
 
-def test_cuda_computes_without_tf32_and_replays_fixed_graphs_only() -> None:
+def test_cuda_uses_no_tf32_and_replays_only_fixed_graphs() -> None:
     assert list(options("cuda")) == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert options("cuda")["CUDAExecutionProvider"] == {"use_tf32": "0"}
     fixed = options("cuda", captured=True)["CUDAExecutionProvider"]
     assert fixed == {"use_tf32": "0", "enable_cuda_graph": "1"}
 
 
-def test_tensorrt_keeps_an_engine_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_has_one_engine_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANOMALY_ENGINE_CACHE", str(tmp_path / "engines"))
     found = options("tensorrt", model=b"one")
     assert list(found) == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -47,7 +48,7 @@ def test_tensorrt_keeps_an_engine_for_each_file(tmp_path: Path, monkeypatch: pyt
     assert Path(one["trt_engine_cache_path"]).parent == Path(one["trt_timing_cache_path"]) == tmp_path / "engines"
     assert one["trt_engine_cache_enable"] == one["trt_timing_cache_enable"] == "1"
     assert options("tensorrt", model=b"one")["TensorrtExecutionProvider"] == one
-    # engines are named after the structure alone: files of other weights must not meet
+    # TensorRT names engines by the structure alone: files with other weights need another folder
     assert (
         options("tensorrt", model=b"two")["TensorrtExecutionProvider"]["trt_engine_cache_path"]
         != one["trt_engine_cache_path"]
@@ -59,7 +60,7 @@ def test_tensorrt_keeps_an_engine_for_each_file(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("precision", "half", "integers"), [("fp32", "0", "0"), ("fp16", "1", "0"), ("int8", "0", "1")]
 )
-def test_engine_has_the_precision_of_its_file(
+def test_engine_has_the_precision_of_the_file(
     precision: Precision, half: str, integers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANOMALY_ENGINE_CACHE", str(tmp_path))
@@ -67,7 +68,7 @@ def test_engine_has_the_precision_of_its_file(
     assert (found["trt_fp16_enable"], found["trt_int8_enable"]) == (half, integers)
 
 
-def test_engine_cache_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_cache_is_in_the_user_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANOMALY_ENGINE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert engine_cache() == tmp_path / "anomaly" / "tensorrt"
@@ -76,10 +77,10 @@ def test_engine_cache_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: 
     assert engine_cache() == tmp_path / ".cache" / "anomaly" / "tensorrt"
 
 
-def test_engine_cache_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_cache_below_a_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANOMALY_ENGINE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match="name another by ANOMALY_ENGINE_CACHE"):
+    with pytest.raises(OutputError, match="set another folder in ANOMALY_ENGINE_CACHE"):
         options("tensorrt")
 
 
@@ -88,11 +89,11 @@ def session(model: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
 
-def test_bound_buffers_give_what_the_session_gives(session: ort.InferenceSession) -> None:
+def test_bound_buffers_give_the_outputs_of_the_session(session: ort.InferenceSession) -> None:
     images = [noise(3, 40, 50, 3, seed=seed) for seed in range(3)]
     buffers = Buffers(session, shape=(3, 40, 50, 3), device="cpu")
-    said = [buffers.run(image) for image in images]  # what was said first must outlive the next run
-    for image, (score, anomaly_map) in zip(images, said, strict=True):
+    outputs = [buffers.run(image) for image in images]  # earlier outputs must survive later runs
+    for image, (score, anomaly_map) in zip(images, outputs, strict=True):
         expected = session.run(list(OUTPUTS), {INPUT: image})
         np.testing.assert_array_equal(score, expected[0])
         np.testing.assert_array_equal(anomaly_map, expected[1])
@@ -121,7 +122,7 @@ def test_pool_keeps_buffers_of_the_latest_shapes(
         pool.run(noise(1, height, 20, 3))
     pool.run(noise(1, 20 + NUM_SHAPES, 20, 3))
     assert len(made) == 1 + NUM_SHAPES
-    pool.run(noise(1, 20, 20, 3))  # its buffers were the oldest
+    pool.run(noise(1, 20, 20, 3))  # its buffers were the least recently used
     assert len(made) == 2 + NUM_SHAPES
 
 
@@ -131,7 +132,7 @@ def test_no_page_locked_memory_without_a_gpu(session: ort.InferenceSession) -> N
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_cuda_device(), reason="no GPU here")
-def test_cuda_scores_as_the_cpu_batch_after_batch(model: Path) -> None:
+def test_cuda_scores_like_the_cpu_over_several_batches(model: Path) -> None:
     cpu, cuda = (OnnxScorer(model, device=device, num_threads=1) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
     assert cuda.num_in_flight == 2
     for seed, num in enumerate((4, 4, 2, 4)):

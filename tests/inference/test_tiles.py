@@ -1,4 +1,4 @@
-"""Windows over large images: stitched maps against maps in one piece, and how little goes through the network at a time."""
+"""Windows of large images: stitched maps compared with whole maps, and the amount in the network at a time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly.errors import UsageError
-from anomaly.inference.tiles import PIXELS_AT_ONCE, Said, ScoreWindows, Tiling, score_tiled, seam
+from anomaly.inference.tiles import PIXELS_AT_ONCE, ScoreWindows, Tiling, WindowScores, score_tiled, seam
 from anomaly.nn.receptive_field import reach
 
 STRIDE = 8
 
 
 class Pyramid(nn.Module):
-    """Strided and transposed convolutions, a pooled level, and every way to pad: stride 8."""
+    """A network with stride 8: strided and transposed convolutions, a pooled level, and all kinds of padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class Pyramid(nn.Module):
 
 
 def scorer_of(network: Callable[[Tensor], Tensor]) -> ScoreWindows:
-    def score(windows: NDArray[np.uint8]) -> Said:
+    def score(windows: NDArray[np.uint8]) -> WindowScores:
         with torch.no_grad():
-            said = network(torch.from_numpy(windows).permute(0, 3, 1, 2).float() / 255)
-        return said.amax(dim=(1, 2)).numpy(), said.numpy()
+            maps = network(torch.from_numpy(windows).permute(0, 3, 1, 2).float() / 255)
+        return maps.amax(dim=(1, 2)).numpy(), maps.numpy()
 
     return score
 
@@ -65,18 +65,18 @@ def noise(*shape: int) -> NDArray[np.uint8]:
         (nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 7, padding=3)), 1, 4),
         (nn.Sequential(nn.AvgPool2d(4), nn.Upsample(scale_factor=4)), 4, 0),
         (nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(3, 1, 3, padding=1), nn.Upsample(scale_factor=4)), 4, 4),
-        # each pixel of the map has two cells, a cell the pixels 2i - 1 to 2i + 2
+        # each map pixel depends on two cells; cell i depends on the pixels 2i - 1 to 2i + 2
         (nn.Sequential(nn.Conv2d(3, 2, 4, 2, padding=1), nn.ConvTranspose2d(2, 1, 4, 2, padding=1)), 2, 3),
         (nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), nn.Upsample(scale_factor=2)), 2, 2),
     ],
 )
-def test_reach_is_that_of_known_stacks(stack: nn.Module, stride: int, expected: int) -> None:
+def test_reach_of_known_networks(stack: nn.Module, stride: int, expected: int) -> None:
     for parameter in stack.parameters():
-        nn.init.zeros_(parameter)  # structure decides, not the weights
+        nn.init.zeros_(parameter)  # the reach depends on the structure, not on the weights
     assert reach(lambda x: stack(x)[:, 0], stride=stride) == (expected, expected)
 
 
-def test_reach_tells_rows_from_columns() -> None:
+def test_reach_differs_between_rows_and_columns() -> None:
     stack = nn.Conv2d(3, 1, (3, 9), padding=(1, 4))
     assert reach(lambda x: stack(x)[:, 0], stride=1) == (1, 4)
 
@@ -86,10 +86,10 @@ def test_reach_tells_rows_from_columns() -> None:
     [
         (lambda x: x[:, 0] - x.mean(), "depends on the whole"),
         (lambda x: functional.instance_norm(x)[:, 0], "depends on the whole"),
-        (lambda x: functional.avg_pool2d(x, 2)[:, 0], "not of that size"),
+        (lambda x: functional.avg_pool2d(x, 2)[:, 0], "its map has size"),
     ],
 )
-def test_reach_refuses_what_no_tile_can_give(function: Callable[[Tensor], Tensor], message: str) -> None:
+def test_reach_refuses_networks_that_tiles_cannot_cover(function: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         reach(function, stride=2)
 
@@ -102,15 +102,15 @@ def halo_of(network: Callable[[Tensor], Tensor]) -> int:
     ("shape", "step"),
     [
         ((96, 120), (24, 40)),  # all multiples of the stride
-        ((131, 97), (24, 40)),  # odd sizes: continued to the stride, the map cut back
+        ((131, 97), (24, 40)),  # odd sizes: padded to the stride, the map cut back
         ((131, 97), (8, 8)),  # the halo is larger than a tile
         ((200, 56), (16, 96)),  # long and narrow, tiles wider than the image
         ((17, 300), (64, 32)),  # one tile high
-        ((5, 3), (24, 24)),  # less than the stride
+        ((5, 3), (24, 24)),  # smaller than the stride
         ((1, 1), (8, 8)),
     ],
 )
-def test_stitched_map_is_the_map_in_one_piece(shape: tuple[int, int], step: tuple[int, int]) -> None:
+def test_stitched_map_equals_the_whole_map(shape: tuple[int, int], step: tuple[int, int]) -> None:
     network = Pyramid().eval()
     halo = halo_of(network)
     assert halo > 8
@@ -123,7 +123,7 @@ def test_stitched_map_is_the_map_in_one_piece(shape: tuple[int, int], step: tupl
     assert np.array_equal(score, stitched.max(axis=(1, 2)))
 
 
-def test_a_halo_or_stride_that_is_too_small_shows() -> None:
+def test_too_small_halo_or_stride_is_measured() -> None:
     network = Pyramid().eval()
     score, image, halo = scorer_of(network), noise(300, 260, 3), halo_of(network)
     assert seam(score, image, tiling=seamless((64, 64), halo)) < 1e-6
@@ -131,10 +131,10 @@ def test_a_halo_or_stride_that_is_too_small_shows() -> None:
     assert seam(score, image, tiling=seamless((68, 68), halo + 4, stride=4)) > 1e-3
 
 
-def test_only_a_few_windows_of_one_size_are_in_the_network_at_a_time() -> None:
+def test_few_windows_of_one_size_are_in_the_network_at_a_time() -> None:
     seen = []
 
-    def score(windows: NDArray[np.uint8]) -> Said:
+    def score(windows: NDArray[np.uint8]) -> WindowScores:
         seen.append(windows.shape)
         grey = windows[..., 0].astype(np.float32)
         return grey.max(axis=(1, 2)), grey
@@ -153,8 +153,8 @@ def test_only_a_few_windows_of_one_size_are_in_the_network_at_a_time() -> None:
     assert {shape[0] for shape in seen} == {1}
 
 
-def test_memory_does_not_grow_with_the_image_beyond_its_map() -> None:
-    def score(windows: NDArray[np.uint8]) -> Said:
+def test_memory_grows_only_by_the_map_of_the_image() -> None:
+    def score(windows: NDArray[np.uint8]) -> WindowScores:
         grey = windows[..., 0].astype(np.float32)
         return grey.max(axis=(1, 2)), grey
 
@@ -169,10 +169,10 @@ def test_memory_does_not_grow_with_the_image_beyond_its_map() -> None:
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (64, 64), (65, 200), (20, 90), (1, 1)])
-def test_overlapping_windows_have_one_size_and_the_largest_value_stands(shape: tuple[int, int]) -> None:
+def test_overlapping_windows_have_one_size_and_their_largest_value_counts(shape: tuple[int, int]) -> None:
     calls = []
 
-    def score(windows: NDArray[np.uint8]) -> Said:
+    def score(windows: NDArray[np.uint8]) -> WindowScores:
         num = len(windows)
         assert windows.shape[1:] == (64, 64, 3)
         maps = np.full((num, 64, 64), sum(calls), dtype=np.float32) + np.arange(num)[:, None, None]
@@ -193,8 +193,8 @@ def test_overlapping_windows_have_one_size_and_the_largest_value_stands(shape: t
     assert tiling.halo == (0, 0)
 
 
-def test_what_is_no_number_stays_no_number() -> None:
-    def score(windows: NDArray[np.uint8]) -> Said:
+def test_nan_values_stay_nan() -> None:
+    def score(windows: NDArray[np.uint8]) -> WindowScores:
         maps = np.where(windows[..., 0] == 7, np.nan, 0.0).astype(np.float32)
         return maps.max(axis=(1, 2)), maps
 
