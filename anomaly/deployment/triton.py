@@ -15,7 +15,7 @@ from typing import Literal
 
 from anomaly.errors import OutputError, UsageError
 from anomaly.inference.artifact import INPUT, OUTPUTS, Metadata, load_graph, read_metadata
-from anomaly.service.model_repository import NAMES
+from anomaly.service.model_repository import NAME_PATTERN
 from anomaly.system.files import atomic_write
 
 MODEL_FILE = "model.onnx"
@@ -60,7 +60,7 @@ def deploy(
         raise UsageError(f"target {target!r} is not supported: give triton")
     model, folder = Path(model), Path(folder)
     chosen = name or (model.resolve().parent.name if model.name == MODEL_FILE else model.stem)
-    if not NAMES.fullmatch(chosen):
+    if not NAME_PATTERN.fullmatch(chosen):
         raise UsageError(f"the model name {chosen!r} is not valid: give --name with letters, digits, . _ -")
     if min(version, max_batch, instances) < 1 or not max_delay_ms >= 0:
         raise UsageError(
