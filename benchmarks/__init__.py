@@ -1,1 +1,1 @@
-"""Measurements: each file is a command that writes one JSON into `results/`."""
+"""Measurements: each module is a command that writes one JSON file into `results/`."""

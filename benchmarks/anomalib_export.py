@@ -1,9 +1,9 @@
-"""Which models of anomalib train, come back from a file and export through the adapter, with what parity: one row each.
+"""Models of anomalib through the adapter: training, saving, export and parity, one row each.
 
     python -m benchmarks.anomalib_export --out benchmarks/results/anomalib_export.json [--models Padim Stfpm]
 
-Every model is built small with random weights, trained briefly on made-up parts and calibrated; its graph is then compared
-with it on good, defective and unusual images, in calibrated units. Nothing is said here about how well a model detects.
+Every model is built small with random weights, trained briefly on drawn parts and calibrated. Its graph is then compared with
+it on good, defective and unusual images, in calibrated units. The rows do not measure detection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from anomaly.detectors.anomalib.adapter import FOLDERS, AnomalibModel
 from anomaly.detectors.anomalib.inference import NOT_EXPORTED
 from anomaly.errors import AnomalyError, CalibrationError
 from anomaly.export.detector import export_graph
-from anomaly.inference.scorer import relative_difference, score_bytes
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import score_bytes
 from anomaly.system.run_card import RunCard
 from anomaly.testing.toy_training import as_batch, draw_defects, draw_parts, train_on, unusual_images
 
@@ -64,23 +65,23 @@ CASES: dict[str, dict[str, Any]] = {
     "Supersimplenet": {"size": 128, "options": RESNET},
     "Uflow": {"options": RESNET | {"flow_steps": 1}},
 }
-"""What of a model differs from `SMALL`"""
+"""Model -> its options beside `SMALL`"""
 NOT_TRIED = {
-    "AnomalyVFM": "its network comes from a hub alone",
-    "CFM": "takes point clouds beside images",
-    "UniNet": "knows only Wide ResNet-50-2, too large for this trial",
-    "VlmAd": "asks a language model elsewhere, and has no network of its own",
-    "WinClip": "learns from no image, and needs open_clip",
+    "AnomalyVFM": "its network is only on a hub",
+    "CFM": "requires point clouds",
+    "UniNet": "supports only Wide ResNet-50-2, which is too large here",
+    "VlmAd": "calls a remote language model, and has no network",
+    "WinClip": "does not train on images, and requires open_clip",
 }
-"""Models that have no row of their own, and why"""
+"""Model without a row -> reason"""
 
 
 def measure(model: str, folder: Path) -> dict[str, Any]:
-    """Train, keep, export and compare one model; what fails gives its reason in words.
+    """Train, save, export and compare one model; a failure becomes the reason in its row.
 
     Args:
         model: name of anomalib's class.
-        folder: of images that some trainings mix in.
+        folder: folder of images for the trainings that require one.
     """
     options = SMALL | {"model": model, "options": {}} | CASES[model]
     if model in FOLDERS:
@@ -100,24 +101,24 @@ def measure(model: str, folder: Path) -> dict[str, Any]:
                 raw = detector(draw_parts(1, seed=1))
             detector.calibration.scale_score.copy_(raw.score[0])
             detector.calibration.scale_map.copy_(raw.anomaly_map.max())
-        again = AnomalibModel(**options).eval()
-        again.load_state_dict(load_tensors(save_tensors(detector.state_dict())))
+        loaded = AnomalibModel(**options).eval()
+        loaded.load_state_dict(load_tensors(save_tensors(detector.state_dict())))
         images = [draw_parts(5, seed=2).numpy(), draw_defects(draw_parts(3, seed=3)).numpy()]
         images += [image for _, image in unusual_images()]
         with torch.no_grad():
-            said = [detector(torch.from_numpy(image)) for image in images]
+            outputs = [detector(torch.from_numpy(image)) for image in images]
             row["kept"] = all(
-                torch.equal(a, b) for a, b in zip(said[0], again(torch.from_numpy(images[0])), strict=True)
+                torch.equal(a, b) for a, b in zip(outputs[0], loaded(torch.from_numpy(images[0])), strict=True)
             )
             alone = detector(torch.from_numpy(images[0][:1]))
-        row["alone"] = max(float((a - b[:1]).abs().max()) for a, b in zip(alone, said[0], strict=True))
+        row["alone"] = max(float((a - b[:1]).abs().max()) for a, b in zip(alone, outputs[0], strict=True))
         begin = time.perf_counter()
         graph = export_graph(detector).SerializeToString()
         row |= {"exported": True, "seconds_export": round(time.perf_counter() - begin, 1)}
         row["megabytes"] = round(len(graph) / 1e6, 1)
         row["parity"] = max(
             float(np.nan_to_num(relative_difference(a.numpy(), b), nan=np.inf).max())
-            for image, trained in zip(images, said, strict=True)
+            for image, trained in zip(images, outputs, strict=True)
             for a, b in zip(trained, score_bytes(graph, image), strict=True)
         )
     except (AnomalyError, RuntimeError) as error:
@@ -126,19 +127,19 @@ def measure(model: str, folder: Path) -> dict[str, Any]:
 
 
 def _first_line(text: str) -> str:
-    """The line that says what happened: for the exporter, the one under its summary."""
+    """First line of an error message; for the exporter, the first line below its summary."""
     return text.rpartition("## Exception summary")[2].strip().partition("\n")[0]
 
 
 def main() -> None:
-    """Measure the models asked for and write their rows."""
+    """Measure the requested models, and write their rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="*", choices=[*CASES], default=[*CASES])
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    card = RunCard("benchmarks/anomalib_export.py", config={"models": options.models, "small": SMALL})
+    card = RunCard("benchmarks/anomalib_export.py", config={"models": arguments.models, "small": SMALL})
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         textures = Path(folder) / "textures"
@@ -147,12 +148,12 @@ def main() -> None:
         for n in range(8):
             for ending in ("png", "jpg"):
                 cv2.imwrite(str(textures / f"{n}.{ending}"), rng.integers(0, 256, (140, 140, 3), dtype=np.uint8))
-        for model in options.models:
+        for model in arguments.models:
             row = rows[model] = measure(model, Path(folder))
             parity = "-" if row["parity"] is None else f"{row['parity']:.1e}"
             print(f"{model:20} exported {row['exported']!s:5} parity {parity:8} {row['reason']}", flush=True)
     card.facts["result"] = {"models": rows, "not tried": NOT_TRIED}
-    card.write(options.out)
+    card.write(arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-r"""Images a second from files: `anomaly score` against two ways of anomalib, the same network on the same files.
+r"""Images per second from files: a run of ours against two methods of anomalib, the same network on the same files.
 
     python -m benchmarks.batch_against_anomalib MODEL.onnx [INT8.onnx] --images FOLDER \
         --out benchmarks/results/batch_against_anomalib.json
 
-The two ways are Engine.predict, as shipped and without its pictures, and the loop over its OpenVINO inferencer. MODEL is an
-exported FastFlow of the package (ResNet-18, 256²); anomalib's has the same sizes and untrained flows, on which the arithmetic
-does not depend. All take turns in one process, round by round; figures are medians over rounds, ratios medians of the rounds'
-ratios. Needs the extra [bench] and openvino.
+The methods of anomalib are Engine.predict, as shipped and without pictures, and the loop over its OpenVINO inferencer. MODEL
+is an exported FastFlow (ResNet-18, 256²). anomalib's has the same sizes and untrained flows, because the arithmetic does not
+depend on the weights. All take turns in one process, round by round. Figures are medians over rounds, and ratios are medians
+of the rounds' ratios. Requires the extra [bench] and openvino.
 """
 
 from __future__ import annotations
@@ -24,33 +24,52 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from anomaly.commands.main import run
 from anomaly.data.folders import list_images
+from anomaly.runs.score_run import RunOptions, score_run
+from anomaly.scoring.pipeline import score_images
+from anomaly.scoring.product_models import open_models
+from anomaly.scoring.run_threshold import choose_threshold
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
+from anomaly.scoring.sources import open_source
 from anomaly.system.processors import num_cpus
 from anomaly.system.run_card import RunCard
 
+MAX_PIXELS = 100_000_000
 
-def quietly(work: Callable[[], Any]) -> Any:
-    """Call something without what it prints."""
+
+def silently(work: Callable[[], Any]) -> Any:
+    """Call a function without its output."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return work()
 
 
 def scoring(model: Path, images: Path, folder: Path) -> Callable[[], None]:
-    """A run of ours into a new run directory each time, rows, hashes, drift watch and manifest included."""
+    """Prepare a run of ours into a new folder at each call, with rows, hashes, drift monitor and manifest."""
     number = iter(range(1_000_000))
 
     def work() -> None:
-        place = folder / f"{model.stem}{next(number)}"
-        code = run(["score", str(model), str(images), "--run", str(place), "--overlays-of", "none", "--device", "cpu"])
-        if code:
-            raise SystemExit(f"anomaly score ended with {code}")
+        scorers = open_models({DEFAULT_PRODUCT: model}, device="cpu")
+        threshold = choose_threshold(scorers[DEFAULT_PRODUCT])
+        settings = Settings(
+            threshold=threshold, batch_size=8, max_pixels=MAX_PIXELS, num_threads=num_cpus(), measure=True
+        )
+        score_run(
+            open_source(str(images)),
+            name=str(images),
+            models={DEFAULT_PRODUCT: model},
+            scorers=scorers,
+            settings=settings,
+            folder=folder / f"{model.stem}{next(number)}",
+            options=RunOptions(overlays_of="none"),
+            resume=False,
+            engine=score_images,
+        )
 
     return work
 
 
 def predicting(images: Path, folder: Path, *, visualizer: bool) -> Callable[[], None]:
-    """Engine.predict of anomalib, with its pictures as it is shipped or without."""
+    """Prepare Engine.predict of anomalib, with its pictures or without."""
     from anomalib.engine import Engine
     from anomalib.models import Fastflow
 
@@ -60,7 +79,7 @@ def predicting(images: Path, folder: Path, *, visualizer: bool) -> Callable[[], 
 
 
 def openvino_loop(paths: list[str], folder: Path) -> Callable[[], None]:
-    """The loop over OpenVINOInferencer.predict that anomalib's documentation gives for deployment."""
+    """Prepare the loop over OpenVINOInferencer.predict of anomalib's documentation."""
     from anomalib.deploy import ExportType, OpenVINOInferencer
     from anomalib.engine import Engine
     from anomalib.models import Fastflow
@@ -69,9 +88,9 @@ def openvino_loop(paths: list[str], folder: Path) -> Callable[[], None]:
     engine = Engine(default_root_dir=folder, accelerator="cpu", devices=1, logger=False)
     exported = engine.export(model, ExportType.OPENVINO, export_root=folder)
     if exported is None:
-        raise SystemExit("anomalib gave no OpenVINO file")
+        raise SystemExit("anomalib wrote no OpenVINO file; check that openvino is installed")
     here = Path.cwd()
-    os.chdir(folder)  # it leaves its compiled networks in the current folder
+    os.chdir(folder)  # anomalib writes its compiled networks into the working directory
     try:
         inferencer = OpenVINOInferencer(path=exported, device="CPU")
     finally:
@@ -85,48 +104,52 @@ def openvino_loop(paths: list[str], folder: Path) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Time all in turn and write the figures."""
+    """Measure all in turn, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     card = RunCard(
         "benchmarks/batch_against_anomalib.py",
-        config={"models": [path.name for path in asked.models], "rounds": asked.rounds, "num_threads": num_cpus()},
+        config={
+            "models": [path.name for path in arguments.models],
+            "rounds": arguments.rounds,
+            "num_threads": num_cpus(),
+        },
     )
-    paths = list_images(str(asked.images))
+    paths = list_images(str(arguments.images))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        ways = {f"ours, {path.name}": scoring(path, asked.images, folder) for path in asked.models}
-        ways |= {
-            "anomalib predict, as shipped": predicting(asked.images, folder, visualizer=True),
-            "anomalib predict, without pictures": predicting(asked.images, folder, visualizer=False),
-            "anomalib OpenVINO loop": quietly(lambda: openvino_loop(paths, folder / "openvino")),
+        methods = {f"ours, {path.name}": scoring(path, arguments.images, folder) for path in arguments.models}
+        methods |= {
+            "anomalib predict, as shipped": predicting(arguments.images, folder, visualizer=True),
+            "anomalib predict, without pictures": predicting(arguments.images, folder, visualizer=False),
+            "anomalib OpenVINO loop": silently(lambda: openvino_loop(paths, folder / "openvino")),
         }
         rounds: list[dict[str, float]] = []
-        for number in range(asked.rounds + 1):
+        for number in range(arguments.rounds + 1):
             seconds = {}
-            for name, work in ways.items():
+            for name, work in methods.items():
                 begin = time.perf_counter()
-                quietly(work)
+                silently(work)
                 seconds[name] = time.perf_counter() - begin
-            if number:  # the first one warms up
-                rounds.append({name: len(paths) / taken for name, taken in seconds.items()})
-    names = list(ways)
+            if number:  # the first round warms up
+                rounds.append({name: len(paths) / duration for name, duration in seconds.items()})
+    names = list(methods)
     card.facts["result"] = {
         "num_images": len(paths),
-        "images_per_second": {name: round(statistics.median(one[name] for one in rounds), 2) for name in names},
+        "images_per_second": {name: round(statistics.median(rates[name] for rates in rounds), 2) for name in names},
         "ratios": {
-            f"{ours} / {other}": round(statistics.median(one[ours] / one[other] for one in rounds), 2)
-            for ours in names[: len(asked.models)]
-            for other in names[len(asked.models) :]
+            f"{ours} / {other}": round(statistics.median(rates[ours] / rates[other] for rates in rounds), 2)
+            for ours in names[: len(arguments.models)]
+            for other in names[len(arguments.models) :]
         },
     }
-    card.write(asked.out)
+    card.write(arguments.out)
     print(card.facts["result"])
 
 

@@ -1,15 +1,14 @@
-"""Bundles for machines without a network: how large, and how long from `pip install` to the first verdict, off and on line.
+"""Bundles for machines without a network: size, and seconds from installation to the first verdict, offline and online.
 
     python -m benchmarks.bundle --out benchmarks/results/bundle.json [--extra train]
 
-`anomaly offline` writes a bundle of the serving island from the network, with a model that was fitted here on synthetic parts.
-Then, in a network namespace of its own that has no network (`unshare -n`, which wants root), the bundle installs itself and
-its `anomaly score` judges one image; the same is done from the network by `pip install .[serve-cpu]`. With
-`--extra train` a bundle with torch and ResNet-18, whose `anomaly fit` trains on synthetic parts, exports and scores, all
-without a network.
+A bundle of the serving packages is written from the network, with a model fitted here on synthetic parts. In a namespace
+without a network (`unshare --net`, which requires root) the bundle is installed and `anomaly score` scores one image. The
+same is measured online with `pip install .[serve-cpu]`. With `--extra train` the bundle has torch and ResNet-18, and
+`anomaly fit`, `export` and `score` run without a network.
 
-pip keeps no cache here, and no variable of this environment reaches what is installed. Seconds are those of one go: what comes
-from a network depends on it. The entries that are not measured again stay in the file.
+pip has no cache, and the installations see no variable of this environment. Seconds are those of one run, and depend on the
+network. Entries that are not measured again stay in the file.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from anomaly.deployment.bundle import bundle as make_bundle
 from anomaly.export.model_file import export_model
 from anomaly.system.files import write_json
 from anomaly.system.run_card import RunCard
-from anomaly.training.fit import fit
+from anomaly.training.fit import fit_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"size": 64, "width": 8, "epochs": 2}
@@ -40,7 +39,7 @@ PROBE = "import socket; socket.create_connection(('1.1.1.1', 53), timeout=3)"
 
 
 def timed(command: Sequence[str | Path], *, env: dict[str, str], cwd: Path) -> float:
-    """Seconds of a command, whose words are shown where it fails."""
+    """Measure the seconds of a command; show its output if it fails."""
     begin = time.perf_counter()
     done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -49,13 +48,13 @@ def timed(command: Sequence[str | Path], *, env: dict[str, str], cwd: Path) -> f
 
 
 def mib(folder: Path) -> float:
-    """Size of the files below a folder."""
+    """Size of the files below a folder in MiB."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return round(sum(sizes) / 2**20, 1)
 
 
 def clean_environment(place: Path) -> dict[str, str]:
-    """What an installation sees: none of this session's variables of Python, of weights, or of places to find wheels."""
+    """Environment of an installation, without variables for Python, weights or wheels."""
     kept = {
         name: os.environ[name]
         for name in ("PATH", "LANG", "PIP_CERT", "SSL_CERT_FILE", "OMP_NUM_THREADS")
@@ -70,19 +69,19 @@ def clean_environment(place: Path) -> dict[str, str]:
 
 
 def make_parts(place: Path) -> Path:
-    """A category of synthetic parts."""
-    numbers = {"num_train": 60, "num_test_good": 2, "num_test_defect": 2, "size": 256, "seed": 0}
-    make_dataset(place / "data", parts=["assembly"], **numbers, progress=lambda *_: None)
+    """Write a category of synthetic parts."""
+    numbers: dict[str, Any] = {"num_train": 60, "num_test_good": 2, "num_test_defect": 2, "size": 256, "seed": 0}
+    make_dataset(place / "data", parts=["assembly"], **numbers)
     return place / "data" / "assembly"
 
 
 def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict[str, Any]:
-    """The bundle of the serving island and its first verdict, without a network and with one."""
+    """Measure the bundle of the serving packages and its first verdict, offline and online."""
     data = make_parts(place)
-    run = fit(data, out=place / "run", detector="autoencoder", model=TINY)
-    model, image = export_model(run), next((data / "test").rglob("*.png"))
+    fitted = fit_model(data, out=place / "run", detector="autoencoder", options=TINY)
+    model, image = export_model(fitted), next((data / "test").rglob("*.png"))
     bundle, begin = place / "bundle", time.perf_counter()
-    make_bundle(bundle, extra="serve-cpu", model=str(model), constraints=str(constraints))
+    make_bundle(bundle, extra="serve-cpu", model=model, constraints=constraints)
     seconds_of_bundle = round(time.perf_counter() - begin, 1)
     venv, other, rows = place / "venv", place / "other", place / "rows.csv"
     found: dict[str, Any] = {
@@ -102,17 +101,17 @@ def measure_serving(place: Path, constraints: Path, env: dict[str, str]) -> dict
     found["online"]["pip_install"] = timed([*pip, f"{ROOT}[serve-cpu]"], env=env, cwd=place)
     found["online"]["first_verdict"] = timed([other / "bin" / "anomaly", *score], env=env, cwd=place)
     if rows.read_bytes() != offline_rows:
-        raise SystemExit("the two installations give other rows")
+        raise SystemExit("the rows of the two installations differ")
     for where in ("offline", "online"):
         found[where]["total"] = round(sum(found[where].values()), 1)
     return found
 
 
 def measure_training(place: Path, constraints: Path, env: dict[str, str]) -> dict[str, Any]:
-    """The bundle of the training island with a backbone: installed, fitted, exported and scored without a network."""
+    """Measure the bundle of the training packages: install, fit, export and score offline."""
     data = make_parts(place)
     bundle, venv, begin = place / "bundle", place / "venv", time.perf_counter()
-    make_bundle(bundle, extra="train", backbone="resnet18", constraints=str(constraints))
+    make_bundle(bundle, extra="train", backbone="resnet18", constraints=constraints)
     found: dict[str, Any] = {
         "bundle_mib": mib(bundle),
         "seconds_to_bundle": round(time.perf_counter() - begin, 1),
@@ -148,27 +147,25 @@ def _empty_venv(folder: Path, env: dict[str, str], place: Path) -> tuple[float, 
 
 
 def main() -> None:
-    """Measure one extra, and write it beside what is in the file."""
+    """Measure one extra, and add its figures to the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--extra", choices=("serve-cpu", "train"), default="serve-cpu")
-    parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
-    asked = parser.parse_args()
+    parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()), help="folder with enough free space")
+    arguments = parser.parse_args()
     if shutil.which(OFFLINE[0]) is None or subprocess.run([*OFFLINE, "true"], check=False).returncode:
-        raise SystemExit(
-            "`unshare --net` does not run here (it wants root and Linux): there is no proof without a network"
-        )
+        raise SystemExit("`unshare --net` fails here; run this benchmark as root on Linux")
     if not subprocess.run([*OFFLINE, sys.executable, "-c", PROBE], capture_output=True, check=False).returncode:
-        raise SystemExit("the namespace without a network reaches one")
-    card = RunCard("benchmarks/bundle.py", config={"extra": asked.extra})
-    os.environ.pop("PIP_FIND_LINKS", None)  # wheels that lie here are not those of the registry
+        raise SystemExit("the namespace of `unshare --net` reaches a network; run on a machine where it does not")
+    card = RunCard("benchmarks/bundle.py", config={"extra": arguments.extra})
+    os.environ.pop("PIP_FIND_LINKS", None)  # local wheels may differ from those of the registry
     os.environ["PIP_NO_CACHE_DIR"] = "1"
-    measure = measure_serving if asked.extra == "serve-cpu" else measure_training
-    with tempfile.TemporaryDirectory(dir=asked.place) as folder:
+    measure = measure_serving if arguments.extra == "serve-cpu" else measure_training
+    with tempfile.TemporaryDirectory(dir=arguments.place) as folder:
         place = Path(folder)
         card.facts["result"] = measure(place, ROOT / "constraints.txt", clean_environment(place))
-    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.is_file() else {}
-    write_json(asked.out, before | {asked.extra: card.facts})
+    before = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else {}
+    write_json(arguments.out, before | {arguments.extra: card.facts})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What keeping frozen features is worth in training: the reference way against ours, same schedule, in one run.
+"""Speed-up of training by cached frozen features: the reference method against ours, same schedule, in one run.
 
     ANOMALY_WEIGHTS=FOLDER python -m benchmarks.cached_training DATA --out benchmarks/results/cached_training_bottle.json
 
-FastFlow: features computed anew each epoch in fp32; kept; kept and bf16. DifferNet: features of freshly drawn rotations each
-epoch, as in its paper; those of a fixed set of rotations, kept. Each is fitted, exported and tested through its file, so that
-the figures stand beside the seconds. Set OMP_NUM_THREADS to fix the number of threads.
+FastFlow: features computed in each epoch in fp32; cached; cached and bf16. DifferNet: features of new random rotations in each
+epoch, as in its paper; cached features of a fixed set of rotations. Each method is fitted, exported and evaluated through its
+file, and its figures are written beside its seconds. OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from anomaly.system.run_card import RunCard
 from benchmarks.accuracy import measure
 
-WAYS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
+METHODS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "fastflow": [
         ("reference: features anew each epoch, fp32", "fp32", {"cache_gib": 0.0}),
         ("features kept, fp32", "fp32", {}),
@@ -29,27 +29,28 @@ WAYS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("features of fixed rotations kept, fp32", "fp32", {}),
     ],
 }
-"""Detector -> its ways: name, precision, options over the defaults; the first is what the others are measured against"""
+"""Detector -> its methods: name, precision, options beside the defaults; the first one is the reference"""
 
 
 def main() -> None:
-    """Run every way and write seconds, ratios and figures."""
+    """Measure every method, and write seconds, ratios and figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     card = RunCard(
-        "benchmarks/cached_training.py", config={"data": asked.data.name, "seed": asked.seed, "threads": threads}
+        "benchmarks/cached_training.py",
+        config={"data": arguments.data.name, "seed": arguments.seed, "threads": threads},
     )
     card.facts["result"] = {}
-    for detector, ways in WAYS.items():
+    for detector, methods in METHODS.items():
         found: list[dict[str, Any]] = []
-        for name, precision, options in ways:
+        for name, precision, options in methods:
             with tempfile.TemporaryDirectory() as folder:
                 cell = measure(
-                    asked.data, {"detector": detector, "model": options}, seed=asked.seed, precision=precision,
+                    arguments.data, {"detector": detector, "model": options}, seed=arguments.seed, precision=precision,
                     folder=Path(folder) / "run",
                 )  # fmt: skip
             seconds = cell["seconds"]["fit"]
@@ -64,7 +65,7 @@ def main() -> None:
             )
             print(found[-1], flush=True)
             card.facts["result"][detector] = found
-            card.write(asked.out)
+            card.write(arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The drift watch measured: how often undrifted runs alarm, and after how many images nine corruptions do.
+"""The drift monitor: false alarms on runs without drift, and delay of the alarm on nine corruptions.
 
     python -m benchmarks.drift_monitor --out benchmarks/results/drift_monitor.json
 
-Undrifted runs are drawn scores and statistics in random order. Corruptions are applied to images of synthetic parts;
-each repetition deals them anew into calibration images, a clean beginning and a corrupted rest. Without `--model`, a
-stand-in scores: the distance of a 24 × 24 thumbnail from the mean one, pixel by pixel in deviations.
+Runs without drift are drawn scores and statistics in random order. Corruptions are applied to images of synthetic parts.
+Each repetition deals the images into calibration images, a clean beginning and a corrupted rest. Without `--model` a simple
+score takes its place: the distance of a 24 × 24 thumbnail from the mean thumbnail, in standard deviations per pixel.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Floats = NDArray[np.float64]
 ALPHA = 0.01
 SIZE = 256
 NUM_CLEAN = 200
-"""Clean images before the corruption, where a run has some"""
+"""Clean images before the corruption, in runs with a clean beginning"""
 NUM_PARTS = 500
 NUM_TEMPLATE = 60
-"""Parts that the stand-in is fitted on and that nothing else sees"""
+"""Parts for fitting the simple score, used for nothing else"""
 
 
 def scaled(image: NDArray[Any]) -> Image:
@@ -45,8 +45,8 @@ def scaled(image: NDArray[Any]) -> Image:
     return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
 
 
-def turned(image: Image, *, degrees: float) -> Image:
-    """Rotate about the centre; the border is mirrored."""
+def rotated(image: Image, *, degrees: float) -> Image:
+    """Rotate about the centre, with a mirrored border."""
     half = image.shape[1] / 2, image.shape[0] / 2
     matrix = cv2.getRotationMatrix2D(half, degrees, 1)
     out = cv2.warpAffine(image, matrix, image.shape[1::-1], flags=cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT)
@@ -54,7 +54,7 @@ def turned(image: Image, *, degrees: float) -> Image:
 
 
 def recompressed(image: Image, *, quality: int) -> Image:
-    """Through a JPEG and back."""
+    """Compress and decode as JPEG."""
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)
 
@@ -76,14 +76,14 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Image, int, np.random.Generator], Im
     "colour cast": ("red ×1.05, blue ×0.95 | 1.15, 0.85",
                     lambda i, s, rng: scaled(i * np.array((1 + (0, 0.05, 0.15)[s], 1.0, 1 - (0, 0.05, 0.15)[s])))),
     "shifted": ("4 | 12 px", lambda i, s, rng: np.roll(i, ((0, 4, 12)[s], (0, 4, 12)[s]), axis=(0, 1))),
-    "rotated": ("2° | 6°", lambda i, s, rng: turned(i, degrees=(0, 2, 6)[s])),
+    "rotated": ("2° | 6°", lambda i, s, rng: rotated(i, degrees=(0, 2, 6)[s])),
     "JPEG": ("quality 40 | 10", lambda i, s, rng: recompressed(i, quality=(100, 40, 10)[s])),
 }  # fmt: skip
-"""Name -> the strengths (slight | strong), and the operation at strength 1 or 2"""
+"""Name -> its strengths (slight | strong), and its function of strength 1 or 2"""
 
 
 def alarms_of_scores(*, num_calibration: int, num_runs: int, length: int, ties: bool, is_fixed: bool) -> dict[str, Any]:
-    """Share of undrifted score streams that alarm, ranked online, or against the calibration images alone."""
+    """Measure the share of score streams without drift that alarm, ranked online or against the calibration images only."""
     rng = np.random.default_rng([num_calibration, ties])
     u = np.empty((length, num_runs))
     for run in range(num_runs):
@@ -110,19 +110,19 @@ def alarms_of_scores(*, num_calibration: int, num_runs: int, length: int, ties: 
     }  # fmt: skip
 
 
-def alarms_of_watches(*, num_calibration: int, num_runs: int, length: int, keeps_values: bool) -> dict[str, Any]:
-    """Share of undrifted runs of the whole watch that alarm; the statistics are skewed (log-normal)."""
+def alarms_of_monitors(*, num_calibration: int, num_runs: int, length: int, keeps_values: bool) -> dict[str, Any]:
+    """Measure the share of monitored runs without drift that alarm; the statistics are skewed (log-normal)."""
     rng = np.random.default_rng([num_calibration, keeps_values])
     alarms: Counter[str] = Counter()
     begin = time.perf_counter()
     for run in range(num_runs):
         values = rng.standard_normal((num_calibration + length, 5)).astype(np.float32)
         values[:, 1:] = np.exp(values[:, 1:] / 2)
-        watch = watch_on(
+        monitor = make_monitor(
             values[:num_calibration].astype(np.float64), threshold=3.0, keeps_values=keeps_values, seed=run
         )
-        watch.replay(values[num_calibration:])
-        alarms.update(["any"] if watch.summary()["alarmed"] else [], **dict.fromkeys(watch.summary()["alarms"], 1))
+        monitor.replay(values[num_calibration:])
+        alarms.update(["any"] if monitor.summary()["alarmed"] else [], **dict.fromkeys(monitor.summary()["alarms"], 1))
     seconds = time.perf_counter() - begin
     return {
         "n": num_calibration, "values_in_metadata": keeps_values, "num_runs": num_runs, "length": length,
@@ -131,8 +131,8 @@ def alarms_of_watches(*, num_calibration: int, num_runs: int, length: int, keeps
     }  # fmt: skip
 
 
-def watch_on(calibration_images: Floats, *, threshold: float, keeps_values: bool, seed: int) -> DriftMonitor:
-    """A watch calibrated on rows (n, 5) of score and statistics."""
+def make_monitor(calibration_images: Floats, *, threshold: float, keeps_values: bool, seed: int) -> DriftMonitor:
+    """Make a monitor calibrated on rows (n, 5) of score and statistics."""
     stats: dict[str, dict[str, Any]] = summarise(
         [dict(zip(STATISTICS, row[1:], strict=True)) for row in calibration_images]
     )
@@ -142,27 +142,27 @@ def watch_on(calibration_images: Floats, *, threshold: float, keeps_values: bool
     return DriftMonitor(calibration_images[:, 0].tolist(), stats, threshold=threshold, alpha=ALPHA, seed=seed)
 
 
-def stand_in(template: list[Image]) -> Callable[[Image], float]:
-    """A raw score from thumbnails: root mean square of their difference from the mean one, in deviations."""
+def simple_score(template: list[Image]) -> Callable[[Image], float]:
+    """Fit a raw score: root mean square difference of a thumbnail from the mean one, in standard deviations."""
     small = np.stack([thumbnail(image) for image in template])
     mean, deviation = small.mean(axis=0), small.std(axis=0) + 1.0
     return lambda image: float(np.sqrt((((thumbnail(image) - mean) / deviation) ** 2).mean()))
 
 
 def thumbnail(image: Image) -> Floats:
-    """(24, 24, 3)."""
+    """Reduce an image to (24, 24, 3)."""
     return np.asarray(cv2.resize(image, (24, 24), interpolation=cv2.INTER_AREA), dtype=np.float64)
 
 
-def measured(images: list[Image], score: Callable[[Image], float]) -> Floats:
-    """Score and statistics (n, 5)."""
+def statistics_of(images: list[Image], score: Callable[[Image], float]) -> Floats:
+    """Compute scores and statistics (n, 5)."""
     return np.array([[score(image), *image_statistics(image).values()] for image in images])
 
 
 def delays(
     clean: Floats, corrupted: Floats, *, num_calibration: int, num_clean: int, num_repeats: int, keeps_values: bool
 ) -> dict[str, Any]:
-    """Images from the first corrupted one to the alarm, over random deals of the images."""
+    """Measure the number of images from the first corrupted one to the alarm, over random deals of the images."""
     rng = np.random.default_rng([0, num_calibration])
     found: list[int] = []
     false = 0
@@ -174,18 +174,20 @@ def delays(
         scale = fit_scale(
             calibration_images[:, 0], alpha=tightest_alpha(num_calibration, guarantee="expected"), guarantee="expected"
         )
-        zero = np.array([scale.offset, 0, 0, 0, 0])
-        unit = np.array([scale.scale, 1, 1, 1, 1])
-        watch = watch_on((calibration_images - zero) / unit, threshold=1.0, keeps_values=keeps_values, seed=seed)
+        offset = np.array([scale.offset, 0, 0, 0, 0])
+        deviation = np.array([scale.scale, 1, 1, 1, 1])
+        monitor = make_monitor(
+            (calibration_images - offset) / deviation, threshold=1.0, keeps_values=keeps_values, seed=seed
+        )
         rest = order[num_calibration:]
         rows = np.concatenate([clean[rest[:num_clean]], corrupted[rest[num_clean:]]])
-        watch.replay(((rows - zero) / unit).astype(np.float32))
-        summary = watch.summary()
+        monitor.replay(((rows - offset) / deviation).astype(np.float32))
+        summary = monitor.summary()
         if summary["alarmed"] and summary["first_alarm"] < num_clean:
             false += 1
         elif summary["alarmed"]:
             found.append(summary["first_alarm"] - num_clean + 1)
-            text = summary["cause"].partition(";")[0].removeprefix("the images against those of calibration: ")
+            text = summary["cause"].partition(";")[0].removeprefix("compared with the calibration images: ")
             causes["more defects" if summary["explained_by_reject_rate"] else text] += 1
             streams.update(name for name, at in summary["alarms"].items() if at == summary["first_alarm"])
     return {
@@ -197,7 +199,7 @@ def delays(
 
 
 def rows_with_defects(num: int, *, rate: float) -> tuple[Floats, Floats]:
-    """Drawn scores and statistics (num, 5), and the same with a share of images that score clearly above all others."""
+    """Draw scores and statistics (num, 5), and the same rows with a share of defects that score above all others."""
     rng = np.random.default_rng(1)
     clean = rng.standard_normal((num, 5))
     rows = clean.copy()
@@ -207,64 +209,64 @@ def rows_with_defects(num: int, *, rate: float) -> tuple[Floats, Floats]:
 
 
 def main() -> None:
-    """Measure error and delay; print a line each."""
+    """Measure false alarms and delays, print each, and write all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", default="assembly")
-    parser.add_argument("--model", type=Path, help="an exported model of that part, in place of the stand-in")
+    parser.add_argument("--model", type=Path, help="exported model of that part, in place of the simple score")
     parser.add_argument("--num-runs", type=int, default=200)
-    parser.add_argument("--num-watches", type=int, default=40)
+    parser.add_argument("--num-monitors", type=int, default=40)
     parser.add_argument("--num-repeats", type=int, default=20)
     parser.add_argument("--length", type=int, default=20_000)
-    options = parser.parse_args()
-    card = RunCard("benchmarks/drift_monitor.py", config=vars(options))
+    arguments = parser.parse_args()
+    card = RunCard("benchmarks/drift_monitor.py", config=vars(arguments))
     result: dict[str, list[dict[str, Any]]] = {"error": [], "error_of_watch": [], "delay": [], "defects": []}
 
-    def note(table: str, row: dict[str, Any]) -> None:
+    def record(table: str, row: dict[str, Any]) -> None:
         result[table].append(row)
         print(table, row, flush=True)
 
     rng = np.random.default_rng(0)
-    parts = [make_part(options.part, size=SIZE, rng=rng).image for _ in range(NUM_TEMPLATE + NUM_PARTS)]
-    score = stand_in(parts[:NUM_TEMPLATE])
-    if options.model:
-        scorer = OnnxScorer(options.model, device="cpu", num_threads=1)
+    parts = [make_part(arguments.part, size=SIZE, rng=rng).image for _ in range(NUM_TEMPLATE + NUM_PARTS)]
+    score = simple_score(parts[:NUM_TEMPLATE])
+    if arguments.model:
+        scorer = OnnxScorer(arguments.model, device="cpu", num_threads=1)
 
         def score(image: Image) -> float:
             return float(scorer.score(image[None]).score[0])
 
     images = parts[NUM_TEMPLATE:]
-    clean = measured(images, score)
+    clean = statistics_of(images, score)
     for n in (42, 200):
-        note("delay", {"corruption": "none"} | delays(
-            clean, clean, num_calibration=n, num_clean=0, num_repeats=5 * options.num_repeats, keeps_values=False,
+        record("delay", {"corruption": "none"} | delays(
+            clean, clean, num_calibration=n, num_clean=0, num_repeats=5 * arguments.num_repeats, keeps_values=False,
         ))  # fmt: skip
     for name, (strengths, corrupt) in CORRUPTIONS.items():
         for strength in (1, 2):
-            corrupted = measured([corrupt(image, strength, rng) for image in images], score)
+            corrupted = statistics_of([corrupt(image, strength, rng) for image in images], score)
             for num_clean, keeps_values in ((0, False), (0, True), (NUM_CLEAN, False), (NUM_CLEAN, True)):
                 row = {"corruption": name, "strength": strengths.split(" | ")[strength - 1]}
-                note("delay", row | delays(
-                    clean, corrupted, num_calibration=100, num_clean=num_clean, num_repeats=options.num_repeats,
+                record("delay", row | delays(
+                    clean, corrupted, num_calibration=100, num_clean=num_clean, num_repeats=arguments.num_repeats,
                     keeps_values=keeps_values,
                 ))  # fmt: skip
     for rate in (0.02, 0.05, 0.1, 0.3):
         for n in (100, 300):
-            note("defects", {"rate": rate} | delays(
+            record("defects", {"rate": rate} | delays(
                 *rows_with_defects(n + 5000, rate=rate), num_calibration=n, num_clean=0,
-                num_repeats=options.num_repeats, keeps_values=True,
+                num_repeats=arguments.num_repeats, keeps_values=True,
             ))  # fmt: skip
     for n in (42, 200):
         for ties, is_fixed in ((False, False), (True, False), (False, True)):
-            note("error", alarms_of_scores(
-                num_calibration=n, num_runs=options.num_runs, length=options.length, ties=ties, is_fixed=is_fixed,
+            record("error", alarms_of_scores(
+                num_calibration=n, num_runs=arguments.num_runs, length=arguments.length, ties=ties, is_fixed=is_fixed,
             ))  # fmt: skip
         for keeps_values in (False, True):
-            note("error_of_watch", alarms_of_watches(
-                num_calibration=n, num_runs=options.num_watches, length=options.length, keeps_values=keeps_values,
+            record("error_of_watch", alarms_of_monitors(
+                num_calibration=n, num_runs=arguments.num_monitors, length=arguments.length, keeps_values=keeps_values,
             ))  # fmt: skip
     card.facts["result"] = result
-    card.write(options.out)
+    card.write(arguments.out)
 
 
 if __name__ == "__main__":

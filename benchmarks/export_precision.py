@@ -1,11 +1,11 @@
-"""What fp16, int8, a fixed size and folding are worth on the CPU: milliseconds, drawn defects told apart, flips and bytes.
+"""fp16, int8, a fixed size and folding on the CPU: milliseconds, AUROC on drawn defects, changed verdicts, bytes.
 
     anomaly fit DATA/bottle --out RUN --config configs/detectors/fastflow.yaml
     python -m benchmarks.export_precision RUN --out benchmarks/results/export_precision.json
 
-All files score the first calibration image in turn, round by round, on one thread each. Times are of the processor, not
-of the clock, so that other work on the machine counts less; the figure is the median over rounds, the ratio the median of
-the rounds' ratios to fp32. AUROC and flips are those of the certificates that `anomaly export` writes.
+All files score the first calibration image in turn, round by round, on one thread each. Times are processor times, which
+depend less on other load. The figure is the median over rounds, and the ratio is the median of the rounds' ratios to fp32.
+AUROC and changed verdicts are those of the certificates of the export.
 """
 
 from __future__ import annotations
@@ -43,36 +43,41 @@ REFERENCE = "fp32"
 
 
 def processor_ms(sessions: dict[str, ort.InferenceSession], image: Any, *, rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each session, and its ratio to fp32, over rounds in which all take turns."""
-    taken: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(rounds + 2):  # two warm up
+    """Measure median milliseconds of each session and its ratio to fp32, over rounds in which all take turns."""
+    milliseconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(rounds + 2):  # two rounds of warm-up
         for name, session in sessions.items():
             begin = time.process_time()
             session.run(None, {INPUT: image})
-            taken[name].append(1e3 * (time.process_time() - begin))
+            milliseconds[name].append(1e3 * (time.process_time() - begin))
     return {
         name: {
             "ms": round(statistics.median(times[2:]), 2),
             "times_faster": round(
-                statistics.median(a / b for a, b in zip(taken[REFERENCE][2:], times[2:], strict=True)), 3
+                statistics.median(a / b for a, b in zip(milliseconds[REFERENCE][2:], times[2:], strict=True)), 3
             ),
         }
-        for name, times in taken.items()
+        for name, times in milliseconds.items()
     }
 
 
 def main() -> None:
-    """Export in every form, time all of them, and write the figures."""
+    """Export in every form, measure all of them, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--note", default="", help="what else ran on the machine")
-    asked = parser.parse_args()
-    detector, description = load(asked.run)
-    config = {"detector": description.detector, "category": description.category, "rounds": asked.rounds, "threads": 1}
+    parser.add_argument("--note", default="", help="other load on the machine")
+    arguments = parser.parse_args()
+    detector, description = load(arguments.run)
+    config = {
+        "detector": description.detector,
+        "category": description.category,
+        "rounds": arguments.rounds,
+        "threads": 1,
+    }
     card = RunCard("benchmarks/export_precision.py", config=config | {"model": description.config})
-    card.facts["note"] = asked.note
+    card.facts["note"] = arguments.note
     (image,) = read_images(description.calibration_images[:1], description)
     height, width = image.shape[:2]
     result: dict[str, dict[str, Any]] = {}
@@ -83,7 +88,7 @@ def main() -> None:
             file = Path(folder) / f"{name}.onnx"
             begin = time.perf_counter()
             try:
-                export_model(asked.run, out=str(file), precision=precision, fixed=fixed)
+                export_model(arguments.run, out=str(file), precision=precision, fixed=fixed)
             except ParityError as error:
                 result[name] = {"refused": str(error).replace(str(file), name)}
                 continue
@@ -97,10 +102,10 @@ def main() -> None:
         name: open_session(model, name=name, device="cpu", num_threads=1, precision="fp32", is_fixed=False)[0]
         for name, model in models.items()
     }
-    for name, line in processor_ms(sessions, image[None], rounds=asked.rounds).items():
+    for name, line in processor_ms(sessions, image[None], rounds=arguments.rounds).items():
         result[name] = line | result.get(name, {})
     card.facts["result"] = result
-    card.write(asked.out)
+    card.write(arguments.out)
     print(json.dumps(result, indent=2))
 
 

@@ -1,15 +1,14 @@
-"""Measure time and peak memory of the exact pixel metrics on a set too large to keep.
-
-Maps are drawn on the fly from seeds: 12 of 17 images have four square defects that cover 5 % of their pixels. Every
-pixel is standard normal noise, one unit higher in a defect.
+"""Time and peak memory of the exact pixel metrics on a set too large for memory.
 
     python -m benchmarks.metrics_memory --images 1700 --size 1024 --out benchmarks/results/metrics_memory.json
+
+Maps are drawn from seeds when they are needed. 12 of 17 images have four square defects on 5 % of their pixels. Every pixel is
+standard normal noise, one unit higher in a defect.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -24,12 +23,13 @@ from numpy.typing import NDArray
 
 import anomaly
 from anomaly.metrics import Estimate, PixelMetrics, pixel_metrics
+from anomaly.system.files import write_json
 
 SEED = 0
 
 
 def draw_images(num_images: int, *, size: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Draw anomaly maps and masks of (size, size) pixels, the same at every call."""
+    """Draw anomaly maps and masks of (size, size) pixels, equal at every call."""
     half = size // 2
     side = round(size * np.sqrt(0.05) / 2)
     for index in range(num_images):
@@ -45,7 +45,7 @@ def draw_images(num_images: int, *, size: int) -> Iterator[tuple[NDArray[np.floa
 
 
 def record(metrics: PixelMetrics, *, size: int, seconds: float) -> dict[str, object]:
-    """Put the measurement, its values and what it ran on into one JSON-ready dictionary."""
+    """Collect the measurement, its values, the machine and the versions as JSON values."""
 
     def plain(estimate: Estimate) -> dict[str, object]:
         return {"value": estimate.value, "interval": list(estimate.interval)}
@@ -63,7 +63,7 @@ def record(metrics: PixelMetrics, *, size: int, seconds: float) -> dict[str, obj
             "auroc": plain(metrics.auroc),
             "average_precision": plain(metrics.average_precision),
             "f1_max": plain(metrics.f1_max),
-            **{f"aupro_{threshold:.2f}": plain(estimate) for threshold, estimate in metrics.aupro.items()},
+            **{f"aupro_{limit:.2f}": plain(estimate) for limit, estimate in metrics.aupro.items()},
         },
         "curve_points": metrics.curve.fpr.size,
         "seed": SEED,
@@ -78,20 +78,19 @@ def record(metrics: PixelMetrics, *, size: int, seconds: float) -> dict[str, obj
 
 
 def main() -> None:
-    """Run the measurement and write its record."""
-    parser = argparse.ArgumentParser(description="Time and peak memory of the exact pixel metrics.")
+    """Run the measurement, and write its record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1700)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/metrics_memory.json"))
-    options = parser.parse_args()
+    arguments = parser.parse_args()
 
     start = time.perf_counter()
-    metrics = pixel_metrics(lambda: draw_images(options.images, size=options.size), seed=SEED)
-    result = record(metrics, size=options.size, seconds=time.perf_counter() - start)
+    metrics = pixel_metrics(lambda: draw_images(arguments.images, size=arguments.size), seed=SEED)
+    result = record(metrics, size=arguments.size, seconds=time.perf_counter() - start)
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"{result['seconds']} s, {result['peak_rss_gib']} GiB: {options.out}")
+    write_json(arguments.out, result)
+    print(f"{result['seconds']} s, {result['peak_rss_gib']} GiB: {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Where the serving side runs: its verbs under other Pythons and processors, and the platforms that have all its wheels.
+"""Platforms of the serving packages: their verbs under other Pythons and processors, and the availability of wheels.
 
     python -m benchmarks.platforms MODEL.onnx... --category FOLDER --out benchmarks/results/platforms.json
         --python 'x86-64 3.10=/venv310/bin/python' --python 'aarch64 3.11=qemu-aarch64 … python3.11' [--uv uv]
 
-Each command is a Python with the serving install. It scores the test images of a category (MVTec layout) through every model,
-replays the run, calibrates, inspects, tests, deploys and serves; its rows are compared with those of this Python. `resolved`
-are the exact versions of constraints.txt for which every package has a wheel of the platform, as `uv pip compile` finds
-without installing one. Each probe is written when it is done, and those that the file holds are not made again.
+Each command is a Python with the serving packages. It scores the test images of a category (MVTec layout) through every
+model, replays the run, calibrates, inspects, evaluates, deploys and serves. Its rows are compared with those of this Python.
+`resolved` says whether every package has a wheel for the platform in the exact version of constraints.txt, as found by
+`uv pip compile` without an installation. Each result is written at once, and the results in the file are not measured again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from anomaly.inference.scorer import relative_difference
+from anomaly.inference.difference import relative_difference
 from anomaly.system.run_card import RunCard
+from benchmarks.command_line import command
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORMS = {
@@ -41,6 +41,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import runpy
 import signal
 import socket
 import sys
@@ -49,22 +50,29 @@ import time
 import urllib.request
 from pathlib import Path
 
-from anomaly.commands.main import run
-
 model, category, out = sys.argv[1:]
-device, said = ["--device", "cpu"], {}
+device, verdict = ["--device", "cpu"], {}
 free = socket.create_server(("127.0.0.1", 0))
 port = free.getsockname()[1]
 free.close()
 
 
-def ask():
+def run(arguments):
+    sys.argv = ["anomaly", *arguments]
+    try:
+        runpy.run_module("anomaly", run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def request():
     image = next(iter(sorted(Path(category, "test").rglob("*.png")))).read_bytes()
     for _ in range(600):
         time.sleep(0.1)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/score", data=image, timeout=60) as answer:
-                said.update(json.load(answer))
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/score", data=image, timeout=60) as response:
+                verdict.update(json.load(response))
                 break
         except OSError:
             pass
@@ -77,12 +85,12 @@ codes = {
     "overlays": run(["score", model, f"{category}/test", "--out", f"{out}/a.parquet", "--overlays", f"{out}/drawn", *device]),
     "calibrate": run(["calibrate", model, f"{category}/train/good", "--out", f"{out}/new.onnx"]),
     "inspect": run(["inspect", category]),
-    "test": run(["test", model, category, "--out", f"{out}/figures.json", *device]),
+    "evaluate": run(["evaluate", model, category, "--out", f"{out}/figures.json", *device]),
     "deploy": run(["deploy", "triton", model, f"{out}/repository", "--name", "part"]),
 }
-threading.Thread(target=ask, daemon=True).start()
+threading.Thread(target=request, daemon=True).start()
 codes["serve"] = run(["serve", model, "--port", str(port), *device])
-assert said["status"] == "ok"
+assert verdict["status"] == "ok"
 versions = {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python-headless", "pyarrow")}
 print(json.dumps({
     "codes": codes, "machine": platform.machine(), "python": platform.python_version(), "versions": versions,
@@ -91,20 +99,19 @@ print(json.dumps({
 
 
 def score_here(model: Path, category: Path, out: Path) -> list[dict[str, Any]]:
-    """Rows of this Python."""
-    main = "import sys; from anomaly.commands.main import run; sys.exit(run(sys.argv[1:]))"
-    asked = ["score", str(model), f"{category}/test", "--out", str(out), "--device", "cpu"]
-    subprocess.run([sys.executable, "-c", main, *asked], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
+    """Score under this Python, and return the rows."""
+    score = command("score", model, f"{category}/test", "--out", out, "--device", "cpu")
+    subprocess.run(score, check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
     return read_rows(out)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a table of JSON lines."""
+    """Read a table of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def compare(here: list[dict[str, Any]], there: list[dict[str, Any]]) -> dict[str, Any]:
-    """Largest difference of scores, verdicts that flip, and images whose regions lie or end elsewhere."""
+    """Measure the largest difference of scores, and count changed verdicts and images with changed regions."""
     score = [np.array([row["score"] for row in rows]) for rows in (here, there)]
     both = list(zip(here, there, strict=True))
     placed = [[{**region, "peak": 0} for region in row["regions"]] for rows in both for row in rows]
@@ -116,25 +123,25 @@ def compare(here: list[dict[str, Any]], there: list[dict[str, Any]]) -> dict[str
     }
 
 
-def probe(command: list[str], model: Path, category: Path, here: list[dict[str, Any]]) -> dict[str, Any]:
+def probe(python: list[str], model: Path, category: Path, here: list[dict[str, Any]]) -> dict[str, Any]:
     """Run the verbs under another Python and compare its rows."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        told = subprocess.run(
-            [*command, "-c", PROBE, str(model), str(category), folder],
+        done = subprocess.run(
+            [*python, "-c", PROBE, str(model), str(category), folder],
             capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        if told.returncode:
-            raise SystemExit(f"{shlex.join(command)} failed:\n{told.stderr}")
-        said: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
-        failed = {verb: code for verb, code in said.pop("codes").items() if code}
-        said |= {"verbs_failed": failed, "seconds": round(time.perf_counter() - start, 1)}
-        return said | compare(here, read_rows(Path(folder) / "run" / "rows.jsonl"))
+        if done.returncode:
+            raise SystemExit(f"{shlex.join(python)} failed:\n{done.stderr}")
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        failed = {verb: code for verb, code in result.pop("codes").items() if code}
+        result |= {"verbs_failed": failed, "seconds": round(time.perf_counter() - start, 1)}
+        return result | compare(here, read_rows(Path(folder) / "run" / "rows.jsonl"))
 
 
 def resolve(uv: str, *, platform: str, python: str, extra: str) -> dict[str, Any]:
-    """Ask whether every package of an extra has a wheel there."""
-    asked = [
+    """Find out whether every package of an extra has a wheel for a platform."""
+    target = [
         "--python-version",
         python,
         "--python-platform",
@@ -143,47 +150,51 @@ def resolve(uv: str, *, platform: str, python: str, extra: str) -> dict[str, Any
         ":all:",
         "--no-annotate",
     ]
-    told = subprocess.run(
-        [uv, "pip", "compile", "--quiet", "--no-header", *asked, "--extra", extra, "-c", "constraints.txt", "pyproject.toml"],
+    done = subprocess.run(
+        [uv, "pip", "compile", "--quiet", "--no-header", *target, "--extra", extra, "-c", "constraints.txt", "pyproject.toml"],
         capture_output=True, encoding="utf-8", check=False, cwd=ROOT,
     )  # fmt: skip
-    packages = told.stdout.split()
+    packages = done.stdout.split()
     runtime = next((name for name in packages if name.startswith("onnxruntime")), "")
     found = {"platform": platform, "python": python, "extra": extra, "num_packages": len(packages), "runtime": runtime}
-    return found | ({"missing": " ".join(told.stderr.split())} if told.returncode else {})
+    return found | ({"missing": " ".join(done.stderr.split())} if done.returncode else {})
 
 
 def main() -> None:
-    """Probe, resolve and write."""
+    """Probe the Pythons, resolve the wheels, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--category", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--python", action="append", default=[], help="NAME=COMMAND")
+    parser.add_argument("--python", action="append", default=[], help="another Python, as NAME=COMMAND")
     parser.add_argument("--uv", default="uv")
-    asked = parser.parse_args()
-    card = RunCard("benchmarks/platforms.py", config={"category": asked.category.name, "num_models": len(asked.models)})
-    kept = json.loads(asked.out.read_text(encoding="utf-8"))["result"] if asked.out.exists() else {}
+    arguments = parser.parse_args()
+    card = RunCard(
+        "benchmarks/platforms.py", config={"category": arguments.category.name, "num_models": len(arguments.models)}
+    )
+    kept = json.loads(arguments.out.read_text(encoding="utf-8"))["result"] if arguments.out.exists() else {}
     ran: dict[str, dict[str, Any]] = kept.get("run", {})
-    for model in asked.models:
-        missing = [named for named in asked.python if f"{named.partition('=')[0]}, {model.stem}" not in ran]
+    for model in arguments.models:
+        missing = [named for named in arguments.python if f"{named.partition('=')[0]}, {model.stem}" not in ran]
         if not missing:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            here = score_here(model.resolve(), asked.category.resolve(), Path(folder) / "rows.jsonl")
+            here = score_here(model.resolve(), arguments.category.resolve(), Path(folder) / "rows.jsonl")
         for named in missing:
-            name, _, command = named.partition("=")
-            ran[f"{name}, {model.stem}"] = probe(shlex.split(command), model.resolve(), asked.category.resolve(), here)
+            name, _, python = named.partition("=")
+            ran[f"{name}, {model.stem}"] = probe(
+                shlex.split(python), model.resolve(), arguments.category.resolve(), here
+            )
             card.facts["result"] = kept | {"run": ran}
-            card.write(asked.out)
+            card.write(arguments.out)
     resolved = [
-        resolve(asked.uv, platform=platform, python=python, extra=extra)
+        resolve(arguments.uv, platform=platform, python=python, extra=extra)
         for platform in PLATFORMS
         for python in PYTHONS
         for extra in EXTRAS
     ]
     card.facts["result"] = {"run": ran, "resolved": resolved}
-    card.write(asked.out)
+    card.write(arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Which of several recipes tells drawn defects from good images: the way recipes are chosen here, without test images.
+r"""Selection of a recipe by drawn defects, without test images.
 
-    python -m benchmarks.recipe_selection DATA... --config configs/detectors/autoencoder.yaml --vary '{}' '{"skips": 2}' --out X.json
+    python -m benchmarks.recipe_selection DATA... --config configs/detectors/autoencoder.yaml \
+        --vary '{}' '{"skips": 2}' --out X.json
 
-Each candidate learns from the `train` part; defects are drawn onto the `stopping` part, which neither trains nor calibrates,
-and the figure is the AUROC of drawn defects against those images undrawn, image and pixel, over all kinds, sizes and
-contrasts that a person would call visible.
+Each candidate trains on the training images. Defects of visible sizes and contrasts are drawn onto the early-stopping images,
+which neither train nor calibrate. The figures are the image and pixel AUROC of the drawn defects against the same images
+without defects.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ MAX_PIXELS = 100_000_000
 
 
 def draw_all(images: list[NDArray[np.uint8]], *, seed: int) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-    """Every kind, size and contrast of defect twice, on images in turn, with its mask."""
-    foregrounds = [estimate_foreground(p) for p in images]
+    """Draw every kind, size and contrast of defect twice, on images in turn; return images with masks."""
+    foregrounds = [estimate_foreground(image) for image in images]
     drawn = []
     plan = [(k, s, c) for k in DEFECTS for s in SIZES for c in CONTRASTS for _ in range(2)]
     for number, (kind, size, contrast) in enumerate(plan):
@@ -50,25 +51,30 @@ def draw_all(images: list[NDArray[np.uint8]], *, seed: int) -> list[tuple[NDArra
             drawn.append(
                 draw_defect(images[at], kind, size=size, contrast=contrast, foreground=foregrounds[at], rng=rng)
             )
-        except UsageError:  # too faint on that spot
+        except UsageError:  # invisible at that place
             continue
     return drawn
 
 
-def judge(data: Path, detector: str, options: dict[str, Any], *, seed: int, precision: str) -> dict[str, float]:
-    """Train one candidate on one category and judge it by drawn defects."""
+def evaluate(data: Path, detector: str, options: dict[str, Any], *, seed: int, precision: str) -> dict[str, float]:
+    """Train one candidate on one category, and measure it by drawn defects."""
     samples = find_category(data).train
-    groups = find_part_groups(samples, root=data, part_group=None, duplicates=())
+    groups = find_part_groups(samples, root=data)
     parts = split(samples, groups, seed=seed, stopping=True)
 
-    def read(some: Any) -> GoodImages:
-        return GoodImages(some, white=255, max_pixels=MAX_PIXELS, cache_gib=4.0)
+    def read(samples: Any) -> GoodImages:
+        return GoodImages(samples, white=255, max_pixels=MAX_PIXELS, cache_gib=4.0)
 
     pl.seed_everything(seed, verbose=False)
     model = build_detector(detector, options)
     loaders = GoodData(
-        train=parts.train, calibration_images=parts.calibration_images, stopping=parts.stopping, batch_size=model.batch_size, read=read, seed=seed
-    )  # fmt: skip
+        train=parts.train,
+        calibration_images=parts.calibration_images,
+        stopping=parts.stopping,
+        batch_size=model.batch_size,
+        read=read,
+        seed=seed,
+    )
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         train(model, loaders, out=Path(folder), precision=precision, device="cpu", resume=False)  # type: ignore[arg-type]
@@ -79,14 +85,14 @@ def judge(data: Path, detector: str, options: dict[str, Any], *, seed: int, prec
     scores, values, truths = [], [], []
     with torch.no_grad():
         for image in (*images, *(image for image, _ in drawn)):
-            said = model(torch.from_numpy(image[None]))
-            scores.append(float(said.score[0]))
+            output = model(torch.from_numpy(image[None]))
+            scores.append(float(output.score[0]))
             if len(scores) > len(images):
                 mask = drawn[len(scores) - len(images) - 1][1]
                 height, width = mask.shape
                 values.append(
                     enlarge_map(
-                        said.anomaly_map[0].numpy(), height=height, width=width, resize=model.preprocess.resize
+                        output.anomaly_map[0].numpy(), height=height, width=width, resize=model.preprocess.resize
                     )[::4, ::4].ravel()
                 )
                 truths.append(mask[::4, ::4].ravel())
@@ -102,7 +108,7 @@ def judge(data: Path, detector: str, options: dict[str, Any], *, seed: int, prec
 
 
 def main() -> None:
-    """Judge the candidates of the command line and write them in the order given."""
+    """Evaluate the candidates in the given order, and write their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--config", type=Path, required=True)
@@ -110,20 +116,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fastest"))
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    config = yaml.safe_load(asked.config.read_text(encoding="utf-8"))
+    arguments = parser.parse_args()
+    config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
     card = RunCard(
-        "benchmarks/recipe_selection.py", config={"config": config, "seed": asked.seed, "precision": asked.precision}
+        "benchmarks/recipe_selection.py",
+        config={"config": config, "seed": arguments.seed, "precision": arguments.precision},
     )
     card.facts["candidates"] = []
-    for vary in asked.vary:
+    for vary in arguments.vary:
         options = {**config.get("model", {}), **vary}
         found = {
-            d.name: judge(d, config["detector"], options, seed=asked.seed, precision=asked.precision)
-            for d in asked.data
+            d.name: evaluate(d, config["detector"], options, seed=arguments.seed, precision=arguments.precision)
+            for d in arguments.data
         }
         card.facts["candidates"].append({"vary": vary, "categories": found})
-        card.write(asked.out)
+        card.write(arguments.out)
         means = {k: round(float(np.mean([f[k] for f in found.values()])), 4) for k in ("image_auroc", "pixel_auroc")}
         print(json.dumps({"vary": vary, "mean": means, **found}), flush=True)
 

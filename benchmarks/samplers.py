@@ -1,12 +1,12 @@
-"""Quality and speed of the samplers on one category: distances to calibration parts, likelihood, memorising, seconds, memory.
+"""Quality and speed of the samplers on one category: distances, likelihood, memorisation, seconds, memory.
 
     python -m benchmarks.samplers CATEGORY --configs configs/samplers/*.yaml --pictures DIR
 
-where CATEGORY is a folder or synthetic:machined, parts made by the package's own factory.
+CATEGORY is a folder, or synthetic:KIND for synthetic parts.
 
-Every sampler is trained by its shipped configuration, exported, certified, and drawn from through ONNX Runtime. The figures
-go to OUT/CATEGORY/SAMPLER.json, a contact sheet to DIR/CATEGORY/SAMPLER.png. Real images are the good images that were
-held out of training and those that were trained on; no test image is read. `benchmarks.samplers_table` prints the table.
+Every sampler is trained by its shipped configuration, exported and certified. ONNX Runtime draws the images. The figures are
+written to OUT/CATEGORY/SAMPLER.json, and contact sheets to DIR/CATEGORY/SAMPLER_*.png. Real images are the training and the
+calibration images; no test image is read. `benchmarks.samplers_table` writes the table.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +28,7 @@ from torch.nn import functional
 from anomaly.data.synthetic import make_dataset
 from anomaly.errors import Unsupported
 from anomaly.export.model_file import export_model
-from anomaly.export.parity import verify
-from anomaly.export.sampler import SAMPLER_FILE
+from anomaly.export.parity import compare_files
 from anomaly.generation.base import Options, SamplingLoop
 from anomaly.generation.contact_sheet import contact_sheet, to_bytes
 from anomaly.generation.onnx_sampler import OnnxSampler
@@ -43,8 +39,8 @@ from anomaly.samplers.base import Sampler
 from anomaly.samplers.vqvae import VqVae
 from anomaly.system.files import write_json
 from anomaly.system.run_card import RunCard
-from anomaly.training.fit import fit
-from anomaly.training.fitted_model import load
+from anomaly.training.fit import fit_model
+from benchmarks.command_line import peak_mib
 
 FEATURES = "ResNet-18 (ImageNet), layer 3, averaged over the image enlarged to 128 px, 256 numbers"
 FEATURE_SIDE = 128
@@ -55,8 +51,8 @@ MAX_PIXELS = 100_000_000
 
 
 def features(x: NDArray[np.float32], network: Backbone) -> NDArray[np.float64]:
-    """Describe images (n, 3, h, w) in [0, 1] by the mean of the backbone's last map, (n, 256)."""
-    mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in (network.mean, network.std))
+    """Compute features (n, 256) of images (n, 3, h, w) in [0, 1]: the means of the backbone's last map."""
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (network.mean, network.std))
     found = []
     with torch.no_grad():
         for batch in torch.split(torch.from_numpy(x), 32):
@@ -66,21 +62,31 @@ def features(x: NDArray[np.float32], network: Backbone) -> NDArray[np.float64]:
 
 
 def measure(category: Path, config: Path, *, num: int, batch_size: int, seed: int, pictures: Path) -> dict[str, Any]:
-    """Train, export and measure one sampler."""
-    asked = yaml.safe_load(config.read_text(encoding="utf-8"))
+    """Train, export and measure one sampler.
+
+    Args:
+        category: folder of the category.
+        config: YAML file of the sampler.
+        num: number of drawn images.
+        batch_size: drawn images per batch.
+        seed: random seed of training and drawing.
+        pictures: folder for the contact sheets.
+    """
+    options = yaml.safe_load(config.read_text(encoding="utf-8"))
     card = RunCard(
-        "samplers", config={"config": config.name, "num": num, "batch_size": batch_size, "seed": seed} | asked
+        "samplers", config={"config": config.name, "num": num, "batch_size": batch_size, "seed": seed} | options
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = fit(category, out=Path(folder), detector=asked["detector"], model=asked["model"], seed=seed)
-        seconds = json.loads((run / "run.json").read_text(encoding="utf-8"))["seconds"]
-        export_model(run)
-        certificate = verify(run)
-        detector, description = load(run)
-        assert isinstance(detector, Sampler)
-        exported = OnnxSampler(run / SAMPLER_FILE, device="cpu", num_threads=torch.get_num_threads())
-        loop, trained = exported.sampling_loop(), detector.sampling_loop()
-        parts = {
+        fitted = fit_model(
+            category, out=Path(folder), detector=options["detector"], options=options["model"], seed=seed
+        )
+        sampler, description = fitted.model, fitted.description
+        assert isinstance(sampler, Sampler)
+        export_model(fitted)
+        drawing, *scoring = compare_files(fitted)
+        exported = OnnxSampler(drawing.path, device="cpu", num_threads=torch.get_num_threads())
+        loop, trained = exported.sampling_loop(), sampler.sampling_loop()
+        real = {
             name: np.concatenate(
                 [exported.prepare(read_image(p, white=description.white, max_pixels=MAX_PIXELS)[None]) for p in paths]
             )
@@ -89,42 +95,44 @@ def measure(category: Path, config: Path, *, num: int, batch_size: int, seed: in
         rng = np.random.default_rng(seed)
         batches = [loop.sample(batch_size, rng=rng, options=Options()) for _ in range(-(-num // batch_size))]
         drawn = np.concatenate(batches)[:num]
-        result = _quality(drawn, parts) | _likelihood(detector, parts["calibration_images"])
+        result = _quality(drawn, real) | _likelihood(sampler, real["calibration_images"])
         result |= _speed(loop, trained, num=batch_size, seed=seed)
-        result["parity"] = json.loads((run / "sampler.certificate.json").read_text(encoding="utf-8"))["functions"]
-        result["certificate of the detector"] = certificate.get("score")
-        result["peak MiB of drawing"] = _peak_memory(run / SAMPLER_FILE, Path(folder) / "drawn", num=batch_size)
-        sheets = {"samples": drawn[:NUM_SHOWN]} | _other_pictures(loop, parts["calibration_images"], seed=seed)
+        result["parity"] = drawing.values["functions"]
+        result["certificate of the detector"] = scoring[-1].values.get("score") if scoring else None
+        result["peak MiB of drawing"] = peak_mib(
+            "sample", drawing.path, "--out", Path(folder) / "drawn", "--num", str(batch_size),
+            "--batch-size", str(batch_size), "--device", "cpu",
+        )  # fmt: skip
+        sheets = {"samples": drawn[:NUM_SHOWN]} | _other_sheets(loop, real["calibration_images"], seed=seed)
     place = pictures / category.name
-    place.mkdir(parents=True, exist_ok=True)
     for name, images in sheets.items():
-        columns = 0 if name == "samples" else 8
+        columns = None if name == "samples" else 8
         write_png(place / f"{config.stem}_{name}.png", contact_sheet(to_bytes(images), num_columns=columns))
-    card.facts["seconds"] |= {"fit": seconds["fit"]}
+    card.facts["seconds"] |= {"fit": fitted.seconds["fit"]}
     card.facts["result"] = result | {
-        "size": list(detector.preprocess.size),
-        "density": detector.density,
+        "size": list(sampler.preprocess.size),
+        "density": sampler.density,
         "features": FEATURES,
         "num_drawn": num,
-        "num_train": len(parts["train"]),
-        "num_calibration": len(parts["calibration_images"]),
+        "num_train": len(real["train"]),
+        "num_calibration": len(real["calibration_images"]),
         "num_threads": torch.get_num_threads(),
     }
-    if isinstance(detector, VqVae):
-        card.facts["result"]["codebook perplexity"] = float(detector.perplexity)
+    if isinstance(sampler, VqVae):
+        card.facts["result"]["codebook perplexity"] = float(sampler.perplexity)
     return card.facts
 
 
-def _quality(drawn: NDArray[np.float32], parts: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
+def _quality(drawn: NDArray[np.float32], real: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
     network = Backbone("resnet18", layers=[1, 2, 3], size=(FEATURE_SIDE, FEATURE_SIDE), weights="pretrained")
-    a = features(np.concatenate((parts["train"], parts["calibration_images"])), network)
+    a = features(np.concatenate((real["train"], real["calibration_images"])), network)
     b = features(drawn, network)
-    calibration_images, train = features(parts["calibration_images"], network), features(parts["train"], network)
+    calibration_images, train = features(real["calibration_images"], network), features(real["train"], network)
     precision, recall = precision_recall(a, b)
 
     def nearest(x: NDArray[np.float32]) -> float:
         """Median distance to the nearest training image: root mean square over pixels, in grey levels."""
-        flat, known = x.reshape(len(x), -1), parts["train"].reshape(len(parts["train"]), -1)
+        flat, known = x.reshape(len(x), -1), real["train"].reshape(len(real["train"]), -1)
         return float(np.median(distances(flat, known).min(axis=1)) / np.sqrt(flat.shape[1]) * 255)
 
     return {
@@ -134,7 +142,7 @@ def _quality(drawn: NDArray[np.float32], parts: dict[str, NDArray[np.float32]]) 
         "precision": precision,
         "recall": recall,
         "nearest training image": nearest(drawn),
-        "nearest training image of calibration": nearest(parts["calibration_images"]),
+        "nearest training image of calibration": nearest(real["calibration_images"]),
     }
 
 
@@ -149,68 +157,49 @@ def _likelihood(sampler: Sampler, calibration_images: NDArray[np.float32]) -> di
 
 
 def _speed(exported: SamplingLoop, trained: SamplingLoop, *, num: int, seed: int) -> dict[str, Any]:
-    """Seconds of the same draw through ONNX Runtime and through torch, in turn, medians."""
-    taken: dict[str, list[float]] = {"onnx": [], "torch": []}
+    """Measure seconds of the same draw through ONNX Runtime and through torch, in turn, medians."""
+    seconds: dict[str, list[float]] = {"onnx": [], "torch": []}
     for _ in range(NUM_TIMED):
         for name, loop in (("onnx", exported), ("torch", trained)):
             begin = time.perf_counter()
             loop.sample(num, rng=np.random.default_rng(seed), options=Options())
-            taken[name].append(time.perf_counter() - begin)
-    onnx, by_torch = (statistics.median(taken[name]) for name in ("onnx", "torch"))
-    found = {"seconds per image": onnx / num, "onnx over torch": onnx / by_torch}
+            seconds[name].append(time.perf_counter() - begin)
+    onnx, by_torch = (statistics.median(seconds[name]) for name in ("onnx", "torch"))
+    result = {"seconds per image": onnx / num, "onnx over torch": onnx / by_torch}
     if "steps" in exported.known_options:
-        found["seconds per step and image"] = onnx / num / Options().steps
-    return found
+        result["seconds per step and image"] = onnx / num / Options().steps
+    return result
 
 
-def _peak_memory(model: Path, out: Path, *, num: int) -> float:
-    """Largest resident memory, in MiB, of a process that draws one batch."""
-    main = "import sys; from anomaly.commands.main import run; sys.exit(run(sys.argv[1:]))"
-    options = ["--num", str(num), "--batch-size", str(num), "--device", "cpu"]
-    code = (
-        "import resource, subprocess, sys;"
-        f" subprocess.run([sys.executable, '-c', {main!r}, 'sample', *sys.argv[1:]], check=True, stderr=subprocess.DEVNULL);"
-        " print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code, str(model), "--out", str(out), *options],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    per_unit = 1024 if sys.platform != "darwin" else 1024**2
-    return int(told.stdout.split()[-1]) / per_unit
-
-
-def _other_pictures(loop: SamplingLoop, x: NDArray[np.float32], *, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Reconstructions, a walk and a filled hole, of what the sampler can."""
+def _other_sheets(loop: SamplingLoop, x: NDArray[np.float32], *, seed: int) -> dict[str, NDArray[np.float32]]:
+    """Make reconstructions, an interpolation and an inpainting, as far as the sampler supports them."""
     rng = np.random.default_rng(seed)
-    options, some = Options(), x[:8]
-    mask = np.zeros((len(some), *x.shape[2:]), dtype=bool)
+    options, first = Options(), x[:8]
+    mask = np.zeros((len(first), *x.shape[2:]), dtype=bool)
     height, width = x.shape[2:]
     mask[:, height // 3 : height * 2 // 3, width // 3 : width * 2 // 3] = True
-    shown = {}
+    sheets = {}
     for name, make in (
-        ("reconstructions", lambda: np.concatenate((some, loop.reconstruct(some, rng=rng, options=options)))),
+        ("reconstructions", lambda: np.concatenate((first, loop.reconstruct(first, rng=rng, options=options)))),
         ("interpolation", lambda: loop.interpolate(x[0], x[1], num=8, options=options)),
         (
             "inpainting",
             lambda: np.concatenate(
-                (np.where(mask[:, None], np.float32(0.5), some), loop.inpaint(some, mask, rng=rng, options=options))
+                (np.where(mask[:, None], np.float32(0.5), first), loop.inpaint(first, mask, rng=rng, options=options))
             ),
         ),
     ):
         try:
-            shown[name] = make()
+            sheets[name] = make()
         except Unsupported:
             continue
-    return shown
+    return sheets
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure the samplers asked for, one after the other."""
+def main() -> None:
+    """Measure the requested samplers, one after the other, and write their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("category", help="a folder, or synthetic:KIND for parts made by the package's own factory")
+    parser.add_argument("category", help="folder, or synthetic:KIND for synthetic parts")
     parser.add_argument("--configs", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/samplers"))
     parser.add_argument("--pictures", type=Path, required=True)
@@ -218,23 +207,26 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(asked.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        kind = asked.category.removeprefix(SYNTHETIC)
-        category = Path(folder) / kind if asked.category.startswith(SYNTHETIC) else Path(asked.category)
+        kind = arguments.category.removeprefix(SYNTHETIC)
+        category = Path(folder) / kind if arguments.category.startswith(SYNTHETIC) else Path(arguments.category)
         if not category.exists():
-            counts = {"num_train": NUM_SYNTHETIC, "num_test_good": 0, "num_test_defect": 0}
-            make_dataset(
-                Path(folder), parts=[kind], size=SYNTHETIC_SIDE, seed=asked.seed, progress=lambda *_: None, **counts
-            )
-        for config in asked.configs:
+            counts: dict[str, Any] = {"num_train": NUM_SYNTHETIC, "num_test_good": 0, "num_test_defect": 0}
+            make_dataset(Path(folder), parts=[kind], size=SYNTHETIC_SIDE, seed=arguments.seed, **counts)
+        for config in arguments.configs:
             info = measure(
-                category, config, num=asked.num, batch_size=asked.batch_size, seed=asked.seed, pictures=asked.pictures
+                category,
+                config,
+                num=arguments.num,
+                batch_size=arguments.batch_size,
+                seed=arguments.seed,
+                pictures=arguments.pictures,
             )
-            write_json(asked.out / category.name / f"{config.stem}.json", info)
+            write_json(arguments.out / category.name / f"{config.stem}.json", info)
             print(config.stem, json.dumps(info["result"], indent=1), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,4 +1,4 @@
-"""The table of the samplers from their measured figures.
+"""The table of the samplers, from their measured figures.
 
 python -m benchmarks.samplers_table benchmarks/results/samplers benchmarks/SAMPLERS.md
 """
@@ -12,12 +12,13 @@ from typing import Any
 
 HEAD = """# Samplers: quality and speed
 
-Made by `python -m benchmarks.samplers_table` from `benchmarks/results/samplers`; `python -m benchmarks.samplers` measured it.
-One seed; trained by the shipped configurations (`configs/samplers/`), drawn from the exported file through ONNX Runtime on the
-CPU. Distances are between drawn images and the good images of the category (trained on and held out), on
-{features}; they compare rows of one category and size only. `nearest` is the median distance of a drawn image to the
-nearest training image in grey levels, against that of calibration images: far below it, a sampler memorises. Bits per
-dimension are of calibration images at 8 bits a value (PixelCNN: at its own number of levels).
+`python -m benchmarks.samplers_table` writes this page from `benchmarks/results/samplers`; `python -m benchmarks.samplers`
+measures the figures. One seed; trained by the shipped configurations (`configs/samplers/`), drawn from the exported file
+through ONNX Runtime on the CPU. Distances are between drawn images and the good images of the category (training and
+calibration), on {features}. They compare
+only rows of one category and size. `nearest` is the median distance of a drawn image to the nearest training image in grey
+levels, beside that of the calibration images. A sampler with a far smaller distance memorises. Bits per dimension are those
+of the calibration images at 8 bits per value (PixelCNN: at its own number of levels).
 """
 COLUMNS = (
     "sampler", "px", "Fréchet", "kernel", "precision", "recall", "nearest", "bits/dim", "fit s", "s/image", "ms/step",
@@ -26,7 +27,7 @@ COLUMNS = (
 
 
 def row(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
-    """One line of the table."""
+    """Make one row of the table."""
     r = facts["result"]
     bits, step = r["bits per dimension"], r.get("seconds per step and image")
     return (
@@ -48,29 +49,29 @@ def row(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
 
 
 def table(results: Path) -> str:
-    """The whole document."""
+    """Make the whole page."""
     features = ""
-    parts = []
+    lines = []
     for category in sorted(path for path in results.iterdir() if path.is_dir()):
         found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(category.glob("*.json"))}
         if not found:
             continue
-        some = next(iter(found.values()))
-        features = some["result"]["features"]
-        machine = some["hardware"]
-        parts.append(f"\n## {category.name}\n")
-        parts.append(
-            f"{machine['processor']}, {some['result']['num_threads']} thread;"
-            f" {some['result']['num_train']} images to train, {some['result']['num_calibration']} held out,"
-            f" {some['result']['num_drawn']} drawn. Held out to train:"
-            f" Fréchet {some['result']['frechet of calibration to train']:.3f} (at the first row's size).\n"
+        first = next(iter(found.values()))
+        features = first["result"]["features"]
+        machine = first["hardware"]
+        lines.append(f"\n## {category.name}\n")
+        lines.append(
+            f"{machine['processor']}, {first['result']['num_threads']} thread;"
+            f" {first['result']['num_train']} training images, {first['result']['num_calibration']} calibration images,"
+            f" {first['result']['num_drawn']} drawn. Calibration to training images:"
+            f" Fréchet {first['result']['frechet of calibration to train']:.3f} (at the first row's size).\n"
         )
-        parts.append("| " + " | ".join(COLUMNS) + " | nearest of calibration |")
-        parts.append("| --- " * (len(COLUMNS) + 1) + "|")
+        lines.append("| " + " | ".join(COLUMNS) + " | nearest of calibration |")
+        lines.append("| --- " * (len(COLUMNS) + 1) + "|")
         for name, facts in sorted(found.items(), key=lambda item: item[1]["result"]["frechet"]):
-            calibration_images = f"{facts['result']['nearest training image of calibration']:.1f}"
-            parts.append("| " + " | ".join((*row(name, facts), calibration_images)) + " |")
-    return HEAD.format(features=features) + "\n".join(parts) + "\n"
+            nearest = f"{facts['result']['nearest training image of calibration']:.1f}"
+            lines.append("| " + " | ".join((*row(name, facts), nearest)) + " |")
+    return HEAD.format(features=features) + "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

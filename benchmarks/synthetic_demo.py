@@ -1,33 +1,34 @@
-"""The synthetic demo by part kind and defect kind: image AUROC, false-alarm rate at the threshold and misses.
+"""The demo on synthetic parts, by kind of part and defect: image AUROC, false-alarm rate at the threshold, misses.
 
-python benchmarks/synthetic_demo.py --out benchmarks/results/synthetic_demo.json
+python -m benchmarks.synthetic_demo --out benchmarks/results/synthetic_demo.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from anomaly.commands.demo import demo
 from anomaly.data.synthetic import PARTS
 from anomaly.system.run_card import RunCard
+from benchmarks.command_line import command
 
 
 def main() -> None:
-    """Run the demo for every kind of part and gather its figures."""
+    """Run the demo for every kind of part, and write its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--detector", default="best")
-    options = parser.parse_args()
-    card = RunCard("benchmarks/synthetic_demo.py", config=vars(options))
+    arguments = parser.parse_args()
+    card = RunCard("benchmarks/synthetic_demo.py", config=vars(arguments))
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS:
             out = Path(folder) / part
-            demo(out=out, part=part, detector=options.detector)
+            subprocess.run(command("demo", "--out", out, "--part", part, "--detector", arguments.detector), check=True)
             facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
             figures = facts["result"]
             result[part] = {
@@ -39,7 +40,7 @@ def main() -> None:
                 "seconds": facts["seconds"],
             }
             card.facts["result"] = result
-            card.write(options.out)
+            card.write(arguments.out)
     print(json.dumps(result, indent=2))
 
 

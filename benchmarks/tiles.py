@@ -1,11 +1,10 @@
-"""Large images measured: how far stitched maps are from maps in one piece, and the memory that a larger image takes.
+"""Large images: difference between stitched and whole anomaly maps, and memory by image size.
 
     python -m benchmarks.tiles --out benchmarks/results/tiles.json
 
-Detectors are fitted on drawn images of a woven web and exported. The difference is that of the exported file on a web
-of 2000 × 1500 pixels with a defect, in calibrated units and in the detector's own, and once with half of the halo, which has
-to show. Memory is the peak of a process of its own that runs `anomaly score` on one image, beside that of the same process
-without an image.
+Detectors are fitted on drawn images of a woven web and exported. The exported file scores a web of 2000 × 1500 pixels with a
+defect. The difference is in calibrated and in raw units, and once with half of the halo as a control. Memory is the peak of a
+separate process that scores one image with `anomaly score`, and of the same process without an image.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from anomaly.inference.artifact import calibration_tensors, load_graph
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.tiles import score_tiled
 from anomaly.system.run_card import RunCard
-from anomaly.training.fit import fit
+from anomaly.training.fit import fit_model
 
-NUM_PHOTOGRAPHS, HEIGHT, WIDTH = 24, 640, 800
+NUM_IMAGES, HEIGHT, WIDTH = 24, 640, 800
 TILE = 512
 DETECTORS: dict[str, dict[str, Any]] = {
     "autoencoder": {"size": 128, "width": 16, "standardise": False, "epochs": 3},
@@ -38,22 +37,25 @@ DETECTORS: dict[str, dict[str, Any]] = {
 }
 SCORED = ((2000, 2000), (2000, 8000))
 CHILD = """
-import pathlib, re, sys
-from anomaly.commands.main import run
+import pathlib, re, runpy, sys
 from anomaly.inference.scorer import OnnxScorer
 model, image, out = sys.argv[1:]
 if image:
-    assert run(["score", model, image, "--out", out, "--device", "cpu"]) == 0
+    sys.argv = ["anomaly", "score", model, image, "--out", out, "--device", "cpu"]
+    try:
+        runpy.run_module("anomaly", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
 else:
     OnnxScorer(pathlib.Path(model), device="cpu", num_threads=1)
 status = pathlib.Path("/proc/self/status").read_text()
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024)
 """
-"""The peak is asked of Linux: that of `getrusage` begins with what the parent held"""
+"""Reads the peak from /proc, because the peak of `getrusage` includes the memory of the parent process"""
 
 
 def draw_web(*, height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """Draw a woven web, lit unevenly, (height, width, 3) uint8 RGB."""
+    """Draw a woven web under uneven light, (height, width, 3) uint8 RGB."""
     rng = np.random.default_rng(seed)
     warp = np.sin(np.arange(width) / 3 + rng.uniform(0, 6))
     weft = np.sin(np.arange(height) / 4 + rng.uniform(0, 6))
@@ -64,7 +66,7 @@ def draw_web(*, height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 def with_defect(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Draw a dark knot and a missing thread onto a web."""
+    """Draw a dark knot and a bright line onto a web, in place."""
     height, width = image.shape[:2]
     cv2.circle(image, (width * 2 // 3, height // 3), 14, (60, 50, 50), -1)
     cv2.line(image, (width // 5, height // 2), (width // 5 + 160, height // 2), (210, 210, 210), 3)
@@ -72,52 +74,56 @@ def with_defect(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def difference(model: Path) -> dict[str, float]:
-    """Score a large image in tiles and in one piece through an exported file."""
+    """Measure the difference between scoring a large image in tiles and in one piece, through an exported file."""
     scorer = OnnxScorer(model, device="cpu", num_threads=1)
     tiling = scorer.metadata.tiling
     assert tiling is not None
     image = with_defect(draw_web(height=1500, width=2000, seed=10_000))[None]
     whole = tiling.with_tile(height=1500 + -1500 % tiling.stride, width=2000 + -2000 % tiling.stride)
     half = tiling.halo[0] // 2 // tiling.stride * tiling.stride
-    lacking = replace(tiling, window=[TILE + 2 * half, TILE + 2 * half])
-    stitched, in_one, torn = (
-        score_tiled(scorer.score_windows, image, tiling=walk)[1].astype(np.float64) for walk in (tiling, whole, lacking)
+    narrow = replace(tiling, window=[TILE + 2 * half, TILE + 2 * half])
+    stitched, whole_map, narrow_map = (
+        score_tiled(scorer.score_windows, image, tiling=plan)[1].astype(np.float64) for plan in (tiling, whole, narrow)
     )
-    unit = calibration_tensors(load_graph(model))["scale_map"]
+    scale = calibration_tensors(load_graph(model))["scale_map"]
     return {
         "stride": tiling.stride,
         "halo": tiling.halo[0],
-        "score": float(in_one.max()),
-        "largest_difference": float((np.abs(stitched - in_one) / np.maximum(1.0, np.abs(in_one))).max()),
-        "largest_difference_raw": float(np.abs(stitched - in_one).max()) * unit,
-        "largest_difference_with_half_the_halo": float((np.abs(torn - in_one) / np.maximum(1.0, np.abs(in_one))).max()),
+        "score": float(whole_map.max()),
+        "largest_difference": float((np.abs(stitched - whole_map) / np.maximum(1.0, np.abs(whole_map))).max()),
+        "largest_difference_raw": float(np.abs(stitched - whole_map).max()) * scale,
+        "largest_difference_with_half_the_halo": float(
+            (np.abs(narrow_map - whole_map) / np.maximum(1.0, np.abs(whole_map))).max()
+        ),
     }
 
 
 def peak_mib(model: Path, image: Path | None) -> float:
-    """Peak resident memory of a process that loads a model and scores one image, or none, in MiB."""
+    """Measure the peak memory in MiB of a process that loads a model and scores at most one image."""
     out = model.with_name("rows.csv")
-    arguments = [sys.executable, "-c", CHILD, str(model), str(image or ""), str(out)]
-    told = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    return round(float(told.stdout.splitlines()[-1]), 1)
+    child = [sys.executable, "-c", CHILD, str(model), str(image or ""), str(out)]
+    output = subprocess.run(child, capture_output=True, text=True, check=True)
+    return round(float(output.stdout.splitlines()[-1]), 1)
 
 
 def main() -> None:
-    """Fit, export, measure and write."""
+    """Fit and export the detectors, measure them, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    card = RunCard("benchmarks/tiles.py", config=vars(asked) | {"tile": TILE, "detectors": DETECTORS})
+    arguments = parser.parse_args()
+    card = RunCard("benchmarks/tiles.py", config=vars(arguments) | {"tile": TILE, "detectors": DETECTORS})
     result: dict[str, Any] = {"difference": {}, "memory": {}}
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "web")
         images.mkdir()
-        for n in range(NUM_PHOTOGRAPHS):
+        for n in range(NUM_IMAGES):
             write_png(images / f"{n:02d}.png", draw_web(height=HEIGHT, width=WIDTH, seed=n))
         models = {}
         for name, options in DETECTORS.items():
-            run = fit(images, out=Path(folder, name), detector=name, model=options, tile=f"{TILE},{TILE}", device="cpu")
-            models[name] = export_model(run)
+            fitted = fit_model(
+                images, out=Path(folder, name), detector=name, options=options, tile=f"{TILE},{TILE}", device="cpu"
+            )
+            models[name] = export_model(fitted)
             result["difference"][name] = difference(models[name])
             print(name, result["difference"][name])
         model = models["autoencoder"]
@@ -130,11 +136,11 @@ def main() -> None:
             result["memory"][f"{width}x{height}"] = {
                 "peak_mib": peak,
                 "beyond_loading_mib": round(peak - empty, 1),
-                "image_and_map_mib": round(7 * pixels, 1),  # three bytes and a float32 a pixel
+                "image_and_map_mib": round(7 * pixels, 1),  # three bytes and a float32 per pixel
             }
             print(width, height, result["memory"][f"{width}x{height}"])
     card.facts["result"] = result
-    card.write(asked.out)
+    card.write(arguments.out)
 
 
 if __name__ == "__main__":

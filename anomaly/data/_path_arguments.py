@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from anomaly.errors import DataError, UsageError
+from anomaly.system.files import as_path
 
 
-def path_argument(value: object, *, name: str) -> Path:
-    """Convert a path argument.
+def path_argument(value: str | Path, *, name: str) -> Path:
+    """Convert a path argument; an empty string is not the working directory.
 
     Args:
         value: path given by the caller.
@@ -18,14 +18,12 @@ def path_argument(value: object, *, name: str) -> Path:
     Raises:
         UsageError: neither a string nor a path, or an empty string.
     """
-    if isinstance(value, bytes) or not isinstance(value, (str, os.PathLike)):
-        raise UsageError(f"{name} is {value!r:.60} of type {type(value).__name__}; give a path as str or Path")
-    if not os.fspath(value):
+    if value == "":
         raise UsageError(f"{name} is empty; give a path")
-    return Path(value)
+    return as_path(value, name=name)
 
 
-def folder_argument(value: object, *, name: str, way_out: str) -> Path:
+def folder_argument(value: str | Path, *, name: str, way_out: str) -> Path:
     """Convert a path argument that names an existing folder.
 
     Args:
