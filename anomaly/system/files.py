@@ -15,19 +15,21 @@ from anomaly.errors import OutputError, UsageError
 CHUNK = 2**20
 
 
-def as_path(path: str | Path, *, name: str) -> Path:
-    """Check the type of a path argument.
+def as_path(path: object, *, name: str) -> Path:
+    """Check a path argument. An empty string is not the working directory.
 
     Args:
         path: value to check.
         name: name of the argument, for the message.
 
     Raises:
-        UsageError: the value is neither a string nor a path.
+        UsageError: the value is neither a string nor a path, or it is an empty string.
     """
     if not isinstance(path, (str, os.PathLike)):
         value = " ".join(repr(path).split())
         raise UsageError(f"{name} is {type(path).__name__} {value:.60}: give a path as str or pathlib.Path")
+    if path == "":
+        raise UsageError(f"{name} is empty; give a path")
     return Path(path)
 
 

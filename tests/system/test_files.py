@@ -51,4 +51,9 @@ def test_json_is_written_from_a_string_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [None, 3, b"file", ["file"]])
 def test_path_of_another_type_is_refused(path: object) -> None:
     with pytest.raises(UsageError, match=rf"model is {type(path).__name__} .*: give a path as str or pathlib\.Path"):
-        as_path(path, name="model")  # type: ignore[arg-type]
+        as_path(path, name="model")
+
+
+def test_empty_path_is_refused() -> None:
+    with pytest.raises(UsageError, match="model is empty; give a path"):
+        as_path("", name="model")
