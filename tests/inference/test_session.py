@@ -1,4 +1,4 @@
-"""Which options a session gets on which device, and buffers that give what the session gives."""
+"""Provider options of each device, and bound buffers with the outputs of the session."""
 
 from __future__ import annotations
 
