@@ -1,4 +1,4 @@
-"""Who may ask a service, how many at once, and that a failure tells nothing of what is inside."""
+"""Access control, the limit of concurrent requests, and errors without internal details."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from anomaly.service.auth import OPEN_PATHS
-from tests.service.served import BASE, TOKEN, make_app, make_service
+from tests.service.running_service import BASE, TOKEN, make_app, make_service
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def client(run_folder: Path) -> Iterator[TestClient]:
         yield opened
 
 
-def test_token_is_asked_for_everywhere_but_at_health(run_folder: Path) -> None:
+def test_token_is_required_outside_the_open_paths(run_folder: Path) -> None:
     service, log = make_service(run_folder / "model.onnx"), []
     with TestClient(make_app(service, token=TOKEN, log=log), base_url=BASE) as client:
         paths = [route.path for route in client.app._app.routes]
@@ -54,14 +54,16 @@ def test_token_is_asked_for_everywhere_but_at_health(run_folder: Path) -> None:
         ({"host": "localhost:8000", "origin": "http://[::1"}, 403),
     ],
 )
-def test_pages_of_other_sites_may_not_ask(client: TestClient, headers: dict[str, str], status: int) -> None:
+def test_requests_from_pages_of_other_sites_are_refused(
+    client: TestClient, headers: dict[str, str], status: int
+) -> None:
     answer = client.get("/v2", headers=headers)
     assert answer.status_code == status
     assert not any(name.startswith("access-control") for name in answer.headers)
     assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")
 
 
-def test_too_many_requests_at_once_are_answered_503(run_folder: Path) -> None:
+def test_too_many_concurrent_requests_are_answered_with_503(run_folder: Path) -> None:
     service = make_service(run_folder / "model.onnx", max_requests=1)
     app = make_app(service)
     with TestClient(app, base_url=BASE) as client:
@@ -73,14 +75,14 @@ def test_too_many_requests_at_once_are_answered_503(run_folder: Path) -> None:
         assert client.get("/v2").status_code == 200
 
 
-def test_failure_inside_leaks_nothing(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_leaks_nothing(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = make_service(run_folder / "model.onnx")
 
     def fail() -> bytes:
         raise RuntimeError(f"secret at {run_folder}")
 
-    monkeypatch.setattr(service.metrics, "text", fail)
+    monkeypatch.setattr(service.metrics, "export", fail)
     with TestClient(make_app(service), base_url=BASE, raise_server_exceptions=False) as client:
         answer = client.get("/metrics")
-        assert (answer.status_code, answer.json()) == (500, {"error": "the service failed; its log says why"})
+        assert (answer.status_code, answer.json()) == (500, {"error": "internal error: see the log of the service"})
         assert client.get("/v2").status_code == 200

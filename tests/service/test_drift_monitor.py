@@ -1,9 +1,8 @@
-"""The watch over what a served model sees: it alarms, it forgets, and it never grows."""
+"""The drift monitor of a served model: its alarm, its windows, and its bounded memory."""
 
 from __future__ import annotations
 
 import gc
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.service.drift_monitor import ALPHA, Drift, Drifts
+from anomaly.service.drift_monitor import ALPHA, DriftMonitors, WindowedDriftMonitor
 from tests.plates import draw_part
-from tests.service.served import BASE, make_app, make_service
+from tests.service.running_service import BASE, make_app, make_service
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def scorer(run_folder: Path) -> OnnxScorer:
     return OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1)
 
 
-def test_dark_images_raise_the_alarm_that_the_card_tells(run_folder: Path) -> None:
+def test_dark_images_raise_an_alarm_on_the_model_card(run_folder: Path) -> None:
     with TestClient(make_app(make_service(f"plate={run_folder / 'model.onnx'}")), base_url=BASE) as client:
         before = client.get("/v2/models/plate").json()["parameters"]
         assert (before["drift"], before["drift_images"]) == ("none", 0)
@@ -44,51 +43,49 @@ def test_dark_images_raise_the_alarm_that_the_card_tells(run_folder: Path) -> No
     assert "darker" in after["drift_cause"]
 
 
-def test_watches_follow_one_another_and_keep_alpha_together(scorer: OnnxScorer) -> None:
-    drift = Drift(scorer.metadata, threshold=1.0, stretch=20)
+def test_consecutive_monitors_share_alpha(scorer: OnnxScorer) -> None:
+    monitor = WindowedDriftMonitor(scorer.metadata, threshold=1.0, window_length=20)
     kept = []
     for seed in range(65):
         image = draw_part(seed)[None]
-        drift.observe(image, scorer.score(image).score)
-        assert drift._watch is not None
-        kept.append(max(map(len, drift._watch._ranks)))
-    assert drift.state() == {"drift": "none", "drift_cause": "", "drift_images": 65}
+        monitor.observe(image, scorer.score(image).score)
+        assert monitor._monitor is not None
+        kept.append(max(map(len, monitor._monitor._ranks)))
+    assert monitor.state() == {"drift": "none", "drift_cause": "", "drift_images": 65}
     assert max(kept) <= len(scorer.calibration_scores) + 20
-    assert drift._watch is not None
-    assert drift._watch.summary()["alpha"] == ALPHA / (4 * 5)  # the fourth, and all of them sum to alpha
+    assert monitor._monitor is not None
+    assert monitor._monitor.summary()["alpha"] == ALPHA / (4 * 5)  # share of the fourth monitor; all shares sum to 1
 
 
-def test_alarm_stays_and_the_watch_stops_growing(scorer: OnnxScorer) -> None:
-    drift = Drift(scorer.metadata, threshold=1.0, stretch=40)
+def test_alarm_stays_and_the_monitor_stops(scorer: OnnxScorer) -> None:
+    monitor = WindowedDriftMonitor(scorer.metadata, threshold=1.0, window_length=40)
     for seed in range(60):
         dark = (draw_part(seed) * 0.5).astype(np.uint8)[None]
-        drift.observe(dark, scorer.score(dark).score)
-    state = drift.state()
+        monitor.observe(dark, scorer.score(dark).score)
+    state = monitor.state()
     assert (state["drift"], state["drift_images"]) == ("alarm", 40)
-    drift.observe(draw_part(0)[None], np.zeros(1, np.float32))
-    assert drift.state() == state
+    monitor.observe(draw_part(0)[None], np.zeros(1, np.float32))
+    assert monitor.state() == state
 
 
-def test_model_without_statistics_is_said_not_to_be_watched(scorer: OnnxScorer) -> None:
-    drift = Drift(replace(scorer.metadata, image_stats={}), threshold=1.0, stretch=20)
-    drift.observe(draw_part(0)[None], np.zeros(1, np.float32))
-    state = drift.state()
+def test_model_without_statistics_is_reported_as_not_watched(scorer: OnnxScorer) -> None:
+    monitor = WindowedDriftMonitor(replace(scorer.metadata, image_stats={}), threshold=1.0, window_length=20)
+    monitor.observe(draw_part(0)[None], np.zeros(1, np.float32))
+    state = monitor.state()
     assert (state["drift"], state["drift_images"]) == ("not watched", 0)
     assert "lack brightness" in str(state["drift_cause"])
 
 
-def test_replaced_scorer_takes_its_watch_along(run_folder: Path) -> None:
+def test_monitor_is_deleted_with_its_scorer(run_folder: Path) -> None:
     scorer = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1)
-    drifts = Drifts(threshold=1.0)
-    assert drifts.of(scorer) is drifts.of(scorer)
+    monitors = DriftMonitors(threshold=1.0)
+    assert monitors.monitor_of(scorer) is monitors.monitor_of(scorer)
     del scorer
     gc.collect()
-    assert len(drifts._of) == 0
+    assert len(monitors._monitors) == 0
 
 
-def test_line_of_many_pixels_costs_little(scorer: OnnxScorer) -> None:
-    begin = time.perf_counter()
-    Drift(scorer.metadata, threshold=1.0, stretch=20).observe(
-        np.zeros((1, 1, 10**7, 3), np.uint8), np.zeros(1, np.float32)
-    )
-    assert time.perf_counter() - begin < 5
+def test_image_of_one_line_and_many_pixels_is_observed(scorer: OnnxScorer) -> None:
+    monitor = WindowedDriftMonitor(scorer.metadata, threshold=1.0, window_length=20)
+    monitor.observe(np.zeros((1, 1, 10**7, 3), np.uint8), np.zeros(1, np.float32))
+    assert monitor.state()["drift_images"] == 1

@@ -1,4 +1,4 @@
-"""Requests generated from the service's own OpenAPI document, right and wrong ones: no 500, and answers as documented."""
+"""Valid and invalid requests generated from the service's OpenAPI document: no status 500, and documented responses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from anomaly.service.openapi import document
-from tests.service.served import make_service, running
+from anomaly.service.openapi import openapi_document
+from tests.service.running_service import make_service, running
 
-# the same handlers answer with a version in the path
-SCHEMA = schemathesis.openapi.from_dict(document([("plate", "1")])).exclude(path_regex="versions")
+# paths with a version have the same handlers
+SCHEMA = schemathesis.openapi.from_dict(openapi_document([("plate", "1")])).exclude(path_regex="versions")
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-"""Not that what fits the document is accepted: it cannot say which bytes are an image"""
+"""Without the check for accepted requests: the document cannot describe the bytes of an image"""
 
 
 @pytest.fixture(scope="module")
@@ -33,5 +33,5 @@ def base_url(run_folder: Path) -> Iterator[str]:
 
 @SCHEMA.parametrize()
 @settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-def test_generated_requests_are_answered_as_documented(case: Case, base_url: str) -> None:
+def test_responses_to_generated_requests_match_the_document(case: Case, base_url: str) -> None:
     case.call_and_validate(base_url=base_url, checks=CHECKS)

@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium drops images, reads verdicts, moves sliders, walks by keyboard, exports."""
+"""The scoring page in headless Chromium: dropped images, verdicts, sliders, keyboard navigation and the CSV export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import csv
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,14 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, Download, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Download, Page, Route, expect
 
 from anomaly.imaging.map_png import map_levels
 from anomaly.imaging.overlay import enlarge_map, overlay
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.scoring.rows import COLUMNS
 from tests.plates import draw_part, draw_scratch
-from tests.service.served import TOKEN, make_service, running
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+from tests.service.running_service import TOKEN, make_service, running
 
 
 def png(image: NDArray[Any]) -> bytes:
@@ -46,16 +38,7 @@ FILES = {
     "scratch a.png": png(draw_scratch(draw_part(3), 3)[0]),
     "scratch b.png": png(draw_scratch(draw_part(4), 4)[0]),
 }
-BAD = {"notes.png": b"no image"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=30_000)  # of a machine that does much else
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+BAD = {"notes.png": b"not an image"}
 
 
 @pytest.fixture(scope="module")
@@ -78,31 +61,30 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def modules(browser: Browser, address: str) -> Iterator[Page]:
-    """The page for tests of its modules, which give it no images."""
+    """The page for tests of its modules, without images."""
     yield from loaded(browser, address)
 
 
 def loaded(browser: Browser, address: str) -> Iterator[Page]:
-    """Load the page; in the end nothing was complained of and nobody else asked."""
+    """Load the page; at the end, check for errors in the console and requests to other hosts."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         opened = context.new_page()
         opened.set_default_timeout(30_000)
-        said: list[str] = []
-        asked: list[str] = []
-        opened.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
-        opened.on("pageerror", lambda error: said.append(str(error)))
-        opened.on("request", lambda request: asked.append(request.url))
+        messages: list[str] = []
+        requests: list[str] = []
+        opened.on("console", lambda m: messages.append(m.text) if m.type in ("error", "warning") else None)
+        opened.on("pageerror", lambda error: messages.append(str(error)))
+        opened.on("request", lambda request: requests.append(request.url))
         opened.goto(address)
         opened.wait_for_selector("#card dl")
         yield opened
-        refused = [text for text in said if "status of 415" not in text and "status of 503" not in text]
-        assert refused == []
-        assert asked
-        assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
+        assert [text for text in messages if "status of 415" not in text and "status of 503" not in text] == []
+        assert requests
+        assert [url for url in requests if not url.startswith((address, "blob:", "data:"))] == []
 
 
-def give(page: Page, files: dict[str, bytes]) -> None:
-    """Drop files on the page, as a person does, and wait for their verdicts."""
+def drop_files(page: Page, files: dict[str, bytes]) -> None:
+    """Drop files on the page and wait for their verdicts."""
     before = page.locator(".tile").count()
     page.evaluate(
         """files => {
@@ -129,15 +111,15 @@ def pixels(page: Page) -> str:
     return str(page.locator("canvas").evaluate("c => c.toDataURL()"))
 
 
-def test_dropped_image_shows_the_scorers_verdict_and_its_map(page: Page, scorer: OnnxScorer) -> None:
-    give(page, {"scratch a.png": FILES["scratch a.png"]})
+def test_dropped_image_shows_the_verdict_and_the_map(page: Page, scorer: OnnxScorer) -> None:
+    drop_files(page, {"scratch a.png": FILES["scratch a.png"]})
     score = float(scorer.score(draw_scratch(draw_part(3), 3)[0][None]).score[0])
     assert score > 1
-    expect(page.locator("#judged h2")).to_have_text("✕Rejected")
-    shown = page.locator("#judged .big").inner_text()
+    expect(page.locator("#verdict h2")).to_have_text("✕Rejected")
+    shown = page.locator("#verdict .big").inner_text()
     assert float(shown) == pytest.approx(score, abs=0.5 * 10 ** -len(shown.partition(".")[2]))
-    expect(page.locator("#announced")).to_contain_text(f"scratch a.png: Rejected, score {shown}, threshold 1.00")
-    assert page.locator("#judged tbody tr").count() >= 1
+    expect(page.locator("#announcement")).to_contain_text(f"scratch a.png: Rejected, score {shown}, threshold 1.00")
+    assert page.locator("#verdict tbody tr").count() >= 1
     set_slider(page, "#opacity", 0)
     bare = pixels(page)
     set_slider(page, "#opacity", 80)
@@ -146,25 +128,25 @@ def test_dropped_image_shows_the_scorers_verdict_and_its_map(page: Page, scorer:
     page.locator("#outlines").uncheck()
     assert pixels(page) != drawn
     set_slider(page, "#opacity", 0)
-    assert pixels(page) != bare  # neither heat nor lines
+    assert pixels(page) != bare  # without heat map and lines
 
 
-def test_map_lies_on_the_image_as_the_package_lays_it(modules: Page) -> None:
+def test_map_is_aligned_and_coloured_as_in_python(modules: Page) -> None:
     anomaly_map = cv2.GaussianBlur(np.random.default_rng(0).normal(1, 9, (32, 40)).astype(np.float32), (0, 0), 2)
     levels = map_levels(anomaly_map).astype(np.float32) / 2048 - 4
     for resize, height, width in (("stretch", 60, 90), ("letterbox", 60, 90), ("letterbox", 90, 50)):
         image = np.full((height, width, 3), 90, dtype=np.uint8)
         values, drawn = modules.evaluate(
             """async ({png, resize, width, height}) => {
-                const {readMap, enlarged, drawnMap} = await import("/static/heat_map.js");
+                const {readMap, enlargeMap, renderMap} = await import("/static/heat_map.js");
                 const map = await readMap({png, step: 1 / 2048, zero: 4, resize});
-                const values = enlarged(map, {width, height});
+                const values = enlargeMap(map, {width, height});
                 const canvas = new OffscreenCanvas(width, height);
                 const drawing = canvas.getContext("2d");
                 drawing.fillStyle = "rgb(90 90 90)";
                 drawing.fillRect(0, 0, width, height);
                 drawing.globalAlpha = 0.6;
-                drawing.drawImage(drawnMap(values, {width, height, threshold: 1}).heat, 0, 0);
+                drawing.drawImage(renderMap(values, {width, height, threshold: 1}).heat, 0, 0);
                 const text = array => btoa(String.fromCharCode(...new Uint8Array(array.buffer)));
                 return [text(values), text(drawing.getImageData(0, 0, width, height).data)];
             }""",
@@ -174,14 +156,14 @@ def test_map_lies_on_the_image_as_the_package_lays_it(modules: Page) -> None:
         found = np.frombuffer(base64.b64decode(values), dtype="<f4").reshape(height, width)
         np.testing.assert_allclose(found, expected, atol=1e-5)
         colours = np.frombuffer(base64.b64decode(drawn), dtype=np.uint8).reshape(height, width, 4)[..., :3].astype(int)
-        for inside, one_side in (  # on one side of the threshold everywhere, a map has no line in it
+        for inside, one_side in (  # a map on one side of the threshold has no contour
             (expected <= 1, np.minimum(expected, 1)),
             (expected > 1, np.maximum(expected, 1 + 1e-6)),
         ):
             assert 0.1 < inside.mean() < 0.9
-            laid = overlay(image, one_side, threshold=1.0).astype(int)
-            inside[[0, -1]] = inside[:, [0, -1]] = False  # where the package closes the line along the border
-            assert np.abs(colours - laid)[inside].max() <= 3
+            drawn_by_python = overlay(image, one_side, threshold=1.0).astype(int)
+            inside[[0, -1]] = inside[:, [0, -1]] = False  # Python closes the contour along the border
+            assert np.abs(colours - drawn_by_python)[inside].max() <= 3
 
 
 def test_large_map_keeps_its_peaks(modules: Page) -> None:
@@ -198,7 +180,7 @@ def test_large_map_keeps_its_peaks(modules: Page) -> None:
     assert found == [834, 234, 5, (411 // 3) * 834 + 1333 // 3]
 
 
-def test_threshold_slider_tells_what_would_change(page: Page, scorer: OnnxScorer) -> None:
+def test_threshold_slider_shows_changed_verdicts(page: Page, scorer: OnnxScorer) -> None:
     part, scratched = draw_part(3).astype(float), draw_scratch(draw_part(3), 3)[0]
     for share in np.linspace(0, 1, 101):
         image = np.rint(part + share * (scratched - part)).astype(np.uint8)
@@ -206,25 +188,25 @@ def test_threshold_slider_tells_what_would_change(page: Page, scorer: OnnxScorer
         if faint > 1.2:
             break
     assert faint < 2.5
-    give(page, FILES | {"faint.png": png(image)})
-    told = page.locator(".what-if-told")
-    expect(told).to_have_text("In force at 1.00: 2 accepted, 3 rejected.")
+    drop_files(page, FILES | {"faint.png": png(image)})
+    result = page.locator(".explorer-result")
+    expect(result).to_have_text("Active threshold 1.00: 2 accepted, 3 rejected.")
     expect(page.locator('[data-filter="change"]')).to_be_hidden()
-    set_slider(page, "#what-if", faint + 0.1)
-    expect(told).to_contain_text("it would be 3 accepted, 2 rejected: 1 would change.")
-    expect(page.locator(".tile-would")).to_have_text("⇄ would be accepted")
+    set_slider(page, "#tried-threshold", faint + 0.1)
+    expect(result).to_contain_text(": 3 accepted, 2 rejected; 1 verdict changes.")
+    expect(page.locator(".tile-change")).to_have_text("⇄ accepted")
     page.locator('[data-filter="change"]').click()
     assert tiles(page) == ["faint.png"]
-    page.get_by_role("button", name="Reset to the threshold in force").click()
+    page.get_by_role("button", name="Reset to the active threshold").click()
     expect(page.locator(".tile")).to_have_count(5)
-    expect(page.locator(".tile-would")).to_have_count(0)
-    expect(told).to_have_text("In force at 1.00: 2 accepted, 3 rejected.")
+    expect(page.locator(".tile-change")).to_have_count(0)
+    expect(result).to_have_text("Active threshold 1.00: 2 accepted, 3 rejected.")
 
 
 def test_gallery_is_filtered_sorted_and_exported(page: Page, scorer: OnnxScorer) -> None:
-    give(page, FILES | BAD)
-    expect(page.locator("#judged h2")).to_have_text("!Not scored")
-    expect(page.locator("#judged .alert")).to_contain_text("convert it to one of these")
+    drop_files(page, FILES | BAD)
+    expect(page.locator("#verdict h2")).to_have_text("!Not scored")
+    expect(page.locator("#verdict .alert")).to_contain_text("convert it to one of these")
     page.locator('[data-filter="defect"]').click()
     assert sorted(tiles(page)) == ["scratch a.png", "scratch b.png"]
     page.locator("#gallery input[type=search]").fill("B.PNG")
@@ -257,12 +239,12 @@ def read_csv(download: Download) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_keyboard_goes_everywhere(page: Page) -> None:
-    give(page, FILES)
+def test_keyboard_reaches_all_controls(page: Page) -> None:
+    drop_files(page, FILES)
     page.keyboard.press("Escape")
-    expect(page.locator("#picture")).to_be_hidden()
+    expect(page.locator("#viewer")).to_be_hidden()
     focused = page.locator(":focus .tile-name")
-    expect(focused).to_have_text("scratch b.png")  # the newest, which was open
+    expect(focused).to_have_text("scratch b.png")  # the newest image was open
     page.keyboard.press("ArrowRight")
     expect(focused).to_have_text("scratch a.png")
     page.keyboard.press("End")
@@ -270,10 +252,10 @@ def test_keyboard_goes_everywhere(page: Page) -> None:
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    expect(page.locator(".judged-name")).to_have_text("scratch a.png")
-    expect(page.locator("#picture")).to_be_focused()
+    expect(page.locator(".verdict-name")).to_have_text("scratch a.png")
+    expect(page.locator("#viewer")).to_be_focused()
     page.keyboard.press("ArrowRight")
-    expect(page.locator(".judged-name")).to_have_text("fine.png")
+    expect(page.locator(".verdict-name")).to_have_text("fine.png")
     page.keyboard.press("Escape")
     expect(focused).to_have_text("fine.png")
     reached = set()
@@ -288,29 +270,31 @@ def test_keyboard_goes_everywhere(page: Page) -> None:
             }"""
         )
         assert outlined
-    assert {"model", "version", "files", "what-if", "Export CSV", "Clear", "Copy"} <= reached
+    assert {"model", "version", "files", "tried-threshold", "Export CSV", "Clear", "Copy"} <= reached
 
 
-def test_nothing_scrolls_sideways_at_360_pixels(page: Page) -> None:
+def test_page_has_no_horizontal_scrolling_at_360_pixels(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
-    give(page, {"a_very_long_name_without_any_place_to_break_it_" * 3 + ".png": FILES["scratch a.png"]} | BAD)
+    drop_files(
+        page, {"a_very_long_name_without_a_position_for_a_line_break_" * 3 + ".png": FILES["scratch a.png"]} | BAD
+    )
     page.locator(".tile").nth(1).click()
-    expect(page.locator("#judged h2")).to_have_text("✕Rejected")
-    set_slider(page, "#what-if", 2.5)
+    expect(page.locator("#verdict h2")).to_have_text("✕Rejected")
+    set_slider(page, "#tried-threshold", 2.5)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     wide = page.evaluate(
-        """() => [...document.querySelectorAll("body *:not(.unseen)")].filter(e => e.getBoundingClientRect().right > 360.5)
-            .map(e => e.outerHTML.slice(0, 80))"""
+        """() => [...document.querySelectorAll("body *:not(.visually-hidden)")]
+            .filter(e => e.getBoundingClientRect().right > 360.5).map(e => e.outerHTML.slice(0, 80))"""
     )
     assert wide == []
 
 
-def test_busy_service_is_asked_again_and_other_models_are_chosen(page: Page) -> None:
-    asked: list[str] = []
+def test_busy_service_is_retried_and_another_model_is_selected(page: Page) -> None:
+    urls: list[str] = []
 
     def busy_once(route: Route) -> None:
-        asked.append(route.request.url)
-        if len(asked) == 1:
+        urls.append(route.request.url)
+        if len(urls) == 1:
             route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": "later"})
         else:
             route.continue_()
@@ -319,10 +303,10 @@ def test_busy_service_is_asked_again_and_other_models_are_chosen(page: Page) -> 
     assert page.locator("#model option").all_inner_texts() == ["other", "plate"]
     page.locator("#model").select_option("plate")
     expect(page.locator("#card dd").first).to_have_text("plate, version 1")
-    give(page, {"fine.png": FILES["fine.png"]})
-    expect(page.locator("#judged h2")).to_have_text("✓Accepted")
-    assert len(asked) == 2
-    assert "model=plate&version=1&map=true" in asked[1]
+    drop_files(page, {"fine.png": FILES["fine.png"]})
+    expect(page.locator("#verdict h2")).to_have_text("✓Accepted")
+    assert len(urls) == 2
+    assert "model=plate&version=1&map=true" in urls[1]
 
 
 def test_pasted_16_bit_image_is_drawn_by_the_service(page: Page) -> None:
@@ -336,35 +320,36 @@ def test_pasted_16_bit_image_is_drawn_by_the_service(page: Page) -> None:
         base64.b64encode(deep).decode(),
     )
     expect(page.locator(".tile-name")).to_have_text("pasted-1-image.png")
-    expect(page.locator(".viewer-notice")).to_contain_text("The service laid the map over it")
+    expect(page.locator(".viewer-notice")).to_contain_text("The service drew the heat map")
     expect(page.locator("#opacity")).to_be_disabled()
     assert page.locator(".tile img").evaluate("e => e.decode().then(() => e.naturalWidth)") == 88
 
 
-def test_memory_of_the_session_is_bounded(modules: Page) -> None:
+def test_memory_of_the_page_is_limited(modules: Page) -> None:
     found = modules.evaluate(
         """async small => {
-            const {Session} = await import("/static/scoring_queue.js");
+            const {ScoringQueue} = await import("/static/scoring_queue.js");
             const bytes = Uint8Array.from(atob(small), c => c.charCodeAt(0));
             const row = {status: "ok", verdict: "good", score: 0, threshold: 1, regions: [], width: 8, height: 8};
-            const items = [], left = [];
-            const end = new Guarantee(resolve => {
-                const session = new Session({score: async () => row}, {onItem: i => items.push(i), onLeft: i => left.push(i),
+            const items = [], dropped = [];
+            const end = new Promise(resolve => {
+                const queue = new ScoringQueue({score: async () => row}, {
+                    onItem: i => items.push(i), onDrop: i => dropped.push(i),
                     onProgress: ({total}) => total === 0 && resolve()});
-                const lost = async () => { throw new Error() };
-                const many = [...Array(1990).keys()].map(n => ({name: `${n}`, arrayBuffer: lost}));
+                const fail = async () => { throw new Error() };
+                const many = [...Array(1990).keys()].map(n => ({name: `${n}`, arrayBuffer: fail}));
                 const few = [...Array(50).keys()].map(n => new File([bytes], `picture ${n}`));
-                session.add([...many, ...few], {model: "plate", version: "1"});
+                queue.add([...many, ...few], {model: "plate", version: "1"});
             });
             await end;
-            return [items.length, items.filter(i => i.picture).length, left.map(i => i.name).slice(-1)];
+            return [items.length, items.filter(i => i.picture).length, dropped.map(i => i.name).slice(-1)];
         }""",
         base64.b64encode(png(np.zeros((8, 8, 3), np.uint8))).decode(),
     )
     assert found == [2040, 40, ["39"]]
 
 
-def test_token_is_asked_for_and_kept_in_the_tab(browser: Browser, run_folder: Path) -> None:
+def test_token_is_requested_and_stored_in_the_tab(browser: Browser, run_folder: Path) -> None:
     service = make_service(f"plate={run_folder / 'model.onnx'}")
     with running(service, token=TOKEN) as address, browser.new_context() as context:
         page = context.new_page()
@@ -377,7 +362,7 @@ def test_token_is_asked_for_and_kept_in_the_tab(browser: Browser, run_folder: Pa
         page.locator("#token-text").fill(TOKEN)
         page.keyboard.press("Enter")
         expect(page.locator("#card dd").first).to_have_text("plate, version 1")
-        give(page, {"fine.png": FILES["fine.png"]})
+        drop_files(page, {"fine.png": FILES["fine.png"]})
         assert page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
         page.reload()
         expect(page.locator("#card dd").first).to_have_text("plate, version 1")

@@ -1,4 +1,4 @@
-"""The page at `/` without a browser: its files, who may see them, and what the service hands over for it."""
+"""The web page without a browser: its files, their access, and the data that the service provides for it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 
 from anomaly.commands.main import run
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.service.openapi import document
+from anomaly.service.openapi import openapi_document
 from anomaly.service.static_files import FOLDER, PAGE, REVIEW_PAGE
-from tests.service.served import BASE, TOKEN, make_app, make_service
+from tests.service.running_service import BASE, TOKEN, make_app, make_service
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_page_and_its_files_are_served_under_a_strict_policy(client: TestClient)
     assert sorted(path.name for path in FOLDER.iterdir()) == sorted(names)
 
 
-def test_no_file_names_a_resource_of_another_host() -> None:
+def test_files_contain_no_resource_of_another_host() -> None:
     for name, _ in {*PAGE.values(), *REVIEW_PAGE.values()}:
         text = (FOLDER / name).read_text(encoding="utf-8")
         assert not re.search(r"""https?:|["'(]//""", text.replace("http://www.w3.org/2000/svg", ""))
@@ -53,11 +53,11 @@ def test_no_file_names_a_resource_of_another_host() -> None:
              "/static/index.html", "/static/main.js/x", "/static/MAIN.JS", "/static/main.js%00", "/index.html",
              "/static/review_main.js", "/api/run"],
 )  # fmt: skip
-def test_only_the_table_of_files_is_served(client: TestClient, path: str) -> None:
+def test_other_paths_are_not_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
-def test_page_is_shown_without_the_token_and_nothing_else(run_folder: Path) -> None:
+def test_page_needs_no_token_but_its_data_do(run_folder: Path) -> None:
     service = make_service(f"plate={run_folder / 'model.onnx'}")
     with TestClient(make_app(service, token=TOKEN), base_url=BASE) as client:
         assert all(client.get(path).status_code == 200 for path in PAGE)
@@ -67,33 +67,31 @@ def test_page_is_shown_without_the_token_and_nothing_else(run_folder: Path) -> N
             ("POST", "/score?map=true"),
         ):
             assert client.request(method, path).status_code == 401
-        told = client.post("/v2/repository/index", headers={"authorization": f"Bearer {TOKEN}"})
-        assert told.json()[0]["name"] == "plate"
+        index = client.post("/v2/repository/index", headers={"authorization": f"Bearer {TOKEN}"})
+        assert index.json()[0]["name"] == "plate"
 
 
-def test_map_is_the_one_that_the_verb_writes(
-    client: TestClient, category: Path, run_folder: Path, tmp_path: Path
-) -> None:
+def test_map_equals_the_map_of_the_verb(client: TestClient, category: Path, run_folder: Path, tmp_path: Path) -> None:
     images = category / "test/scratch"
     assert run(["score", str(run_folder / "model.onnx"), str(images), "--run", str(tmp_path / "run"), "--maps"]) == 0
     resize = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1).metadata.resize
     for number, path in enumerate(sorted(images.glob("*.png"))):
-        told = client.post("/score?map=true", content=path.read_bytes()).json()["map"]
-        assert (told["step"], told["zero"], told["resize"]) == (1 / 2048, 4.0, resize)
-        data = np.frombuffer(base64.b64decode(told["png"]), dtype=np.uint8)
+        found = client.post("/score?map=true", content=path.read_bytes()).json()["map"]
+        assert (found["step"], found["zero"], found["resize"]) == (1 / 2048, 4.0, resize)
+        data = np.frombuffer(base64.b64decode(found["png"]), dtype=np.uint8)
         levels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         written = cv2.imread(str(tmp_path / f"run/maps/{number:08d}.png"), cv2.IMREAD_UNCHANGED)
         assert levels is not None
         assert written is not None
         assert (levels.dtype, levels.shape) == (np.uint16, (64, 64))
-        assert np.abs(levels.astype(int) - written.astype(int)).max() <= 1  # batches of another size round otherwise
+        assert np.abs(levels.astype(int) - written.astype(int)).max() <= 1  # rounding depends on the batch size
         assert levels.max() > (1 + 4) * 2048
     assert "map" not in client.post("/score", content=path.read_bytes()).json()
     assert client.post("/score?map=yes", content=path.read_bytes()).status_code == 400
 
 
 def test_document_describes_the_map() -> None:
-    described = document([("plate", "1")])
+    described = openapi_document([("plate", "1")])
     parameters = {p["name"]: p for p in described["paths"]["/score"]["post"]["parameters"]}
     assert parameters["map"]["schema"] == {"type": "boolean"}
     found = described["components"]["schemas"]["Row"]["properties"]["map"]
@@ -102,18 +100,18 @@ def test_document_describes_the_map() -> None:
     assert "half-pixel" in found["description"]
 
 
-def test_metadata_hold_the_card(client: TestClient, run_folder: Path) -> None:
+def test_metadata_contain_the_model_card(client: TestClient, run_folder: Path) -> None:
     stored = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1).metadata
-    told = client.get("/v2/models/plate").json()["parameters"]
-    assert told["calibration_date"] == stored.calibration.date
-    assert (told["alpha"], told["guarantee"]) == (stored.alpha, stored.guarantee)
-    assert told["num_calibration"] == stored.calibration.num_images > 0
-    assert told["threshold"] == 1.0
-    assert all(isinstance(value, str | int | float | bool) for value in told.values())
+    card = client.get("/v2/models/plate").json()["parameters"]
+    assert card["calibration_date"] == stored.calibration.date
+    assert (card["alpha"], card["guarantee"]) == (stored.alpha, stored.guarantee)
+    assert card["num_calibration"] == stored.calibration.num_images > 0
+    assert card["threshold"] == 1.0
+    assert all(isinstance(value, str | int | float | bool) for value in card.values())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_have_contrast(scheme: str) -> None:
+def test_text_has_contrast(scheme: str) -> None:
     light, dark = (FOLDER / "base.css").read_text(encoding="utf-8").split("@media (prefers-color-scheme: dark)")
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", light if scheme == "light" else dark))
     grounds = [(word, ground) for word in ("ink", "muted", "good", "defect", "review") for ground in ("paper", "wash")]

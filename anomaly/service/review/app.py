@@ -22,8 +22,8 @@ from starlette.types import ASGIApp
 
 from anomaly.errors import AnomalyError, DataError, RequestError, UsageError
 from anomaly.runs.models import RunModels
-from anomaly.runs.review_session import Filter, Reviewed, Sort
-from anomaly.runs.run_directory import check_manifest
+from anomaly.runs.review_session import ReviewSession, RowFilter, Sort
+from anomaly.runs.run_files import check_manifest
 from anomaly.runs.sinks import Values, read_rows
 from anomaly.scoring.rows import csv_line
 from anomaly.service.auth import Guard
@@ -60,7 +60,7 @@ class ReviewService:
         limits: limits of a request.
     """
 
-    def __init__(self, reviewed: Reviewed, *, models: RunModels, pictures: RunPictures, limits: Limits) -> None:
+    def __init__(self, reviewed: ReviewSession, *, models: RunModels, pictures: RunPictures, limits: Limits) -> None:
         self.reviewed, self.models, self.pictures, self.limits = reviewed, models, pictures, limits
         self._memory = MemoryBudget(limits.max_memory)
         self._files = {"state": "unchecked", "message": ""}
@@ -112,7 +112,7 @@ class ReviewService:
     async def table(self, request: Request) -> Response:
         """Return all rows that pass a filter as CSV, in the order of the run, with their labels."""
         wanted = _filter(FILTER | query_parameters(request, known=FILTER))
-        chosen = await asyncio.to_thread(self.reviewed.chosen, wanted)
+        chosen = await asyncio.to_thread(self.reviewed.select, wanted)
         labels = self.reviewed.labels()
 
         def lines() -> Iterator[str]:
@@ -163,7 +163,7 @@ class ReviewService:
             raise RequestError(400, 'the body is not valid JSON: send {"label": "good"}') from error
         if not isinstance(content, dict) or list(content) != ["label"] or not isinstance(content["label"], str):
             raise RequestError(400, 'invalid label: send {"label": "good"}, "defect", or "" to remove it')
-        await asyncio.to_thread(self.reviewed.set, number, content["label"])
+        await asyncio.to_thread(self.reviewed.set_label, number, content["label"] or None)
         return JsonResponse({"label": content["label"], "counts": await asyncio.to_thread(self.reviewed.counts)})
 
     def _number(self, request: Request) -> int:
@@ -184,10 +184,10 @@ class ReviewService:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def _filter(query: dict[str, str]) -> Filter:
+def _filter(query: dict[str, str]) -> RowFilter:
     if len(query["text"]) > MAX_TEXT:
         raise RequestError(400, f"text has {len(query['text'])} characters: give at most {MAX_TEXT}")
-    return Filter(verdict=query["verdict"], label=query["label"], text=query["text"])  # type: ignore[arg-type]  # it checks
+    return RowFilter(verdict=query["verdict"], label=query["label"], text=query["text"])  # type: ignore[arg-type]  # it checks
 
 
 def _integer(name: str, text: str, *, maximum: int) -> int:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from anomaly.errors import DataError, ImageError, RequestError
 from anomaly.imaging.image_file import decode_image
 from anomaly.imaging.map_png import MAP_STEP, MAP_ZERO
-from anomaly.inference.artifact import GOLDEN_TOLERANCE
-from anomaly.inference.scorer import relative_difference
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.golden import GOLDEN_TOLERANCE
 from anomaly.inference.session import SESSION_ERRORS
 from anomaly.runs.models import RunModels
-from anomaly.runs.relocated import Moved
+from anomaly.runs.relocated import ImageFinder
 from anomaly.runs.sinks import Values
 from anomaly.scoring.archive_members import item_of
 from anomaly.scoring.sources import read_item
@@ -51,7 +51,7 @@ class RunPictures:
 
     def __init__(self, models: RunModels, *, images: str | Path | None) -> None:
         self._models = models
-        self._moved = Moved("" if images is None else str(images))
+        self._finder = ImageFinder(images)
         self._has_search = images is not None
         self._search_lock = threading.Lock()
         self._scoring_lock = threading.Lock()
@@ -105,7 +105,7 @@ class RunPictures:
             RequestError: same errors as `thumbnail`.
             DataError: the run's copy of the model is missing or changed.
         """
-        model = self._models.of(row["model"])
+        model = self._models.find(row["model"])
         kept = self._models.kept_map(number)
         if kept is not None:
             png = base64.b64encode(kept.read_bytes()).decode()
@@ -137,11 +137,11 @@ class RunPictures:
         Raises:
             RequestError: same errors as `thumbnail`.
         """
-        settings = self._models.asked
+        settings = self._models.options
         hint = "" if self._has_search else " If it was moved, start the review with --images FOLDER."
         try:
             with self._search_lock:  # the first missing image hashes all of --images
-                item = self._moved.of(item_of(row["path"]), row["sha256"])
+                item = self._finder.find(item_of(row["path"]), row["sha256"])
             data = read_item(item, max_pixels=settings["max_pixels"])
         except ImageError as error:
             raise RequestError(GONE, f"The image cannot be read: {error}.{hint}") from error
@@ -154,7 +154,7 @@ class RunPictures:
                 " belongs to the previous file.",
             )
         try:
-            white = self._models.of(row["model"]).metadata.white
+            white = self._models.find(row["model"]).metadata.white
         except DataError:
             white = WHITE_OF_16_BITS
         try:

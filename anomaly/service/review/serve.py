@@ -7,7 +7,7 @@ from pathlib import Path
 
 from anomaly.inference.session import Device
 from anomaly.runs.models import RunModels
-from anomaly.runs.review_session import Reviewed
+from anomaly.runs.review_session import ReviewSession
 from anomaly.service.access_log import log_request
 from anomaly.service.auth import Guard, is_loopback, read_token
 from anomaly.service.limits import BYTES_PER_PIXEL, Limits
@@ -61,9 +61,9 @@ def review(
 
 def open_review(run: str | Path, *, by: str | None, images: str | Path | None, device: Device) -> ReviewService:
     """Open a run for its review; arguments and errors are those of `review`."""
-    reviewed = Reviewed(Path(run), by=by or "")
-    models = RunModels(Path(run), device=device)
-    max_pixels = models.asked["max_pixels"]
+    reviewed = ReviewSession(run, by=by)
+    models = RunModels(run, device=device)
+    max_pixels = models.options["max_pixels"]
     limits = Limits(
         max_body=MAX_BODY,
         max_pixels=max_pixels,

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.runs.models import RunModels
-from anomaly.runs.review_session import Reviewed
-from anomaly.runs.run_directory import SUMMARY
+from anomaly.runs.review_session import ReviewSession
+from anomaly.runs.run_files import SUMMARY
 
 
-def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
+def run_card(reviewed: ReviewSession, *, models: RunModels) -> dict[str, Any]:
     """Describe a run as JSON values.
 
     Args:
         reviewed: run with its labels.
         models: models of the run.
     """
-    settings = models.asked
+    settings = models.options
     summary = json.loads((reviewed.run / SUMMARY).read_text(encoding="utf-8"))
     return {
         "name": reviewed.run.resolve().name,
@@ -53,22 +53,22 @@ def run_card(reviewed: Reviewed, *, models: RunModels) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _relative_labels_file(reviewed: Reviewed) -> Path:
+def _relative_labels_file(reviewed: ReviewSession) -> Path:
     """The file of labels, relative if the path of the run is relative."""
     beside = reviewed.run.with_name(reviewed.file.name) if reviewed.run.name else reviewed.file
     return beside if beside.resolve() == reviewed.file else reviewed.file
 
 
-def _commands(reviewed: Reviewed, models: RunModels) -> list[str]:
+def _commands(reviewed: ReviewSession, models: RunModels) -> list[str]:
     """Commands that use the labels: calibrate the run's model into a new file, score again, and compare both runs."""
     run = str(reviewed.run)
     again = f"{run.rstrip('/')}-again"
     labelled = f"--labels {shlex.quote(str(_relative_labels_file(reviewed)))}"
-    if len(models.all) != 1 or len(models.asked["models"]) != 1 or models.asked["by_product"]:
+    if len(models.all) != 1 or len(models.options["models"]) != 1 or models.options["by_product"]:
         return [f"anomaly calibrate MODEL.onnx {labelled} --out NEW-MODEL.onnx"]
     new = f"{run.rstrip('/')}-recalibrated.onnx"
     return [
         f"anomaly calibrate {shlex.quote(str(models.all[0].path))} {labelled} --out {shlex.quote(new)}",
-        f"anomaly score {shlex.quote(new)} {shlex.quote(models.asked['source'])} --run {shlex.quote(again)}",
+        f"anomaly score {shlex.quote(new)} {shlex.quote(models.options['source'])} --run {shlex.quote(again)}",
         f"anomaly diff {shlex.quote(run)} {shlex.quote(again)}",
     ]

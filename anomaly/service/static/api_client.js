@@ -1,9 +1,9 @@
-// Requests to where this page came from; with a token where one is wanted.
+// HTTP requests to the server of this page, with a token if the server requires one.
 
 const TOKEN = "anomaly-token";
 
-/** A request that was refused, or that nothing answered; `message` is for a person, `status` is 0 where nothing answered. */
-export class Refused extends Error {
+/** A refused or unanswered request; `message` is for the user, `status` is 0 without a response. */
+export class RequestFailed extends Error {
   constructor(message, status) {
     super(message);
     this.status = status;
@@ -11,41 +11,41 @@ export class Refused extends Error {
 }
 
 /**
- * Asks, and asks a person for the token where there has to be one.
+ * Sends requests and asks the user for the token if necessary.
  *
- * askToken(wasWrong): gives a promise of the token that a person typed.
+ * askToken(wasWrong): returns a promise of the token.
  */
-export class Asker {
-  #asking = null;
+export class ApiClient {
+  #newToken = null;
 
   constructor(askToken) {
     this.askToken = askToken;
   }
 
-  /** Fetch an address; a status that is neither good nor expected becomes `Refused`. */
-  async ask(path, request, expected = []) {
+  /** Fetch a path; a status that is neither successful nor expected throws `RequestFailed`. */
+  async fetch(path, request, expected = []) {
     for (;;) {
       const token = sessionStorage.getItem(TOKEN);
       const headers = { ...request.headers, ...(token && { Authorization: `Bearer ${token}` }) };
-      let answer;
+      let response;
       try {
-        answer = await fetch(path, { ...request, headers, cache: "no-store" });
+        response = await fetch(path, { ...request, headers, cache: "no-store" });
       } catch (error) {
         if (error.name === "AbortError") throw error;
-        throw new Refused("The service does not answer. It may have been stopped, or the file is larger than it takes.", 0);
+        throw new RequestFailed("The service does not respond. It was stopped, or the file is too large.", 0);
       }
-      if (answer.status === 401) {
-        if (token === sessionStorage.getItem(TOKEN)) await this.#newToken(token !== null); // else another request has asked
+      if (response.status === 401) {
+        if (token === sessionStorage.getItem(TOKEN)) await this.#renewToken(token !== null); // unless another request renewed it
         continue;
       }
-      if (answer.ok || expected.includes(answer.status)) return answer;
-      throw new Refused((await answer.json()).error, answer.status);
+      if (response.ok || expected.includes(response.status)) return response;
+      throw new RequestFailed((await response.json()).error, response.status);
     }
   }
 
-  /** Ask for a token, once for all requests that lack it. */
-  async #newToken(wasWrong) {
-    this.#asking ??= this.askToken(wasWrong).finally(() => (this.#asking = null));
-    sessionStorage.setItem(TOKEN, await this.#asking);
+  /** Ask for a token, once for all waiting requests. */
+  async #renewToken(wasWrong) {
+    this.#newToken ??= this.askToken(wasWrong).finally(() => (this.#newToken = null));
+    sessionStorage.setItem(TOKEN, await this.#newToken);
   }
 }

@@ -5,7 +5,7 @@ export const COLUMNS = [
 ];
 const FORMULA = /^[=+\-@\t\r\n＝＋－＠]/;
 
-/** Write items as one table; a text that a spreadsheet would compute gets an apostrophe before it. */
+/** Write items as one table; an apostrophe is put before texts that a spreadsheet would compute. */
 export function csvOf(items) {
   const lines = items.map((item) => COLUMNS.map((name) => field(name === "path" ? item.name : item[name])).join(","));
   return [COLUMNS.join(","), ...lines, ""].join("\r\n");

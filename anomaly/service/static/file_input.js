@@ -1,22 +1,22 @@
-// Images into the page: chosen, dropped anywhere on it, or pasted.
+// Image files from the file dialog, by drag and drop, or from the clipboard.
 
-/** Listen for images. onFiles(files) takes them, with names of their own for what was pasted. */
-export function takeImages({ input, dropZone, onFiles }) {
+/** Listen for images. onFiles(files): receives them; pasted files get a numbered name. */
+export function listenForImages({ input, dropZone, onFiles }) {
   input.addEventListener("change", () => {
     onFiles([...input.files]);
     input.value = "";
   });
   let depth = 0;
-  const over = (step) => {
+  const changeDepth = (step) => {
     depth = Math.max(0, depth + step);
-    dropZone.classList.toggle("is-over", depth > 0);
+    dropZone.classList.toggle("is-drop-target", depth > 0);
   };
-  addEventListener("dragenter", () => over(1));
-  addEventListener("dragleave", () => over(-1));
+  addEventListener("dragenter", () => changeDepth(1));
+  addEventListener("dragleave", () => changeDepth(-1));
   addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => {
     event.preventDefault();
-    over(-depth);
+    changeDepth(-depth);
     if (event.dataTransfer.files.length > 0) onFiles([...event.dataTransfer.files]);
   });
   let numPasted = 0;

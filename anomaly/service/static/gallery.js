@@ -1,36 +1,35 @@
-// The tiles of this page's items, filtered and sorted here. It knows nothing of where items come from; see tiles.js for what
-// one holds.
+// The gallery of the scoring page: tiles, filtered and sorted on the page. tile_grid.js describes an item.
 //
 // createGallery(root, {onOpen, actions}) fills the element `root`:
-//   onOpen(item)              a tile was clicked, or Enter pressed on it
-//   actions                   [{label, run(items shown)}]: buttons beside the filters
-// and gives
-//   add(...items)             newest last
-//   remove(item)              also `clear()`
-//   tryThreshold(threshold or null)   show what another threshold would do to each item
-//   items(), shown()          all, and those that pass the filter in the order shown
-//   open(item or null)        mark the tile of the item that is open
-//   focus(item)               put the keyboard on its tile
-//   neighbour(item, step)     the item so many places further among those shown, or undefined
+//   onOpen(item)              the user clicked a tile, or pressed Enter on it
+//   actions                   buttons beside the filters: [{label, run(shown items)}]
+// and returns
+//   add(...items)             append items, the newest last
+//   remove(item), clear()     remove one item, or all
+//   tryThreshold(threshold or null)   show the verdict of each item at another threshold
+//   items(), shown()          all items, and the filtered items in their order
+//   open(item or null)        highlight the tile of the open item
+//   focus(item)               move the keyboard focus to a tile
+//   neighbour(item, step)     the shown item `step` places after an item, or undefined
 
 import { element } from "./dom.js";
-import { createTiles } from "./tile_grid.js";
+import { createTileGrid } from "./tile_grid.js";
 import { kindOf, wouldChange } from "./verdict.js";
 
-const PAGE = 120;
+const PAGE_SIZE = 120;
 const ORDERS = {
-  newest: ["Newest first", (a, b) => b.at - a.at],
-  oldest: ["Oldest first", (a, b) => a.at - b.at],
-  highest: ["Highest score first", (a, b) => rank(b.item) - rank(a.item) || b.at - a.at],
-  lowest: ["Lowest score first", (a, b) => -rank(b.item) + rank(a.item) || b.at - a.at],
+  newest: ["Newest first", (a, b) => b.index - a.index],
+  oldest: ["Oldest first", (a, b) => a.index - b.index],
+  highest: ["Highest score first", (a, b) => sortScore(b.item) - sortScore(a.item) || b.index - a.index],
+  lowest: ["Lowest score first", (a, b) => -sortScore(b.item) + sortScore(a.item) || b.index - a.index],
 };
 
 export function createGallery(root, { onOpen, actions }) {
-  const entries = new Map(); // item -> {item, at}
+  const entries = new Map(); // item -> {item, index}
   let tried = null;
-  let num = 0;
-  let numDrawn = PAGE;
-  let waiting = false;
+  let numAdded = 0;
+  let numDrawn = PAGE_SIZE;
+  let isDrawScheduled = false;
 
   const filters = {
     all: ["All", () => true],
@@ -38,55 +37,55 @@ export function createGallery(root, { onOpen, actions }) {
     defect: ["Rejected", (item) => kindOf(item) === "defect"],
     review: ["To review", (item) => kindOf(item) === "review"],
     error: ["Errors", (item) => kindOf(item) === "error"],
-    change: ["Would change", (item) => wouldChange(item, tried)],
+    change: ["Changes", (item) => wouldChange(item, tried)],
   };
   const inputs = {};
   const counts = {};
-  const segments = element("fieldset", { class: "segments" }, element("legend", { class: "unseen" }, "Show"));
-  for (const [key, [words]] of Object.entries(filters)) {
-    inputs[key] = element("input", { type: "radio", name: "gallery-filter", value: key, checked: key === "all", change: refilter });
+  const segments = element("fieldset", { class: "segments" }, element("legend", { class: "visually-hidden" }, "Show"));
+  for (const [key, [name]] of Object.entries(filters)) {
+    inputs[key] = element("input", { type: "radio", name: "gallery-filter", value: key, checked: key === "all", change: applyFilter });
     counts[key] = element("b", {});
-    segments.append(element("label", { class: "segment", "data-filter": key }, inputs[key], element("span", {}, words, " ", counts[key])));
+    segments.append(element("label", { class: "segment", "data-filter": key }, inputs[key], element("span", {}, name, " ", counts[key])));
   }
-  const text = element("input", { type: "search", placeholder: "Text in name", "aria-label": "Text in name", input: refilter });
-  const order = element("select", { "aria-label": "Order", change: refilter },
-    ...Object.entries(ORDERS).map(([key, [words]]) => element("option", { value: key }, words)));
+  const text = element("input", { type: "search", placeholder: "Text in name", "aria-label": "Text in name", input: applyFilter });
+  const order = element("select", { "aria-label": "Order", change: applyFilter },
+    ...Object.entries(ORDERS).map(([key, [name]]) => element("option", { value: key }, name)));
   const buttons = actions.map(({ label, run }) => element("button", { type: "button", click: () => run(shown()) }, label));
-  const tiles = createTiles({ onOpen, onWalk: focus, items: shown });
-  const none = element("p", { class: "note" });
-  const more = element("button", { type: "button", hidden: true, click: () => grow() });
-  root.replaceChildren(element("div", { class: "gallery-tools" }, segments, text, order, ...buttons), none, tiles.list, more);
+  const tiles = createTileGrid({ onOpen, onMove: focus, items: shown });
+  const empty = element("p", { class: "note" });
+  const more = element("button", { type: "button", hidden: true, click: () => showMore() });
+  root.replaceChildren(element("div", { class: "gallery-tools" }, segments, text, order, ...buttons), empty, tiles.list, more);
   draw();
 
-  function filter() {
+  function selectedFilter() {
     return Object.keys(filters).find((key) => inputs[key].checked);
   }
 
   function shown() {
     const part = text.value.trim().toLowerCase();
-    const passes = filters[filter()][1];
-    const found = [...entries.values()].filter(({ item }) => passes(item) && item.name.toLowerCase().includes(part));
-    return found.sort(ORDERS[order.value][1]).map(({ item }) => item);
+    const passes = filters[selectedFilter()][1];
+    const passing = [...entries.values()].filter(({ item }) => passes(item) && item.name.toLowerCase().includes(part));
+    return passing.sort(ORDERS[order.value][1]).map(({ item }) => item);
   }
 
-  function refilter() {
-    numDrawn = PAGE;
+  function applyFilter() {
+    numDrawn = PAGE_SIZE;
     draw();
   }
 
-  function grow() {
+  function showMore() {
     const first = shown()[numDrawn];
-    numDrawn += PAGE;
+    numDrawn += PAGE_SIZE;
     draw();
     if (first) focus(first);
   }
 
-  /** Draw once for all that happens in one turn. */
-  function later() {
-    if (waiting) return;
-    waiting = true;
+  /** Draw once for all changes of one event. */
+  function scheduleDraw() {
+    if (isDrawScheduled) return;
+    isDrawScheduled = true;
     queueMicrotask(() => {
-      waiting = false;
+      isDrawScheduled = false;
       draw();
     });
   }
@@ -95,41 +94,41 @@ export function createGallery(root, { onOpen, actions }) {
     for (const [key, [, passes]] of Object.entries(filters)) {
       counts[key].textContent = String([...entries.keys()].filter(passes).length);
     }
-    segments.querySelector('[data-filter="change"]').hidden = tried === null && filter() !== "change";
-    segments.querySelector('[data-filter="review"]').hidden = counts.review.textContent === "0" && filter() !== "review";
+    segments.querySelector('[data-filter="change"]').hidden = tried === null && selectedFilter() !== "change";
+    segments.querySelector('[data-filter="review"]').hidden = counts.review.textContent === "0" && selectedFilter() !== "review";
     const items = shown();
     tiles.show(items.slice(0, numDrawn));
-    none.textContent = entries.size === 0 ? "No images yet." : items.length === 0 ? "No image passes this filter." : "";
-    none.hidden = none.textContent === "";
+    empty.textContent = entries.size === 0 ? "No images yet." : items.length === 0 ? "No image passes this filter." : "";
+    empty.hidden = empty.textContent === "";
     more.hidden = items.length <= numDrawn;
-    more.textContent = `Show more (${items.length - numDrawn} are not drawn)`;
+    more.textContent = `Show more (${items.length - numDrawn} hidden)`;
     for (const button of buttons) button.disabled = items.length === 0;
   }
 
   function focus(item) {
-    const at = shown().indexOf(item);
-    if (at < 0) return;
-    numDrawn = Math.max(numDrawn, at + 1);
+    const index = shown().indexOf(item);
+    if (index < 0) return;
+    numDrawn = Math.max(numDrawn, index + 1);
     draw();
     tiles.focus(item);
   }
 
   return {
     add(...items) {
-      for (const item of items) entries.set(item, { item, at: num++ });
-      later();
+      for (const item of items) entries.set(item, { item, index: numAdded++ });
+      scheduleDraw();
     },
     remove(item) {
       entries.delete(item);
-      later();
+      scheduleDraw();
     },
     clear() {
       entries.clear();
-      later();
+      scheduleDraw();
     },
     tryThreshold(threshold) {
       tried = threshold;
-      if (tried === null && filter() === "change") inputs.all.checked = true;
+      if (tried === null && selectedFilter() === "change") inputs.all.checked = true;
       tiles.tryThreshold(threshold);
       draw();
       tiles.redrawAll();
@@ -138,17 +137,17 @@ export function createGallery(root, { onOpen, actions }) {
     shown,
     open(item) {
       tiles.open(item);
-      later();
+      scheduleDraw();
     },
     focus,
     neighbour(item, step) {
       const items = shown();
-      const at = items.indexOf(item);
-      return at < 0 ? undefined : items[at + step];
+      const index = items.indexOf(item);
+      return index < 0 ? undefined : items[index + step];
     },
   };
 }
 
-function rank(item) {
+function sortScore(item) {
   return item.score ?? -Infinity;
 }

@@ -1,87 +1,87 @@
-// Labelling: buttons and keys, one step back for each label, and saving in the order in which labels were made.
+// Labelling by buttons and keys, with undo; labels are saved in the order of the user's actions.
 
 import { element } from "./dom.js";
 
-const WORDS = { good: "really good", defect: "really defective", "": "not labelled" };
+const LABEL_NAMES = { good: "really good", defect: "really defective", "": "not labelled" };
 
 /**
  * Fill `root` with the buttons.
  *
- * run: that keeps the labels. item(): the one that the buttons and keys are about, or null. onLabelled(item): its label is
- * another now. onSaved(counts): labels were written. onNext(item): the person is done with it. onBack(item): a label was
- * taken back. onFault(error): a label could not be written; it was taken back.
+ * api: review API, which saves the labels. selected(): item of the buttons and keys, or null. onLabelled(item): its label
+ * changed. onSaved(counts): a label was saved. onNext(item): the user has finished the item. onUndo(item): its label was
+ * undone. onError(error): a label could not be saved; its previous value was restored.
  */
-export function createLabels(root, run, { item, onLabelled, onSaved, onNext, onBack, onFault }) {
+export function createLabelling(root, api, { selected, onLabelled, onSaved, onNext, onUndo, onError }) {
   const history = [];
-  let saving = Promise.resolve();
+  let pendingSaves = Promise.resolve();
   const keys = { g: "good", d: "defect", n: "" };
   const buttons = {
     good: button("good", "✓ Really good", "g"),
     defect: button("defect", "✕ Really defective", "d"),
     "": button("", "No label", "n"),
   };
-  const undo = element("button", { type: "button", click: back, disabled: true, "aria-keyshortcuts": "u" }, "Undo", element("kbd", {}, "u"));
-  const about = element("p", { class: "note" });
-  root.replaceChildren(element("h2", {}, "Your label"), element("div", { class: "label-buttons" }, ...Object.values(buttons), undo), about);
+  const undoButton = element("button", { type: "button", click: undo, disabled: true, "aria-keyshortcuts": "u" }, "Undo", element("kbd", {}, "u"));
+  const hint = element("p", { class: "note" });
+  root.replaceChildren(element("h2", {}, "Your label"), element("div", { class: "label-buttons" }, ...Object.values(buttons), undoButton), hint);
   draw();
 
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || isTyping(event.target)) return;
-    if (event.key === "u") back();
-    else if (event.key in keys && item() !== null) set(item(), keys[event.key]);
+    if (event.key === "u") undo();
+    else if (event.key in keys && selected() !== null) set(selected(), keys[event.key]);
     else return;
     event.preventDefault();
   });
 
-  function button(label, words, key) {
-    return element("button", { type: "button", class: `label-${label || "none"}`, "aria-keyshortcuts": key, click: () => item() && set(item(), label) },
-      words, element("kbd", {}, key));
+  function button(label, text, key) {
+    return element("button", { type: "button", class: `label-${label || "none"}`, "aria-keyshortcuts": key, click: () => selected() && set(selected(), label) },
+      text, element("kbd", {}, key));
   }
 
   function draw() {
-    const about_it = item();
-    for (const [label, made] of Object.entries(buttons)) {
-      made.disabled = !about_it || about_it.status !== "ok";
-      made.setAttribute("aria-pressed", String(Boolean(about_it) && about_it.status === "ok" && about_it.label === label));
+    const item = selected();
+    for (const [label, node] of Object.entries(buttons)) {
+      node.disabled = !item || item.status !== "ok";
+      node.setAttribute("aria-pressed", String(Boolean(item) && item.status === "ok" && item.label === label));
     }
-    undo.disabled = history.length === 0;
-    about.textContent = !about_it
-      ? "Open an image, or put the keyboard on its tile."
-      : about_it.status !== "ok"
-        ? "It could not be scored: there is no verdict to label."
-        : "What the part really is, whatever the verdict. The next image follows.";
+    undoButton.disabled = history.length === 0;
+    hint.textContent = !item
+      ? "Open an image, or select its tile with the keyboard."
+      : item.status !== "ok"
+        ? "This image has no score, so it cannot be labelled."
+        : "Label what the part really is. The next image opens.";
   }
 
-  function set(about_it, label) {
-    if (about_it.status !== "ok") return;
-    if (about_it.label !== label) {
-      history.push({ item: about_it, before: about_it.label });
-      write(about_it, label);
+  function set(item, label) {
+    if (item.status !== "ok") return;
+    if (item.label !== label) {
+      history.push({ item, before: item.label });
+      save(item, label);
     }
-    onNext(about_it);
+    onNext(item);
     draw();
   }
 
-  function back() {
+  function undo() {
     const last = history.pop();
     if (!last) return;
-    write(last.item, last.before);
-    onBack(last.item);
+    save(last.item, last.before);
+    onUndo(last.item);
     draw();
   }
 
-  /** Show a label at once, and write it after those before it. */
-  function write(about_it, label) {
-    const before = about_it.label;
-    about_it.label = label;
-    onLabelled(about_it);
-    saving = saving.then(async () => {
+  /** Show a label at once and save it after the previous ones. */
+  function save(item, label) {
+    const before = item.label;
+    item.label = label;
+    onLabelled(item);
+    pendingSaves = pendingSaves.then(async () => {
       try {
-        onSaved((await run.label(about_it.number, label)).counts);
+        onSaved((await api.label(item.number, label)).counts);
       } catch (error) {
-        about_it.label = before;
-        onLabelled(about_it);
-        onFault(error);
+        item.label = before;
+        onLabelled(item);
+        onError(error);
         draw();
       }
     });
@@ -90,9 +90,9 @@ export function createLabels(root, run, { item, onLabelled, onSaved, onNext, onB
   return { set, draw };
 }
 
-/** Say a label in words. */
-export function labelWords(label) {
-  return WORDS[label];
+/** Name a label in words. */
+export function labelName(label) {
+  return LABEL_NAMES[label];
 }
 
 function isTyping(target) {

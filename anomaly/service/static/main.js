@@ -1,144 +1,146 @@
-// The page as a whole: which part tells which.
+// The scoring page: connects its parts.
 
-import { Asker, Refused } from "./api_client.js";
+import { ApiClient, RequestFailed } from "./api_client.js";
 import { csvOf } from "./csv.js";
-import { download, element, figure } from "./dom.js";
+import { download, element, formatNumber } from "./dom.js";
+import { listenForImages } from "./file_input.js";
 import { createGallery } from "./gallery.js";
-import { takeImages } from "./file_input.js";
-import { drawCard } from "./model_card.js";
-import { Service } from "./scoring_api.js";
-import { Session } from "./scoring_queue.js";
+import { drawModelCard } from "./model_card.js";
+import { ScoringApi } from "./scoring_api.js";
+import { ScoringQueue } from "./scoring_queue.js";
+import { createThresholdExplorer } from "./threshold_explorer.js";
 import { createTokenDialog } from "./token_dialog.js";
 import { verdictOf } from "./verdict.js";
 import { createViewer } from "./viewer.js";
-import { createWhatIf } from "./threshold_explorer.js";
 
-const at = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 const CARD_SECONDS = 30;
 let models = [];
 let threshold = 1;
-let isFollowing = true; // until a person opens an image, the newest is shown
+let isFollowing = true; // show the newest image until the user opens one
 
-const service = new Service(new Asker(createTokenDialog()));
-const viewer = createViewer(at("picture"), at("judged"), { onClose: close, onStep: step });
-const gallery = createGallery(at("gallery"), {
-  onOpen: (item) => open(item, { byHand: true }),
+const api = new ScoringApi(new ApiClient(createTokenDialog()));
+const viewer = createViewer(byId("viewer"), byId("verdict"), { onClose: close, onStep: step });
+const gallery = createGallery(byId("gallery"), {
+  onOpen: (item) => open(item, { byUser: true }),
   actions: [
     { label: "Export CSV", run: (items) => download("verdicts.csv", csvOf(items), "text/csv") },
     { label: "Clear", run: clear },
   ],
 });
-const whatIf = createWhatIf(at("threshold"), { onTry: gallery.tryThreshold });
-const session = new Session(service, { onItem: judged, onLeft: left, onProgress: progress });
-takeImages({ input: at("files"), dropZone: document.body, onFiles: take });
+const explorer = createThresholdExplorer(byId("threshold"), { onTry: gallery.tryThreshold });
+const queue = new ScoringQueue(api, { onItem: addItem, onDrop: dropItem, onProgress: showProgress });
+listenForImages({ input: byId("files"), dropZone: document.body, onFiles: scoreFiles });
 
-at("stop").addEventListener("click", () => session.stop());
-at("model").addEventListener("change", chooseVersions);
-at("version").addEventListener("change", showCard);
+byId("stop").addEventListener("click", () => queue.stop());
+byId("model").addEventListener("change", showVersions);
+byId("version").addEventListener("change", showCard);
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && viewer.shown() !== null && !document.querySelector("dialog[open]") && event.target.type !== "search") close();
 });
-at("picture").addEventListener("keydown", (event) => {
-  const moves = { ArrowLeft: -1, ArrowRight: 1 };
-  if (moves[event.key] && event.target.tagName !== "INPUT") step(moves[event.key]);
+byId("viewer").addEventListener("keydown", (event) => {
+  const steps = { ArrowLeft: -1, ArrowRight: 1 };
+  if (steps[event.key] && event.target.tagName !== "INPUT") step(steps[event.key]);
 });
 setInterval(() => document.visibilityState === "visible" && models.length > 0 && showCard(), 1000 * CARD_SECONDS);
 start();
 
 async function start() {
   try {
-    models = await service.models();
+    models = await api.models();
   } catch (error) {
-    fault(error);
+    showError(error);
     return;
   }
   const names = [...new Set(models.map((model) => model.name))];
-  at("model").replaceChildren(...names.map((name) => element("option", {}, name)));
-  chooseVersions();
+  byId("model").replaceChildren(...names.map((name) => element("option", {}, name)));
+  showVersions();
 }
 
-function chooseVersions() {
-  const versions = models.filter((model) => model.name === at("model").value).map((model) => model.version);
+function showVersions() {
+  const versions = models.filter((model) => model.name === byId("model").value).map((model) => model.version);
   versions.sort((a, b) => b - a);
-  at("version").replaceChildren(...versions.map((version) => element("option", {}, version)));
+  byId("version").replaceChildren(...versions.map((version) => element("option", {}, version)));
   showCard();
 }
 
 async function showCard() {
-  const choice = chosen();
+  const choice = chosenModel();
   try {
-    const card = await service.card(choice.model, choice.version);
-    if (JSON.stringify(choice) !== JSON.stringify(chosen())) return;
-    const reason = card.current ? "" : "its file was replaced by one that is refused; the model before it goes on";
-    drawCard(at("card"), { name: choice.model, version: choice.version, card, reason });
-    at("fault").hidden = true;
+    const card = await api.card(choice.model, choice.version);
+    if (JSON.stringify(choice) !== JSON.stringify(chosenModel())) return;
+    const notice = card.current ? "" : "the new model file was refused; the previous model stays active";
+    drawModelCard(byId("card"), { name: choice.model, version: choice.version, card, notice });
+    byId("error").hidden = true;
     threshold = card.threshold;
-    whatIf.update(gallery.items(), threshold);
+    explorer.update(gallery.items(), threshold);
   } catch (error) {
-    fault(error);
+    showError(error);
   }
 }
 
-function chosen() {
-  return { model: at("model").value, version: at("version").value };
+function chosenModel() {
+  return { model: byId("model").value, version: byId("version").value };
 }
 
-function fault(error) {
-  if (!(error instanceof Refused)) throw error;
-  at("fault").textContent = error.message;
-  at("fault").hidden = false;
+function showError(error) {
+  if (!(error instanceof RequestFailed)) throw error;
+  showMessage(error.message);
 }
 
-function take(files) {
+function showMessage(message) {
+  byId("error").textContent = message;
+  byId("error").hidden = false;
+}
+
+function scoreFiles(files) {
   if (models.length === 0) {
-    at("fault").textContent = "No model is known yet: the service has not answered. Load this page again.";
-    at("fault").hidden = false;
+    showMessage("No model is available because the service has not responded. Reload this page.");
     return;
   }
   isFollowing = true;
-  session.add(files, chosen());
+  queue.add(files, chosenModel());
 }
 
-function judged(item) {
+function addItem(item) {
   gallery.add(item);
-  whatIf.update(gallery.items(), threshold);
+  explorer.update(gallery.items(), threshold);
   announce(item);
-  if (isFollowing) open(item, { byHand: false });
+  if (isFollowing) open(item, { byUser: false });
 }
 
-function left(item) {
+function dropItem(item) {
   gallery.remove(item);
   if (viewer.shown() === item) close();
-  at("fault").textContent = "The oldest images are leaving this session: export their verdicts as CSV before they do.";
-  at("fault").hidden = false;
+  showMessage("The page is full and drops its oldest images. Export the verdicts as CSV to keep them.");
 }
 
 function announce(item) {
   const { words } = verdictOf(item);
-  at("announced").textContent = item.status === "ok"
-    ? `${item.name}: ${words}, score ${figure(item.score)}, threshold ${figure(item.threshold)}, regions ${item.regions.length}.`
+  byId("announcement").textContent = item.status === "ok"
+    ? `${item.name}: ${words}, score ${formatNumber(item.score)}, threshold ${formatNumber(item.threshold)}, regions ${item.regions.length}.`
     : `${item.name}: ${words}. ${item.message}`;
 }
 
-function progress({ done, total, words }) {
-  at("progress").hidden = at("stop").hidden = total === 0;
-  at("progress").textContent = total === 0 ? "" : `${done} of ${total} ${words ? `· ${words}` : ""}`;
+function showProgress({ done, total, text }) {
+  byId("progress").hidden = byId("stop").hidden = total === 0;
+  byId("progress").textContent = total === 0 ? "" : `${done} of ${total} ${text ? `· ${text}` : ""}`;
   if (total === 0) showCard();
 }
 
-function open(item, { byHand }) {
-  if (byHand) isFollowing = false;
+function open(item, { byUser }) {
+  if (byUser) isFollowing = false;
   const items = gallery.shown();
-  const place = items.indexOf(item);
+  const index = items.indexOf(item);
   document.body.classList.add("has-image");
-  viewer.show(item, place < 0 ? "" : `${place + 1} / ${items.length}`);
+  viewer.show(item, index < 0 ? "" : `${index + 1} / ${items.length}`);
   gallery.open(item);
-  if (byHand) at("picture").focus();
+  if (byUser) byId("viewer").focus();
 }
 
 function step(by) {
   const next = gallery.neighbour(viewer.shown(), by);
-  if (next) open(next, { byHand: true });
+  if (next) open(next, { byUser: true });
 }
 
 function close() {
@@ -153,7 +155,7 @@ function close() {
 function clear() {
   if (viewer.shown() !== null) close();
   gallery.clear();
-  session.clear();
-  whatIf.update([], threshold);
-  at("files").focus();
+  queue.clear();
+  explorer.update([], threshold);
+  byId("files").focus();
 }

@@ -1,33 +1,33 @@
-// A PNG of 16-bit grey levels, decoded to the last bit; a canvas would keep only eight of them.
+// A decoder of 16-bit greyscale PNG files; a canvas would keep only 8 bits.
 // PNG (third edition): chunks §5.3, filters §9.2.
 
-const SIGNATURE = 8;
+const SIGNATURE_LENGTH = 8;
 
-/** Decode the base64 of a 16-bit grey PNG that is not interlaced to {width, height, levels: Uint16Array}. */
+/** Decode the base64 of a 16-bit greyscale PNG without interlacing: {width, height, levels: Uint16Array}. */
 export async function decodeLevels(base64) {
-  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   const view = new DataView(bytes.buffer);
   const parts = [];
   let width = 0;
   let height = 0;
-  for (let at = SIGNATURE; at < bytes.length; ) {
-    const length = view.getUint32(at);
-    const kind = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
-    const data = at + 8;
+  for (let start = SIGNATURE_LENGTH; start < bytes.length; ) {
+    const length = view.getUint32(start);
+    const kind = String.fromCharCode(...bytes.subarray(start + 4, start + 8));
+    const data = start + 8;
     if (kind === "IHDR") {
       width = view.getUint32(data);
       height = view.getUint32(data + 4);
       const [depth, colour, , , interlace] = bytes.subarray(data + 8, data + 13);
-      if (depth !== 16 || colour !== 0 || interlace !== 0) throw new Error("this PNG is no map of 16-bit levels");
+      if (depth !== 16 || colour !== 0 || interlace !== 0) throw new Error("this PNG is not an anomaly map: it needs 16-bit greyscale without interlacing");
     } else if (kind === "IDAT") parts.push(bytes.subarray(data, data + length));
-    at = data + length + 4;
+    start = data + length + 4;
   }
   const stream = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));
-  return { width, height, levels: unfiltered(new Uint8Array(await new Response(stream).arrayBuffer()), width, height) };
+  return { width, height, levels: unfilter(new Uint8Array(await new Response(stream).arrayBuffer()), width, height) };
 }
 
-/** Undo the filter of each row; a row is its filter's number and then two bytes a pixel. */
-function unfiltered(raw, width, height) {
+/** Undo the filter of each row; a row consists of the filter number and two bytes per pixel. */
+function unfilter(raw, width, height) {
   const stride = 2 * width;
   const levels = new Uint16Array(width * height);
   let above = new Uint8Array(stride);

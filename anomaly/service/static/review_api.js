@@ -1,51 +1,53 @@
-// What the page asks of a run under review, through an `Asker`.
+// The review API: the run, its rows, images, maps and labels.
 
 import { readMap } from "./heat_map.js";
 
-export class Run {
-  constructor(asker) {
-    this.asker = asker;
+/** The run under review, read and labelled through an `ApiClient`. */
+export class ReviewApi {
+  constructor(client) {
+    this.client = client;
   }
 
-  /** What the run is, guarantees and counts. */
+  /** Return the card of the run: settings, guarantees and counts. */
   async card() {
-    return (await this.asker.ask("/api/run", {})).json();
+    return (await this.client.fetch("/api/run", {})).json();
   }
 
-  /** Begin to compare the run's files with its manifest; gives {state, message}. */
+  /** Start to compare the run's files with its manifest; returns {state, message}. */
   async check() {
-    return (await this.asker.ask("/api/run/check", { method: "POST" })).json();
+    return (await this.client.fetch("/api/run/check", { method: "POST" })).json();
   }
 
-  /** Rows that pass a filter: {total, items, counts}. */
+  /** Return one page of the rows that pass a filter: {total, items, counts}. */
   async rows(query) {
-    return (await this.asker.ask(`/api/rows?${new URLSearchParams(query)}`, {})).json();
+    return (await this.client.fetch(`/api/rows?${new URLSearchParams(query)}`, {})).json();
   }
 
-  /** All rows that pass a filter as a CSV file, a Blob. */
+  /** Return all rows that pass a filter as a CSV file (Blob). */
   async table({ verdict, label, text }) {
-    return (await this.asker.ask(`/api/rows.csv?${new URLSearchParams({ verdict, label, text })}`, {})).blob();
+    return (await this.client.fetch(`/api/rows.csv?${new URLSearchParams({ verdict, label, text })}`, {})).blob();
   }
 
-  /** A small picture of an image, a Blob. */
+  /** Return the thumbnail of an image (Blob). */
   async thumbnail(number) {
-    return (await this.asker.ask(`/api/images/${number}/thumbnail`, {})).blob();
+    return (await this.client.fetch(`/api/images/${number}/thumbnail`, {})).blob();
   }
 
-  /** A picture of an image, a Blob. */
+  /** Return an image for display (Blob). */
   async picture(number) {
-    return (await this.asker.ask(`/api/images/${number}/picture`, {})).blob();
+    return (await this.client.fetch(`/api/images/${number}/picture`, {})).blob();
   }
 
-  /** The map of an image, as `readMap` gives it, and a note for the person who looks at it. */
+  /** Return the anomaly map of an image, as from `readMap`, and a note for the reviewer. */
   async map(number) {
-    const { note, ...map } = await (await this.asker.ask(`/api/images/${number}/map`, {})).json();
+    const { note, ...map } = await (await this.client.fetch(`/api/images/${number}/map`, {})).json();
     return { map: await readMap(map), note };
   }
 
-  /** Label an image, or take its label away; gives {label, counts}. */
+  /** Set or remove the label of an image; returns {label, counts}. */
   async label(number, label) {
     const headers = { "Content-Type": "application/json" };
-    return (await this.asker.ask(`/api/images/${number}/label`, { method: "PUT", headers, body: JSON.stringify({ label }) })).json();
+    const request = { method: "PUT", headers, body: JSON.stringify({ label }) };
+    return (await this.client.fetch(`/api/images/${number}/label`, request)).json();
   }
 }

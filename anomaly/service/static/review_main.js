@@ -1,101 +1,101 @@
-// The review of a run as a whole: which part tells which.
+// The review page: connects its parts.
 
-import { Asker, Refused } from "./api_client.js";
-import { download, figure } from "./dom.js";
-import { createLabels, labelWords } from "./labelling.js";
-import { drawMeaning, progressOf } from "./review_statistics.js";
-import { Run } from "./review_api.js";
+import { ApiClient, RequestFailed } from "./api_client.js";
+import { download, formatCount, formatNumber } from "./dom.js";
+import { createLabelling, labelName } from "./labelling.js";
+import { drawStatistics, progressText } from "./review_statistics.js";
+import { ReviewApi } from "./review_api.js";
 import { drawRunCard } from "./run_card.js";
 import { createRunList } from "./run_list.js";
 import { createTokenDialog } from "./token_dialog.js";
 import { verdictOf } from "./verdict.js";
 import { createViewer } from "./viewer.js";
 
-const at = (id) => document.getElementById(id);
-const KEEP_PICTURES = 40;
+const byId = (id) => document.getElementById(id);
+const MAX_PICTURES = 40;
 const CHECK_SECONDS = 1;
 let card = null;
 let counts = null;
-const pictured = [];
+const withPicture = [];
 
-const run = new Run(new Asker(createTokenDialog()));
-const viewer = createViewer(at("picture"), at("judged"), { onClose: close, onStep: step });
-const list = createRunList(at("gallery"), run, {
+const api = new ReviewApi(new ApiClient(createTokenDialog()));
+const viewer = createViewer(byId("viewer"), byId("verdict"), { onClose: close, onStep: step });
+const list = createRunList(byId("gallery"), api, {
   onOpen: (item) => open(item),
-  onLabel: (item, label) => labels.set(item, label),
-  onCounts: counted,
-  onFault: fault,
-  onExport: save,
+  onLabel: (item, label) => labelling.set(item, label),
+  onCounts: showCounts,
+  onError: showError,
+  onExport: exportTable,
 });
-const labels = createLabels(at("labelling"), run, { item: subject, onLabelled: labelled, onSaved: saved, onNext: next, onBack: show, onFault: fault });
+const labelling = createLabelling(byId("labelling"), api, { selected, onLabelled: showLabel, onSaved: showSaved, onNext: goToNext, onUndo: goTo, onError: showError });
 
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && viewer.shown() !== null && !document.querySelector("dialog[open]") && event.target.type !== "search") close();
 });
-at("picture").addEventListener("keydown", (event) => {
-  const moves = { ArrowLeft: -1, ArrowRight: 1 };
-  if (moves[event.key] && event.target.tagName !== "INPUT") step(moves[event.key]);
+byId("viewer").addEventListener("keydown", (event) => {
+  const steps = { ArrowLeft: -1, ArrowRight: 1 };
+  if (steps[event.key] && event.target.tagName !== "INPUT") step(steps[event.key]);
 });
-at("gallery").addEventListener("focusin", () => labels.draw());
+byId("gallery").addEventListener("focusin", () => labelling.draw());
 start();
 
 async function start() {
   try {
-    card = await run.card();
+    card = await api.card();
     document.title = `anomaly: review of ${card.name}`;
-    at("run-name").textContent = card.name;
+    byId("run-name").textContent = card.name;
     const first = ["defect", "review"].find((verdict) => card.counts[verdict].all > 0);
     await list.load(first ?? "");
   } catch (error) {
-    fault(error);
+    showError(error);
   }
 }
 
-/** The image that keys and buttons are about: the open one, else the one whose tile has the keyboard. */
-function subject() {
+/** The item of the keys and buttons: the open one, or the one whose tile has the focus. */
+function selected() {
   if (viewer.shown() !== null) return viewer.shown();
-  return at("gallery").contains(document.activeElement) && document.activeElement.classList.contains("tile") ? list.current() : null;
+  return byId("gallery").contains(document.activeElement) && document.activeElement.classList.contains("tile") ? list.current() : null;
 }
 
-function counted(found) {
-  counts = found;
-  at("progress").textContent = progressOf(counts);
+function showCounts(newCounts) {
+  counts = newCounts;
+  byId("progress").textContent = progressText(counts);
   if (card === null) return;
-  drawMeaning(at("meaning"), { counts, card });
-  drawRunCard(at("card"), { ...card, counts }, { onCheck: check });
+  drawStatistics(byId("statistics"), { counts, card });
+  drawRunCard(byId("card"), { ...card, counts }, { onCheck: check });
 }
 
-function saved(found) {
-  at("fault").hidden = true;
-  list.counted(found);
+function showSaved(newCounts) {
+  byId("error").hidden = true;
+  list.showCounts(newCounts);
 }
 
-function fault(error) {
-  if (!(error instanceof Refused)) throw error;
-  at("fault").textContent = error.message;
-  at("fault").hidden = false;
+function showError(error) {
+  if (!(error instanceof RequestFailed)) throw error;
+  byId("error").textContent = error.message;
+  byId("error").hidden = false;
 }
 
-/** Compare the files with the manifest, and ask until it is done. */
+/** Compare the files with the manifest and wait for the result. */
 async function check() {
   try {
-    card.files = await run.check();
+    card.files = await api.check();
     while (card.files.state === "checking") {
-      counted(counts);
+      showCounts(counts);
       await new Promise((resolve) => setTimeout(resolve, 1000 * CHECK_SECONDS));
-      card.files = (await run.card()).files;
+      card.files = (await api.card()).files;
     }
-    counted(counts);
+    showCounts(counts);
   } catch (error) {
-    fault(error);
+    showError(error);
   }
 }
 
-async function save(query) {
+async function exportTable(query) {
   try {
-    download(`${card.name}.csv`, await run.table(query), "text/csv");
+    download(`${card.name}.csv`, await api.table(query), "text/csv");
   } catch (error) {
-    fault(error);
+    showError(error);
   }
 }
 
@@ -103,55 +103,55 @@ function open(item) {
   document.body.classList.add("has-image");
   list.open(item);
   draw(item);
-  labels.draw();
-  at("picture").focus();
+  labelling.draw();
+  byId("viewer").focus();
   load(item).then(async () => {
     if (viewer.shown() !== item) return;
     const following = await list.neighbour(item, 1);
-    if (following) load(following); // it is there when it is asked for
+    if (following) load(following); // preload
   });
 }
 
 function draw(item) {
   const items = list.items();
-  viewer.show(item, `${items.indexOf(item) + 1} / ${list.total().toLocaleString("en")}`);
-  at("map-note").textContent = item.mapNote ?? "";
-  at("map-note").hidden = !item.mapNote;
+  viewer.show(item, `${items.indexOf(item) + 1} / ${formatCount(list.total())}`);
+  byId("map-note").textContent = item.mapNote ?? "";
+  byId("map-note").hidden = !item.mapNote;
 }
 
-/** Fetch picture and map of an image, once; pictures of the last ones are kept. */
+/** Load the image and map of an item once; only the last ones stay in memory. */
 function load(item) {
-  item.loading ??= fetched(item);
+  item.loading ??= fetchImage(item);
   return item.loading;
 }
 
-async function fetched(item) {
+async function fetchImage(item) {
   if (item.status !== "ok") return;
-  const shown = () => viewer.shown() === item && draw(item);
-  item.notice = "Reading the image …";
-  shown();
+  const redraw = () => viewer.shown() === item && draw(item);
+  item.notice = "Loading the image …";
+  redraw();
   try {
-    item.picture = await run.picture(item.number);
+    item.picture = await api.picture(item.number);
     item.notice = "";
-    item.mapNote = "Waiting for the map …";
-    shown();
-    const { map, note } = await run.map(item.number);
+    item.mapNote = "Loading the anomaly map …";
+    redraw();
+    const { map, note } = await api.map(item.number);
     item.map = map;
     item.mapNote = note;
   } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    if (item.picture) item.mapNote = `No map: ${error.message}`;
+    if (!(error instanceof RequestFailed)) throw error;
+    if (item.picture) item.mapNote = `No anomaly map: ${error.message}`;
     else item.notice = error.message;
   }
-  pictured.push(item);
-  if (pictured.length > KEEP_PICTURES) Object.assign(pictured.shift(), { picture: null, map: null, loading: undefined });
-  shown();
+  withPicture.push(item);
+  if (withPicture.length > MAX_PICTURES) Object.assign(withPicture.shift(), { picture: null, map: null, loading: undefined });
+  redraw();
 }
 
 async function step(by) {
   const item = viewer.shown();
-  const to = item && (await list.neighbour(item, by));
-  if (to && viewer.shown() === item) open(to);
+  const target = item && (await list.neighbour(item, by));
+  if (target && viewer.shown() === item) open(target);
 }
 
 function close() {
@@ -160,32 +160,32 @@ function close() {
   list.open(null);
   document.body.classList.remove("has-image");
   if (item && list.items().includes(item)) list.focus(item);
-  labels.draw();
+  labelling.draw();
 }
 
-/** A label is that of the bytes: tiles of equal images show it too. */
-function labelled(item) {
+/** Show a label; identical image files share it. */
+function showLabel(item) {
   for (const other of list.items()) {
     if (other.sha256 !== item.sha256) continue;
     other.label = item.label;
     list.update(other);
   }
-  at("announced").textContent = `${item.short}: ${labelWords(item.label)}.`;
+  byId("announcement").textContent = `${item.short}: ${labelName(item.label)}.`;
 }
 
-async function next(item) {
+async function goToNext(item) {
   const isOpen = viewer.shown() !== null;
   const following = await list.neighbour(item, 1);
   if (!following) {
-    at("announced").textContent = `${item.short}: ${labelWords(item.label)}. That was the last of this list.`;
+    byId("announcement").textContent = `${item.short}: ${labelName(item.label)}. This was the last image of the list.`;
     return;
   }
-  at("announced").textContent = `${item.short}: ${labelWords(item.label)}. Next: ${following.short}, ${verdictOf(following).words}, score ${figure(following.score)}.`;
-  show(following, isOpen);
+  byId("announcement").textContent = `${item.short}: ${labelName(item.label)}. Next: ${following.short}, ${verdictOf(following).words}, score ${formatNumber(following.score)}.`;
+  goTo(following, isOpen);
 }
 
-function show(item, isOpen = viewer.shown() !== null) {
+function goTo(item, isOpen = viewer.shown() !== null) {
   if (isOpen) open(item);
   else if (list.items().includes(item)) list.focus(item);
-  labels.draw();
+  labelling.draw();
 }

@@ -1,51 +1,40 @@
-// What the labels of a run say of its verdicts, and the commands that use them.
+// Statistics of the labels, and the commands that use them.
 
-import { element } from "./dom.js";
+import { copyButton, element, formatCount } from "./dom.js";
 
-/** How far a person has come: "17 of 120 rejected reviewed; 3 labelled really good". */
-export function progressOf({ defect, good }) {
-  const num = (value) => value.toLocaleString("en");
-  const looked = good.good + good.defect;
-  const accepted = looked > 0 ? ` · ${num(looked)} of ${num(good.all)} accepted reviewed; ${num(good.defect)} labelled really defective` : "";
-  return `${num(defect.good + defect.defect)} of ${num(defect.all)} rejected reviewed; ${num(defect.good)} labelled really good${accepted}`;
+/** Describe the progress of the review: "17 of 120 rejected reviewed; 3 labelled really good". */
+export function progressText({ defect, good }) {
+  const numAccepted = good.good + good.defect;
+  const accepted = numAccepted > 0 ? ` · ${formatCount(numAccepted)} of ${formatCount(good.all)} accepted reviewed; ${formatCount(good.defect)} labelled really defective` : "";
+  return `${formatCount(defect.good + defect.defect)} of ${formatCount(defect.all)} rejected reviewed; ${formatCount(defect.good)} labelled really good${accepted}`;
 }
 
-/** Draw the panel. counts: of the run by verdict and label; card: with `labels_file` and `commands`. */
-export function drawMeaning(root, { counts, card }) {
+/** Draw the panel. counts: images by verdict and label; card: run card with `labels_file` and `commands`. */
+export function drawStatistics(root, { counts, card }) {
   const rows = [
     ["False alarms", counts.defect.good, "rejected, labelled really good"],
-    ["Confirmed", counts.defect.defect, "rejected, labelled really defective"],
+    ["True alarms", counts.defect.defect, "rejected, labelled really defective"],
     ["Missed defects", counts.good.defect, "accepted, labelled really defective"],
     ["Confirmed good", counts.good.good, "accepted, labelled really good"],
   ];
   if (counts.review.all > 0) {
     rows.push(["To review", counts.review.good, "labelled really good"], ["", counts.review.defect, "labelled really defective"]);
   }
-  const table = element("table", {}, element("caption", { class: "unseen" }, "What the labels say of the verdicts"), element("tbody", {},
+  const table = element("table", {}, element("caption", { class: "visually-hidden" }, "Verdicts and labels"), element("tbody", {},
     ...rows.map(([term, num, words]) => element("tr", {},
-      element("th", { scope: "row" }, term), element("td", { class: "number" }, num.toLocaleString("en")), element("td", { class: "note" }, words)))));
+      element("th", { scope: "row" }, term), element("td", { class: "number" }, formatCount(num)), element("td", { class: "note" }, words)))));
   const numGood = Object.values(counts).reduce((sum, { good }) => sum + good, 0);
   const next = numGood > 0
-    ? "Labelled good images can raise the threshold and never lower it; labelled defects move nothing, and the report says how many would pass. The model of the run stays as it is:"
-    : "Label a rejected part that is really good: without one there is nothing to calibrate with. Then:";
+    ? "Images labelled good can raise the threshold but never lower it. Images labelled defective do not move it; the report counts the missed ones. These commands write a new model and keep the run's model:"
+    : "First label a rejected part that is really good: the calibration needs at least one. Then run:";
   root.replaceChildren(
-    element("h2", {}, "What the labels mean"), table,
+    element("h2", {}, "Use of the labels"), table,
     element("p", { class: "note" }, next),
-    ...card.commands.map(command),
-    element("p", { class: "note" }, "Labels are saved at once, in ", element("code", {}, card.labels_file), card.by ? `, by ${card.by}` : "", "."));
+    ...card.commands.map(commandLine),
+    element("p", { class: "note" }, "Each label is saved at once in ", element("code", {}, card.labels_file), card.by ? `, by ${card.by}` : "", "."));
 }
 
-function command(line) {
-  const code = element("code", {}, line);
-  const copy = element("button", { type: "button", class: "small", "aria-label": `Copy the command ${line}` }, "Copy");
-  copy.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(line);
-      copy.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(code); // no clipboard for pages that are not secure: it is labelled, to be copied by hand
-      copy.textContent = "Labelled";
-    }
-  });
-  return element("div", { class: "command" }, code, copy);
+function commandLine(command) {
+  const code = element("code", {}, command);
+  return element("div", { class: "command" }, code, copyButton(command, code, `Copy the command ${command}`));
 }

@@ -1,50 +1,48 @@
-// The card of a run: what it is, what its models guarantee, and whether its files are still those of its manifest.
+// The card of a run: its settings, the guarantees of its models, and the state of its files.
 
-import { element, figure } from "./dom.js";
-import { hashOf, guaranteeOf } from "./model_card.js";
+import { element, factList, formatCount, formatNumber } from "./dom.js";
+import { calibrationText, fileHash, guaranteeText } from "./model_card.js";
 
-const FILES = {
+const FILE_STATES = {
   unchecked: "not compared with the manifest yet",
-  checking: "being compared with the manifest …",
-  intact: "intact: each is that of the manifest",
+  checking: "comparing with the manifest …",
+  intact: "intact: all files match the manifest",
 };
 
-/** Draw the card into an element. onCheck(): the files are to be compared with the manifest. */
+/** Draw the card into an element. onCheck(): the user asks to compare the files with the manifest. */
 export function drawRunCard(root, card, { onCheck }) {
   const { counts } = card;
-  const num = (value) => value.toLocaleString("en");
   const all = Object.values(counts).reduce((sum, kind) => sum + kind.all, 0);
-  const share = all > 0 ? ` (${figure((100 * counts.defect.all) / all)} %)` : "";
-  const review = counts.review.all > 0 ? `, ${num(counts.review.all)} to review` : "";
-  const errors = counts.error.all > 0 ? `, ${num(counts.error.all)} errors` : "";
-  const threshold = card.review_threshold === null ? figure(card.threshold) : `${figure(card.threshold)}, to review above ${figure(card.review_threshold)}`;
-  const rows = [
+  const share = all > 0 ? ` (${formatNumber((100 * counts.defect.all) / all)} %)` : "";
+  const review = counts.review.all > 0 ? `, ${formatCount(counts.review.all)} to review` : "";
+  const errors = counts.error.all > 0 ? `, ${formatCount(counts.error.all, "error")}` : "";
+  const reviewAbove = card.review_threshold === null ? "" : `, to review above ${formatNumber(card.review_threshold)}`;
+  root.replaceChildren(factList([
     ["Run", card.name],
-    ["Begun", card.date.slice(0, 16).replace("T", " ") + " UTC"],
-    ["Images", `${num(all)} of ${card.source}`],
-    ["Verdicts", `${num(counts.good.all)} accepted, ${num(counts.defect.all)} rejected${share}${review}${errors}`],
-    ["Threshold", threshold],
+    ["Started", card.date.slice(0, 16).replace("T", " ") + " UTC"],
+    ["Images", `${formatCount(all)} from ${card.source}`],
+    ["Verdicts", `${formatCount(counts.good.all)} accepted, ${formatCount(counts.defect.all)} rejected${share}${review}${errors}`],
+    ["Threshold", `${formatNumber(card.threshold)}${reviewAbove}`],
     ...card.models.flatMap((model) => [
       ["Model", `${model.detector}${model.precision === "fp32" ? "" : `, ${model.precision}`}${model.category ? ` for ${model.category}` : ""}`],
-      ["False alarms", guaranteeOf(model)],
-      ["Calibrated", `${model.calibration_date.slice(0, 10)} on ${model.num_calibration} good images`],
-      ["File", hashOf(model.sha256)],
+      ["False alarms", guaranteeText(model)],
+      ["Calibrated", calibrationText(model)],
+      ["File", fileHash(model.sha256)],
     ]),
-    ...(card.models.length === 0 ? [["Model", "its copy is not there: a merged run needs its shards where they were"]] : []),
-    ...card.drift.map((told) => ["Drift", drift(told)]),
-    ["Files", files(card.files, onCheck)],
-  ];
-  root.replaceChildren(element("dl", { class: "facts" }, ...rows.flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, value)])));
+    ...(card.models.length === 0 ? [["Model", "missing: a merged run needs its shards at their paths"]] : []),
+    ...card.drift.map((drift) => ["Drift", driftText(drift)]),
+    ["Files", fileState(card.files, onCheck)],
+  ]));
 }
 
-function drift({ product, alarmed, cause, first_alarm: first, num_images: num }) {
-  const which = product ? `${product}: ` : "";
-  if (!alarmed) return `${which}none seen in ${num.toLocaleString("en")} images`;
-  return element("span", { class: "alert" }, element("b", {}, "! Alarm"), ` ${which}from image ${first} on: ${cause}.`);
+function driftText({ product, alarmed, cause, first_alarm: first, num_images: num }) {
+  const prefix = product ? `${product}: ` : "";
+  if (!alarmed) return `${prefix}none in ${formatCount(num, "image")}`;
+  return element("span", { class: "alert" }, element("b", {}, "! Alarm"), ` ${prefix}since image ${first}: ${cause}.`);
 }
 
-function files({ state, message }, onCheck) {
+function fileState({ state, message }, onCheck) {
   if (state === "changed") return element("span", { class: "alert" }, element("b", {}, "! Changed: "), message);
   const button = element("button", { type: "button", class: "small", id: "check", click: onCheck }, "Compare");
-  return element("span", { class: "hash" }, FILES[state], state === "unchecked" ? button : "");
+  return element("span", { class: "hash" }, FILE_STATES[state], state === "unchecked" ? button : "");
 }

@@ -1,87 +1,82 @@
-// A threshold that is only tried: what it would do to the images of this session, told from their scores alone.
+// A slider for another threshold: it shows which verdicts of this page would change, from their scores alone.
 
-import { element, figure } from "./dom.js";
+import { element, formatNumber } from "./dom.js";
 import { wouldChange } from "./verdict.js";
 
-const FINEST = 200;
+const NUM_STEPS = 200;
 
 /**
  * Fill an element with the slider.
  *
- * onTry(threshold or null): another threshold is tried, or none. Gives {update(items, threshold)}, to be called with the images of the
- * session and the threshold in force whenever they change.
+ * onTry(threshold or null): the user tries another threshold, or none. Returns {update(items, threshold)}: to be called when
+ * the images of the page or the active threshold change.
  */
-export function createWhatIf(root, { onTry }) {
+export function createThresholdExplorer(root, { onTry }) {
   let items = [];
   let threshold = 1;
   let tried = null;
-  let most = 3;
+  let maximum = 3;
 
-  const slider = element("input", { type: "range", id: "what-if", min: 0, max: most, step: most / FINEST, value: 1, input: moved });
-  const number = element("output", { for: "what-if", class: "number" });
-  const marks = element("div", { class: "strip", "aria-hidden": "true" });
-  const told = element("p", { class: "what-if-told", role: "status" });
-  const reset = element("button", { type: "button", click: back, disabled: true }, "Reset to the threshold in force");
+  const slider = element("input", { type: "range", id: "tried-threshold", min: 0, max: maximum, step: maximum / NUM_STEPS, value: 1, input: change });
+  const number = element("output", { for: "tried-threshold", class: "number" });
+  const ticks = element("div", { class: "ticks", "aria-hidden": "true" });
+  const result = element("p", { class: "explorer-result", role: "status" });
+  const resetButton = element("button", { type: "button", click: reset, disabled: true }, "Reset to the active threshold");
   root.replaceChildren(
-    element("div", { class: "what-if-head" }, element("label", { for: "what-if" }, "What if the threshold were "), number, reset),
-    element("div", { class: "what-if-track" }, marks, slider),
-    told,
-    element("p", { class: "note" }, "Only tried on the images of this page. The service goes on with its own threshold, to which its guarantee belongs."));
+    element("div", { class: "explorer-head" }, element("label", { for: "tried-threshold" }, "Try another threshold: "), number, resetButton),
+    element("div", { class: "explorer-track" }, ticks, slider),
+    result,
+    element("p", { class: "note" }, "This changes only the preview on this page. The service keeps its own threshold, and the guarantee belongs to the model's threshold."));
 
-  function moved() {
+  function change() {
     const value = Number(slider.value);
-    tried = Math.abs(value - threshold) < most / FINEST / 2 ? null : value;
+    tried = Math.abs(value - threshold) < maximum / NUM_STEPS / 2 ? null : value;
     onTry(tried);
-    tell();
+    draw();
   }
 
-  function back() {
+  function reset() {
     slider.value = String(threshold);
-    moved();
+    change();
     slider.focus();
   }
 
-  function tell() {
-    const at = tried ?? threshold;
-    number.textContent = figure(at);
-    slider.setAttribute("aria-valuetext", tried === null ? `${figure(at)}, the threshold in force` : figure(at));
-    reset.disabled = tried === null;
+  function draw() {
+    const value = tried ?? threshold;
+    number.textContent = formatNumber(value);
+    slider.setAttribute("aria-valuetext", tried === null ? `${formatNumber(value)}, the active threshold` : formatNumber(value));
+    resetButton.disabled = tried === null;
     const scored = items.filter((item) => item.status === "ok");
     const rejected = scored.filter((item) => item.verdict === "defect").length;
-    const now = `In force at ${figure(threshold)}: ${scored.length - rejected} accepted, ${rejected} rejected.`;
+    const active = `Active threshold ${formatNumber(threshold)}: ${scored.length - rejected} accepted, ${rejected} rejected.`;
     if (tried === null) {
-      told.textContent = now;
+      result.textContent = active;
       return;
     }
-    const would = scored.filter((item) => item.score > tried).length;
+    const rejectedThen = scored.filter((item) => item.score > tried).length;
     const changes = scored.filter((item) => wouldChange(item, tried)).length;
-    told.textContent = `${now} At ${figure(tried)} it would be ${scored.length - would} accepted, ${would} rejected: ${changes} would change.`;
+    const verdicts = changes === 1 ? "1 verdict changes" : `${changes} verdicts change`;
+    result.textContent = `${active} Threshold ${formatNumber(tried)}: ${scored.length - rejectedThen} accepted, ${rejectedThen} rejected; ${verdicts}.`;
   }
 
   function update(newItems, newThreshold) {
     items = newItems;
     threshold = newThreshold;
-    most = 3 * Math.max(1, threshold);
-    slider.max = String(most);
-    slider.step = String(most / FINEST);
+    maximum = 3 * Math.max(1, threshold);
+    slider.max = String(maximum);
+    slider.step = String(maximum / NUM_STEPS);
     if (tried === null) slider.value = String(threshold);
     const scored = items.filter((item) => item.status === "ok");
-    marks.replaceChildren(thresholdMark(threshold / most), ...scored.map((item) => mark(item, most)));
-    tell();
+    ticks.replaceChildren(tick("tick-threshold", threshold / maximum), ...scored.map((item) => tick(`tick-${item.verdict}`, item.score / maximum)));
+    draw();
   }
 
   update([], 1);
   return { update };
 }
 
-function mark(item, most) {
-  const made = element("i", { class: item.verdict === "defect" ? "strip-defect" : "strip-good" });
-  made.style.setProperty("--at", String(Math.min(1, Math.max(0, item.score / most))));
-  return made;
-}
-
-function thresholdMark(share) {
-  const made = element("i", { class: "strip-threshold" });
-  made.style.setProperty("--at", String(share));
-  return made;
+function tick(name, share) {
+  const node = element("i", { class: name });
+  node.style.setProperty("--at", String(Math.min(1, Math.max(0, share))));
+  return node;
 }

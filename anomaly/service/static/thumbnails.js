@@ -1,32 +1,32 @@
-// Small pictures of the tiles that are on the screen, a few asked for at a time.
+// Thumbnails of the visible tiles, loaded a few at a time.
 
-import { Refused } from "./api_client.js";
+import { RequestFailed } from "./api_client.js";
 
-const AT_ONCE = 4;
-const KEEP = 600;
+const MAX_REQUESTS = 4;
+const MAX_THUMBNAILS = 600;
 
-/** Give look(item, place): when `place` comes near the screen the item gets its `thumbnail`. onLoaded(item): it is there. */
-export function createThumbnails(run, { onLoaded }) {
-  const wanted = new Map(); // place -> item
+/** Create the loader. observe(item, target): loads the `thumbnail` of an item when `target` comes near the screen. onLoaded(item): it was loaded. */
+export function createThumbnails(api, { onLoaded }) {
+  const observed = new Map(); // target -> item
   const waiting = new Set();
-  const kept = [];
-  let numAsked = 0;
-  const watch = new IntersectionObserver((seen) => {
-    for (const { target, isIntersecting } of seen) {
-      const item = wanted.get(target);
+  const loaded = [];
+  let numRequests = 0;
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const item = observed.get(target);
       if (isIntersecting) waiting.add(item);
-      else waiting.delete(item); // scrolled past before its turn came
+      else waiting.delete(item); // scrolled past before its turn
     }
     next();
   }, { rootMargin: "300px" });
 
   async function next() {
-    while (numAsked < AT_ONCE && waiting.size > 0) {
+    while (numRequests < MAX_REQUESTS && waiting.size > 0) {
       const [item] = waiting;
       waiting.delete(item);
-      numAsked++;
+      numRequests++;
       load(item).finally(() => {
-        numAsked--;
+        numRequests--;
         next();
       });
     }
@@ -35,35 +35,35 @@ export function createThumbnails(run, { onLoaded }) {
   async function load(item) {
     if (item.thumbnail || item.problem) return;
     try {
-      item.thumbnail = URL.createObjectURL(await run.thumbnail(item.number));
-      kept.push(item);
+      item.thumbnail = URL.createObjectURL(await api.thumbnail(item.number));
+      loaded.push(item);
     } catch (error) {
-      if (!(error instanceof Refused)) throw error;
-      if (error.status === 503 || error.status === 0) return; // it is asked for when it is next drawn
+      if (!(error instanceof RequestFailed)) throw error;
+      if (error.status === 503 || error.status === 0) return; // the next draw of the tile tries again
       item.problem = error.message;
     }
     onLoaded(item);
-    if (kept.length > KEEP) forget(kept.shift());
+    if (loaded.length > MAX_THUMBNAILS) release(loaded.shift());
   }
 
-  function forget(item) {
+  function release(item) {
     URL.revokeObjectURL(item.thumbnail);
     item.thumbnail = "";
     onLoaded(item);
   }
 
   return {
-    look(item, place) {
+    observe(item, target) {
       if (item.status !== "ok" || item.thumbnail || item.problem) return;
-      wanted.set(place, item);
-      watch.observe(place);
+      observed.set(target, item);
+      observer.observe(target);
     },
-    /** The list is another: nothing of the old one is wanted. */
+    /** Release all thumbnails of the previous list. */
     clear() {
-      watch.disconnect();
-      wanted.clear();
+      observer.disconnect();
+      observed.clear();
       waiting.clear();
-      for (const item of kept.splice(0)) URL.revokeObjectURL(item.thumbnail);
+      for (const item of loaded.splice(0)) URL.revokeObjectURL(item.thumbnail);
     },
   };
 }

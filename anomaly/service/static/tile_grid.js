@@ -1,51 +1,50 @@
-// Verdicts as tiles that are walked through by keyboard. It knows nothing of where items come from, nor of their order.
+// A grid of tiles, one per image, with keyboard navigation.
 //
-// An item is a plain object, told apart from others by identity; it may hold more than this:
-//   name        of the image, as a person knows it
-//   short       what stands under the tile in place of a long name; optional
-//   status      "ok", or the code of an error
-//   verdict     "good", "defect" or "review"; "" where status is not "ok"
-//   score       calibrated; null where status is not "ok"
-//   threshold       that the verdict was made by
-//   message     what an error is, and the way out; "" else
-//   width, height   pixels of the image, or null
-//   regions     [{x, y, width, height, area, peak, weak}]
-//   p_value     or null
-//   thumbnail   address of a small picture, "" for none
-//   label        "", "good" or "defect": what a person says it really is
+// An item is a plain object, identified by reference. It has at least:
+//   name            name of the image
+//   short           short name under the tile; optional
+//   status          "ok", or the code of an error
+//   verdict         "good", "defect" or "review"; "" if status is not "ok"
+//   score           calibrated score; null if status is not "ok"
+//   threshold       threshold of the verdict
+//   message         error message, or ""
+//   width, height   size of the image in pixels, or null
+//   regions         [{x, y, width, height, area, peak, weak}]
+//   p_value         conformal p-value, or null
+//   thumbnail       URL of the thumbnail, or ""
+//   label           "", "good" or "defect": the reviewer's label
 //
-// createTiles({onOpen, onWalk, drawExtra, items}) gives tiles in its element `list`:
-//   onOpen(item)              a tile was clicked, or Enter pressed on it
-//   onWalk(item)              the keyboard wants to go there
-//   drawExtra(item, place)    optional: draw more controls into the element `place` under a tile; called when it is drawn
-//   items()                   all that can be walked to, in their order
-// and has
-//   show(visible)             the tiles that are drawn, in their order
-//   redraw(item), redrawAll() the item, or the threshold that is tried, has changed
-//   tryThreshold(threshold or null)   show what another threshold would do to each item, from the next redrawAll on
-//   open(item or null)        label the tile of the item that is open
-//   focus(item)               put the keyboard on a tile that is shown
-//   current()                 the item that Tab reaches
+// createTileGrid({onOpen, onMove, drawExtra, items}) returns the element `list` and functions:
+//   onOpen(item)              the user clicked a tile, or pressed Enter on it
+//   onMove(item)              the user moves to a tile by keyboard
+//   drawExtra(item, target)   optional: draws more controls into the element `target` under a tile
+//   items()                   all items in their order
+//   show(visible)             draw these tiles, in their order
+//   redraw(item), redrawAll() draw again after a change of an item, or of the tried threshold
+//   tryThreshold(threshold or null)   show verdicts at another threshold from the next redrawAll on
+//   open(item or null)        highlight the tile of the open item
+//   focus(item)               move the keyboard focus to a visible tile
+//   current()                 the item in the tab order
 
-import { element, figure } from "./dom.js";
-import { gauge } from "./score_gauge.js";
+import { element, formatNumber } from "./dom.js";
+import { scoreGauge } from "./score_gauge.js";
 import { verdictOf, wouldChange } from "./verdict.js";
 
-const MARKS = { good: "✓ really good", defect: "✕ really defective" };
+const LABELS = { good: "✓ really good", defect: "✕ really defective" };
 
-export function createTiles({ onOpen, onWalk, drawExtra, items }) {
+export function createTileGrid({ onOpen, onMove, drawExtra, items }) {
   let tiles = new WeakMap(); // item -> its li
   let visible = [];
   let tried = null;
   let opened = null;
   let current = null;
-  const list = element("ul", { class: "tiles", "aria-label": "Images", keydown: walk });
+  const list = element("ul", { class: "tiles", "aria-label": "Images", keydown: move });
 
-  function show(wanted) {
-    visible = wanted;
+  function show(shown) {
+    visible = shown;
     const all = items();
     if (!all.includes(current)) current = all[0] ?? null;
-    place(visible.map(tileOf));
+    updateList(visible.map(tileOf));
     for (const item of visible) {
       const button = tileOf(item).firstChild;
       button.tabIndex = item === current ? 0 : -1;
@@ -54,35 +53,34 @@ export function createTiles({ onOpen, onWalk, drawExtra, items }) {
     }
   }
 
-  /** Bring the list to these tiles; one that stays where it is is not touched, so that a click on it is not lost. */
-  function place(wanted) {
-    const kept = new Set(wanted);
+  /** Update the list; tiles that keep their position are not touched, so that no click is lost. */
+  function updateList(newTiles) {
+    const kept = new Set(newTiles);
     for (const tile of [...list.children]) if (!kept.has(tile)) tile.remove();
     let next = list.firstChild;
-    for (const tile of wanted) {
+    for (const tile of newTiles) {
       if (tile === next) next = next.nextSibling;
       else list.insertBefore(tile, next);
     }
   }
 
   function tileOf(item) {
-    if (!tiles.has(item)) tiles.set(item, element("li", {}, ...drawnTile(item)));
+    if (!tiles.has(item)) tiles.set(item, element("li", {}, ...buildTile(item)));
     return tiles.get(item);
   }
 
-  function drawnTile(item) {
+  function buildTile(item) {
     const { kind, words, symbol } = verdictOf(item);
-    const changes = wouldChange(item, tried);
-    const would = changes ? (item.score > tried ? "would be rejected" : "would be accepted") : "";
-    const button = element("button", { type: "button", class: `tile is-${kind}`, title: item.name, click: () => chosen(item) },
+    const change = item.score > tried ? "rejected" : "accepted";
+    const button = element("button", { type: "button", class: `tile is-${kind}`, title: item.name, click: () => select(item) },
       element("span", { class: "tile-picture" },
-        item.thumbnail ? element("img", { src: item.thumbnail, alt: "", loading: "lazy" }) : element("span", { class: "tile-none", "aria-hidden": "true" }, symbol)),
+        item.thumbnail ? element("img", { src: item.thumbnail, alt: "", loading: "lazy" }) : element("span", { class: "tile-placeholder", "aria-hidden": "true" }, symbol)),
       element("span", { class: "tile-line" },
         element("span", { class: "verdict" }, element("span", { class: "symbol", "aria-hidden": "true" }, symbol), words),
-        element("span", { class: "number" }, item.status === "ok" ? figure(item.score) : "")),
-      item.status === "ok" ? gauge(item, tried) : element("span", { class: "tile-message" }, item.message),
-      changes ? element("span", { class: "tile-would" }, `⇄ ${would}`) : "",
-      item.label ? element("span", { class: `tile-label is-${item.label}` }, MARKS[item.label]) : "",
+        element("span", { class: "number" }, item.status === "ok" ? formatNumber(item.score) : "")),
+      item.status === "ok" ? scoreGauge(item, tried) : element("span", { class: "tile-message" }, item.message),
+      wouldChange(item, tried) ? element("span", { class: "tile-change" }, `⇄ ${change}`) : "",
+      item.label ? element("span", { class: `tile-label is-${item.label}` }, LABELS[item.label]) : "",
       element("span", { class: "tile-name" }, item.short ?? item.name));
     if (!drawExtra) return [button];
     const extra = element("div", { class: "tile-extra" });
@@ -90,22 +88,22 @@ export function createTiles({ onOpen, onWalk, drawExtra, items }) {
     return [button, extra];
   }
 
-  function chosen(item) {
+  function select(item) {
     current = item;
     onOpen(item);
   }
 
-  function walk(event) {
+  function move(event) {
     const all = items();
-    const at = all.indexOf(current);
-    if (at < 0 || !event.target.classList.contains("tile")) return;
+    const index = all.indexOf(current);
+    if (index < 0 || !event.target.classList.contains("tile")) return;
     const tops = [...list.children].map((tile) => tile.offsetTop);
-    const across = Math.max(1, tops.filter((top) => top === tops[0]).length);
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across, Home: -at, End: all.length - 1 - at };
-    const to = steps[event.key] === undefined ? undefined : all[at + steps[event.key]];
-    if (!to) return;
+    const numColumns = Math.max(1, tops.filter((top) => top === tops[0]).length);
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -numColumns, ArrowDown: numColumns, Home: -index, End: all.length - 1 - index };
+    const target = steps[event.key] === undefined ? undefined : all[index + steps[event.key]];
+    if (!target) return;
     event.preventDefault();
-    onWalk(to);
+    onMove(target);
   }
 
   return {
@@ -115,7 +113,7 @@ export function createTiles({ onOpen, onWalk, drawExtra, items }) {
       const tile = tiles.get(item);
       if (!tile) return;
       const hadFocus = tile.contains(document.activeElement);
-      tile.replaceChildren(...drawnTile(item));
+      tile.replaceChildren(...buildTile(item));
       show(visible);
       if (hadFocus) tile.firstChild.focus();
     },

@@ -1,23 +1,23 @@
-// The dialog that asks a person for the token.
+// The dialog that asks the user for the token.
 
 import { element } from "./dom.js";
 
-/** Put the dialog into the page; gives askToken(wasWrong), a promise of what was typed. */
+/** Add the dialog to the page; returns askToken(wasWrong), which returns a promise of the token. */
 export function createTokenDialog() {
-  const wrong = element("p", { id: "token-wrong", class: "alert", hidden: true }, "That was not the token of this service.");
+  const wrong = element("p", { id: "token-wrong", class: "alert", hidden: true }, "The token was wrong.");
   const text = element("input", { id: "token-text", type: "password", autocomplete: "off", required: true });
   const form = element("form", { id: "token-form", method: "dialog" },
-    element("h2", { id: "token-title" }, "This service wants its token"),
+    element("h2", { id: "token-title" }, "This service requires a token"),
     wrong,
     element("label", { for: "token-text" }, "Token"), text,
-    element("p", { class: "note" }, "Who started the service knows it. It is kept in this tab until the tab is closed."),
-    element("button", { type: "submit", class: "primary" }, "Go on"));
-  const dialog = element("dialog", { id: "token", "aria-labelledby": "token-title", close: again }, form);
+    element("p", { class: "note" }, "The operator of the service has the token. This tab stores it until you close the tab."),
+    element("button", { type: "submit", class: "primary" }, "Continue"));
+  const dialog = element("dialog", { id: "token", "aria-labelledby": "token-title", close: reopen }, form);
   document.body.append(dialog);
 
-  /** Nothing goes on without. */
-  function again() {
-    if (dialog.returnValue !== "given") dialog.showModal();
+  /** Open the dialog again if it was closed without a token. */
+  function reopen() {
+    if (dialog.returnValue !== "submitted") dialog.showModal();
   }
 
   return (wasWrong) => {
@@ -27,10 +27,10 @@ export function createTokenDialog() {
     return new Promise((resolve) => {
       form.addEventListener("submit", (event) => {
         event.preventDefault();
-        dialog.close("given");
-        const given = text.value.trim();
+        dialog.close("submitted");
+        const token = text.value.trim();
         text.value = "";
-        resolve(given);
+        resolve(token);
       }, { once: true });
     });
   };

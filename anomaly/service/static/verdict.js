@@ -1,20 +1,20 @@
-// What the verdict of an item is called, and what another threshold would make of it.
+// The names of verdicts, and the verdict under another threshold.
 
 const VERDICTS = { good: "Accepted", defect: "Rejected", review: "To review" };
 const SYMBOLS = { good: "✓", defect: "✕", review: "?", error: "!" };
 
-/** good, defect, review or error. */
+/** The kind of an item: good, defect, review or error. */
 export function kindOf(item) {
   return item.status === "ok" ? item.verdict : "error";
 }
 
-/** Name the verdict of an item: in words, and by a symbol that does not need its colour. */
+/** Name the verdict of an item in words and by a symbol, so that colour is not needed. */
 export function verdictOf(item) {
   const kind = kindOf(item);
   return { kind, words: VERDICTS[kind] ?? "Not scored", symbol: SYMBOLS[kind] };
 }
 
-/** Whether another threshold would turn an item from accepted to rejected or back. */
+/** Whether another threshold would accept a rejected item, or reject an accepted one. */
 export function wouldChange(item, threshold) {
   return threshold !== null && item.status === "ok" && item.score > threshold !== (item.verdict === "defect");
 }

@@ -9,26 +9,27 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from anomaly.commands.main import run as cli
-from anomaly.commands.review import make_review
 from anomaly.runs.sinks import read_rows
 from anomaly.service.auth import Guard
 from anomaly.service.review.app import create_review_app
-from tests.service.served import BASE
+from anomaly.service.review.serve import open_review
+from tests.service.running_service import BASE
 
 
-def client_of(run: Path, *, token: str = "", images: str = "", by: str = "") -> TestClient:
-    made = make_review(run, by=by, images=images, device="cpu")
+def client_of(run: Path, *, token: str | None = None, images: str | None = None, by: str | None = None) -> TestClient:
+    service = open_review(run, by=by, images=images, device="cpu")
     log: list[Any] = []
-    return TestClient(create_review_app(made, guard=Guard(token=token, loopback=True), log=log.append), base_url=BASE)
+    app = create_review_app(service, guard=Guard(token=token, loopback=True), log=log.append)
+    return TestClient(app, base_url=BASE)
 
 
-def score_night(model: Path, category: Path, folder: Path) -> Path:
-    """Score a copy of the test images, and one file that is no image."""
+def score_test_images(model: Path, category: Path, folder: Path) -> Path:
+    """Score a copy of the test images and one file that is not an image; returns the run directory."""
     images = folder / "images"
     shutil.copytree(category / "test", images)
-    (images / "bad.png").write_bytes(b"no image")
-    assert cli(["score", str(model), str(images), "--run", str(folder / "night"), "--device", "cpu"]) == 3
-    return folder / "night"
+    (images / "bad.png").write_bytes(b"not an image")
+    assert cli(["score", str(model), str(images), "--run", str(folder / "finished_run"), "--device", "cpu"]) == 3
+    return folder / "finished_run"
 
 
 def row_numbers(run: Path, *, folder: str) -> list[int]:
