@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -61,11 +61,9 @@ class RunWriter:
     def __init__(self, folder: Path, *, options: Mapping[str, Any], resume: bool) -> None:
         self.folder = folder
         self._options = json.loads(json.dumps(options, default=str))
-        try:
+        with _write_errors(self.folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / LOCK).open("wb")
-        except OSError as error:
-            raise self._failure(error) from error
         _lock(self._lock, folder)
         self.done = 0
         """Number of images with a committed row"""
@@ -127,12 +125,10 @@ class RunWriter:
     def note(self, event: str, **facts: Any) -> None:
         """Append a line to the ledger and flush it to the disk."""
         line = json.dumps({"event": event, "date": now(), **facts}, default=str) + "\n"
-        try:
+        with _write_errors(self.folder):
             self._ledger.write(line.encode())
             self._ledger.flush()
             os.fsync(self._ledger.fileno())
-        except OSError as error:
-            raise self._failure(error) from error
 
     def keep_models(self, models: Mapping[str, Path]) -> dict[str, Path]:
         """Copy the models into the run, unless a copy exists.
@@ -147,15 +143,13 @@ class RunWriter:
             OutputError: a copy cannot be written.
         """
         copies = {}
-        try:
+        with _write_errors(self.folder):
             (self.folder / MODELS).mkdir(exist_ok=True)
             for number, (product, model) in enumerate(sorted(models.items())):
                 copies[product] = self.folder / MODELS / f"{number:02d}_{model.name}"
                 if not copies[product].exists():
                     with atomic_write(copies[product], durable=True) as partial:
                         partial.write_bytes(model.read_bytes())
-        except OSError as error:
-            raise self._failure(error) from error
         return copies
 
     def keep_inputs(self, source: Source) -> None:
@@ -166,6 +160,7 @@ class RunWriter:
         """
         num = 0
         with (
+            _write_errors(self.folder),
             atomic_write(self.folder / INPUTS, durable=True) as partial,
             partial.open("w", encoding="ascii") as file,
         ):
@@ -177,14 +172,15 @@ class RunWriter:
 
     def begin_watch(self) -> None:
         """Begin an empty list that grows by `list_input`."""
-        (self.folder / INPUTS).touch()
-        sync_folder(self.folder)
+        with _write_errors(self.folder):
+            (self.folder / INPUTS).touch()
+            sync_folder(self.folder)
         self.note(LISTED, num=0, extra=[], has_parts=False)
 
     def list_input(self, item: Item) -> None:
         """Append an image to the list and flush it to the disk; a truncated last line is removed first."""
         path = self.folder / INPUTS
-        try:
+        with _write_errors(self.folder):
             if self._growing is None:
                 self._growing = path.open("r+b")
                 self._growing.truncate(whole_lines(path))
@@ -192,8 +188,6 @@ class RunWriter:
             self._growing.write((json.dumps(vars(item)) + "\n").encode("ascii"))
             self._growing.flush()
             os.fsync(self._growing.fileno())
-        except OSError as error:
-            raise self._failure(error) from error
 
     def remaining(self) -> Iterator[Item]:
         """Iterate over the images without a committed row."""
@@ -206,14 +200,12 @@ class RunWriter:
     def open_rows(self, kind: Format) -> None:
         """Open the rows after the last commit."""
         extra = pa.schema([(name, pa.type_for_alias(alias)) for name, alias in self.listed()["extra"]])
-        try:
+        with _write_errors(self.folder):
             self._sink = open_sink(self.folder, kind=kind, schema=row_schema(extra), state=self._state)
             records = self.folder / RECORDS
             self._records = records.open("r+b" if records.exists() else "wb")
             self._records.truncate(RECORD.size * self.done)
             self._records.seek(0, os.SEEK_END)
-        except OSError as error:
-            raise self._failure(error) from error
 
     def add(self, row: Row, *, record: bytes, pictures: Sequence[Path]) -> None:
         """Take the row of the next image, its record for the drift monitor, and the paths of its pictures."""
@@ -231,7 +223,7 @@ class RunWriter:
             OutputError: the disk is full or missing; the run can resume from the previous commit.
         """
         assert self._sink is not None
-        try:
+        with _write_errors(self.folder):
             self._sink.append(self._rows)
             for picture in self._to_sync:
                 sync_file(picture)
@@ -239,8 +231,6 @@ class RunWriter:
             self._records.flush()
             os.fsync(self._records.fileno())
             state = self._sink.commit()
-        except OSError as error:
-            raise self._failure(error) from error
         self.done += len(self._rows)
         self._rows, self._new_records, self._to_sync = [], [], []
         self.note("commit", done=self.done, sink=state, seconds={k: round(v, 3) for k, v in seconds.items()})
@@ -253,7 +243,7 @@ class RunWriter:
             OutputError: the disk is full or missing; the run can still be resumed.
         """
         assert self._sink is not None
-        try:
+        with _write_errors(self.folder):
             self._sink.close()
             self._records.close()
             write_json(self.folder / SUMMARY, dict(summary))
@@ -263,13 +253,6 @@ class RunWriter:
             sync_file(self.folder / MANIFEST)
             sync_folder(self.folder)
             self._sink.clean()
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"the run in {self.folder} cannot be written ({error.strerror}); free or repair the disk, then give --resume"
-        )
 
     def __enter__(self) -> RunWriter:
         return self
@@ -283,6 +266,20 @@ class RunWriter:
             self._records.close()
         self._ledger.close()
         self._lock.close()
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    """Turn every failed write into an `OutputError` that names the run and the way to resume it."""
+    try:
+        yield
+    except (OSError, OutputError) as error:
+        reason = error.__cause__ if isinstance(error, OutputError) else error
+        if not isinstance(reason, OSError):
+            raise
+        raise OutputError(
+            f"the run in {folder} cannot be written ({reason.strerror}); free or repair the disk, then give --resume"
+        ) from reason
 
 
 def _lock(file: BinaryIO, folder: Path) -> None:

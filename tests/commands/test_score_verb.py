@@ -1,3 +1,5 @@
+"""The verb `score`."""
+
 from __future__ import annotations
 
 import csv
@@ -15,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from anomaly.commands import score as score_module
 from anomaly.commands.main import run
 from anomaly.conformal.calibration import threshold_for
 from anomaly.imaging.image_file import read_image, write_png
 from anomaly.inference.scorer import OnnxScorer, Scores
+from anomaly.scoring import product_models
 from anomaly.system import run_card
 from tests.plates import NUM_TEST_DEFECT, NUM_TEST_GOOD, draw_part
 
@@ -40,7 +42,7 @@ def scores_of(path: Path) -> dict[str, tuple[str, str]]:
     return {"/".join(Path(r["path"]).parts[-2:]): (r["verdict"], r["score"]) for r in rows_of(path)}
 
 
-def test_folder_gives_a_row_for_each_image(category: Path, model: Path, tmp_path: Path) -> None:
+def test_folder_gives_one_row_per_image(category: Path, model: Path, tmp_path: Path) -> None:
     assert score(model, category / "test", tmp_path / "new" / "rows.csv") == 0
     rows = rows_of(tmp_path / "new" / "rows.csv")
     assert [r["path"] for r in rows] == sorted(str(p) for p in (category / "test").rglob("*.png"))
@@ -49,7 +51,7 @@ def test_folder_gives_a_row_for_each_image(category: Path, model: Path, tmp_path
     assert all(json.loads(r["regions"]) for r in rows if r["verdict"] == "defect")
 
 
-def test_glob_list_stdin_and_one_file_score_as_the_folder(
+def test_glob_list_stdin_and_one_file_give_the_rows_of_the_folder(
     category: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = sorted(str(p) for p in (category / "test").rglob("*.png"))
@@ -86,7 +88,7 @@ def test_bad_file_gives_exit_code_3_and_the_other_rows(category: Path, model: Pa
     assert (scored["status"], scored["path"]) == ("ok", str(good))
 
 
-def test_fail_on_defect_gives_exit_code_4_where_there_is_one(category: Path, model: Path, tmp_path: Path) -> None:
+def test_fail_on_defect_gives_exit_code_4_for_a_defect(category: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     assert score(model, category / "test/scratch", out) == 0
     assert score(model, category / "test/scratch", out, "--fail-on-defect") == 4
@@ -97,9 +99,9 @@ def test_fail_on_defect_gives_exit_code_4_where_there_is_one(category: Path, mod
     ("options", "message"),
     [
         (["--threshold", "2", "--alpha", "0.2"], "both set the threshold: give one of them"),
-        (["--threshold", ".inf"], "threshold inf is no number"),
-        (["--batch-size", "0"], "batch size 0: at least 1 image"),
-        (["--threshold", "-1", "--overlays", "never"], "overlays are drawn to a threshold above 0"),
+        (["--threshold", ".inf"], "threshold inf is not finite"),
+        (["--batch-size", "0"], "batch size 0: give at least 1"),
+        (["--threshold", "-1", "--overlays", "never"], "overlays need a threshold above 0"),
         (["--out", "rows.txt"], "results end in .csv, .jsonl, .parquet"),
     ],
 )
@@ -127,13 +129,15 @@ def test_failed_run_gives_exit_code_1(
     assert not (tmp_path / "rows.csv").exists()
     assert score(model, category, model / "rows.csv") == 1
     assert score(model, category, tmp_path / "rows.csv", "--overlays", str(model / "below")) == 1
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for part in ("no model at", "nowhere does not exist", "at least 999", "results cannot be", "overlays cannot be"):
-        assert part in told
-    assert "Traceback" not in told
+        assert part in errors
+    assert "Traceback" not in errors
 
 
-def test_threshold_moves_the_verdicts_and_stands_in_the_rows(category: Path, model: Path, tmp_path: Path) -> None:
+def test_threshold_changes_the_verdicts_and_is_a_column_of_the_rows(
+    category: Path, model: Path, tmp_path: Path
+) -> None:
     score(model, category / "test", tmp_path / "model.csv")
     score(model, category / "test", tmp_path / "moved.csv", "--threshold", "-0.25")
     for before, after in zip(rows_of(tmp_path / "model.csv"), rows_of(tmp_path / "moved.csv"), strict=True):
@@ -143,13 +147,11 @@ def test_threshold_moves_the_verdicts_and_stands_in_the_rows(category: Path, mod
         assert after["verdict"] == ("defect" if float(before["score"]) > -0.25 else "good")
 
 
-def test_alpha_sets_the_threshold_on_the_models_calibration_images_scores(
-    category: Path, model: Path, tmp_path: Path
-) -> None:
-    calibration_images = OnnxScorer(model, device="cpu", num_threads=1).metadata.calibration.scores
+def test_alpha_sets_the_threshold_on_the_models_calibration_scores(category: Path, model: Path, tmp_path: Path) -> None:
+    calibration_scores = OnnxScorer(model, device="cpu", num_threads=1).metadata.calibration.scores
     for alpha in (1 / 11, 0.25, 0.4):
         assert score(model, category / "test/good", tmp_path / "rows.csv", "--alpha", str(alpha)) == 0
-        expected = threshold_for(np.array(calibration_images), alpha=alpha, guarantee="expected")
+        expected = threshold_for(np.array(calibration_scores), alpha=alpha, guarantee="expected")
         assert {float(np.float32(r["threshold"])) for r in rows_of(tmp_path / "rows.csv")} == {
             float(np.float32(expected))
         }
@@ -157,7 +159,7 @@ def test_alpha_sets_the_threshold_on_the_models_calibration_images_scores(
     assert float(rows_of(tmp_path / "rows.csv")[0]["threshold"]) == pytest.approx(1, abs=1e-6)
 
 
-def test_overlays_of_defects_mark_the_defect_and_leave_the_rest(category: Path, model: Path, tmp_path: Path) -> None:
+def test_overlay_of_a_defect_changes_only_the_defect(category: Path, model: Path, tmp_path: Path) -> None:
     score(model, category / "test", tmp_path / "rows.csv", "--overlays", str(tmp_path / "drawn"))
     rows = rows_of(tmp_path / "rows.csv")
     expected = [f"{n:06d}_{Path(r['path']).stem}.png" for n, r in enumerate(rows) if r["verdict"] == "defect"]
@@ -171,7 +173,7 @@ def test_overlays_of_defects_mark_the_defect_and_leave_the_rest(category: Path, 
         assert (changed[cv2.dilate(mask, np.ones((21, 21))) == 0] > 0).mean() < 0.02
 
 
-def test_overlay_of_a_good_part_is_nearly_its_image(category: Path, model: Path, tmp_path: Path) -> None:
+def test_overlay_of_a_good_part_is_almost_its_image(category: Path, model: Path, tmp_path: Path) -> None:
     options = ["--overlays", str(tmp_path / "drawn"), "--overlays-of", "all"]
     score(model, category / "test", tmp_path / "rows.csv", *options)
     rows = rows_of(tmp_path / "rows.csv")
@@ -189,12 +191,12 @@ def difference(drawn: Path, image: Path) -> NDArray[np.int_]:
     return np.asarray(np.abs(a - b).max(axis=2))
 
 
-def test_run_card_says_what_was_asked_and_what_came_out(category: Path, model: Path, tmp_path: Path) -> None:
+def test_run_card_holds_the_options_and_the_result(category: Path, model: Path, tmp_path: Path) -> None:
     score(model, category / "test", tmp_path / "rows.csv", "--batch-size", "3", "--threshold", "1.5")
     card = json.loads((tmp_path / "rows.csv.run.json").read_text(encoding="utf-8"))
     assert card["verb"] == "score"
     assert card["config"]["model"] == str(model)
-    assert (card["config"]["batch_size"], card["config"]["threshold"], card["config"]["alpha"]) == (3, 1.5, "model")
+    assert (card["config"]["batch_size"], card["config"]["threshold"], card["config"]["alpha"]) == (3, 1.5, None)
     rows = rows_of(tmp_path / "rows.csv")
     result = card["result"]
     assert (result["num_images"], result["num_errors"], result["threshold"]) == (NUM_TEST, 0, 1.5)
@@ -205,7 +207,7 @@ def test_run_card_says_what_was_asked_and_what_came_out(category: Path, model: P
 
 
 class Interrupted(OnnxScorer):
-    """Is interrupted at its seventh inference; the first is that of the golden image."""
+    """Raises KeyboardInterrupt at its seventh inference; the first one scores the golden image."""
 
     num_calls = 0
 
@@ -228,7 +230,7 @@ def test_interruption_leaves_the_rows_written_so_far(
     whole, cut = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
     score(model, category / "test", whole, "--batch-size", "1")
     monkeypatch.setattr(
-        score_module, "open_for_batches", lambda path, *, device: Interrupted(path, device=device, num_threads=1)
+        product_models, "open_for_batches", lambda path, *, device: Interrupted(path, device=device, num_threads=1)
     )
     assert score(model, category / "test", cut, "--batch-size", "1", "--overlays", str(tmp_path / "drawn")) == 130
     assert "interrupted; what was written stays" in capsys.readouterr().err
@@ -238,24 +240,24 @@ def test_interruption_leaves_the_rows_written_so_far(
             return list(pq.read_table(path).to_pylist())
         return rows_of(path) if ending == "csv" else [json.loads(s) for s in path.read_text("utf-8").splitlines()]
 
-    assert read(cut) == read(whole)[:4]  # the first window of four batches; the interruption came in the second
+    assert read(cut) == read(whole)[:4]  # the first window of four batches; the second was interrupted
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text here")
-def test_name_that_is_no_text_is_scored_and_told(model: Path, tmp_path: Path) -> None:
-    """A whole process: the list comes through its standard input, and the card holds the name of the folder."""
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are valid text here")
+def test_image_with_an_invalid_name_is_scored(model: Path, tmp_path: Path) -> None:
+    """A whole process reads the list from standard input; the run card holds the folder's name."""
     folder = tmp_path / os.fsdecode(b"f\xf6lder")
     folder.mkdir()
     write_png(folder / os.fsdecode(b"pi\xe8ce.png"), draw_part(3))
     main = [sys.executable, "-c", "from anomaly.commands.main import main; main()"]
-    told = subprocess.run(
+    finished = subprocess.run(
         [*main, "score", str(model), "-", "--device", "cpu", "--out", str(tmp_path / "rows.csv")],
         input=os.fsencode(folder / os.fsdecode(b"pi\xe8ce.png")),
         capture_output=True,
         check=False,
         env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
     )
-    assert told.returncode == 0, told.stderr.decode()
+    assert finished.returncode == 0, finished.stderr.decode()
     (row,) = rows_of(tmp_path / "rows.csv")
     assert row["path"].endswith("f\\udcf6lder/pi\\udce8ce.png")
     assert row["status"] == "ok"

@@ -1,4 +1,4 @@
-"""The serving side without what Windows lacks: modules and functions taken away in a process of its own, never that system."""
+"""Serving without the modules and functions that are missing on Windows, removed in a child process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+from anomaly.scoring.overlays import overlay_name
 from anomaly.scoring.sources import Item
-from anomaly.scoring.tables import overlay_name
 
-WITHOUT = """
+SCRIPT = """
 import io
 import json
 import os
@@ -20,7 +20,7 @@ import sys
 import types
 import warnings
 
-# what others import on this system stays theirs
+# other packages keep their imports of this system
 import cv2, jsonargparse, numpy, onnx, onnxruntime, prometheus_client, pyarrow.fs, pyarrow.parquet, rich.console, rich.progress
 import concurrent.futures, multiprocessing, python_multipart, socketserver, starlette.applications, subprocess, uvicorn, yaml
 
@@ -29,12 +29,12 @@ for name in ("fcntl", "grp", "posix", "pwd", "resource", "termios"):
     sys.modules[name] = None
 for name in ("sched_getaffinity", "getuid", "geteuid", "fork", "uname", "getloadavg", "mkfifo", "killpg", "statvfs"):
     delattr(os, name)
-taken = []
+locks = []
 
 
 def locking(handle, mode, num):
-    taken.append((mode, num, os.fstat(handle).st_size))
-    if len(taken) > 2:
+    locks.append((mode, num, os.fstat(handle).st_size))
+    if len(locks) > 2:
         raise OSError(13, "Permission denied")
 
 
@@ -44,7 +44,7 @@ warnings.filterwarnings("error", category=EncodingWarning, module=r"anomaly\\b")
 
 from anomaly.commands import main as cli
 from anomaly.runs import merge
-from anomaly.scoring import folder_watch as watch
+from anomaly.scoring import folder_watch
 from anomaly.commands import serve
 from anomaly.deployment import triton
 
@@ -61,31 +61,33 @@ codes = [
     cli.run(["deploy", "triton", model, f"{out}/repository", "--name", "plate"]),
     cli.run(["serve", f"{out}/none.onnx"]),
 ]
-print(json.dumps({"codes": codes, "taken": taken}))
+print(json.dumps({"codes": codes, "locks": locks}))
 """
 
 
-def test_serving_side_runs_without_what_windows_lacks(model: Path, category: Path, tmp_path: Path) -> None:
+def test_serving_runs_without_the_modules_missing_on_windows(model: Path, category: Path, tmp_path: Path) -> None:
     archive, out = tmp_path / "shift.tar", tmp_path / "out"
     with tarfile.open(archive, "w") as written:
         for name in ("000.png", "001.png"):
             written.add(category / "test" / "scratch" / name, arcname=name)
-    # a console of western Europe, and every text file that does not say how it is encoded an error
+    # a western European console; opening a text file without an encoding is an error
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252:strict", "PYTHONWARNDEFAULTENCODING": "1"}
     arguments = [str(path) for path in (model, category / "test", archive, category / "train" / "good", out)]
-    told = subprocess.run(
-        [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, check=False, env=environment, cwd=tmp_path
+    finished = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, check=False, env=environment, cwd=tmp_path
     )
-    errors = told.stderr.decode("cp1252")
-    assert told.returncode == 0, errors
-    said = json.loads(told.stdout.decode("cp1252").splitlines()[-1])
-    assert said["codes"] == [0, 0, 2, 0, 0, 0, 0, 0, 1], errors
-    assert said["taken"][:2] == [[2, 1, 0]] * 2  # a run holds its folder; what another one holds is refused
+    errors = finished.stderr.decode("cp1252")
+    assert finished.returncode == 0, errors
+    result = json.loads(finished.stdout.decode("cp1252").splitlines()[-1])
+    assert result["codes"] == [0, 0, 2, 0, 0, 0, 0, 0, 1], errors
+    assert (
+        result["locks"][:2] == [[2, 1, 0]] * 2
+    )  # a run locks its folder; a folder locked by another process is refused
     assert f"another process writes to {out}/third" in errors
     names = [path.name for path in (out / "run" / "overlays").iterdir()]
     assert sorted(names) == ["000000_shift.tar__000.png", "000001_shift.tar__001.png"]
 
 
-def test_overlay_has_a_name_that_every_system_takes() -> None:
+def test_overlay_name_is_valid_on_every_system() -> None:
     assert overlay_name(3, Item('day/a:b?c*"<d>|e\\f\n.png')) == "000003_a_b_c___d__e_f_.png"
     assert overlay_name(3, Item("day/größe 1.tar::x.PNG")) == "000003_größe 1.tar__x.png"

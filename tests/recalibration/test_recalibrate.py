@@ -14,8 +14,8 @@ from anomaly.errors import CalibrationError, DataError, ParityError
 from anomaly.imaging.image_file import read_image, write_png
 from anomaly.inference.artifact import calibration_tensors, load_graph
 from anomaly.inference.scorer import OnnxScorer, Scores
-from anomaly.recalibration import recalibrate
-from anomaly.recalibration.recalibrate import calibrate
+from anomaly.recalibration import calibrated_file
+from anomaly.recalibration.recalibrate import recalibrate
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def calibration_images(run_folder: Path, tmp_path: Path) -> Path:
 
 
 def brighter(calibration_images: Path, folder: Path) -> Path:
-    """The same images under a lamp a third brighter, in a folder."""
+    """A folder of the same images under a lamp a third brighter."""
     folder.mkdir()
     for path in calibration_images.read_text(encoding="utf-8").splitlines():
         image = read_image(path, white=255, max_pixels=10_000)
@@ -44,17 +44,17 @@ def images_of(folder: Path) -> NDArray[np.uint8]:
     return np.stack([read_image(p, white=255, max_pixels=10_000) for p in sorted(folder.iterdir())])
 
 
-def limits(path: Path) -> tuple[float, float]:
-    """The raw score and the raw map's value that are the threshold."""
+def raw_thresholds(path: Path) -> tuple[float, float]:
+    """Thresholds of the score and the map in raw units."""
     values = calibration_tensors(load_graph(path))
     return values["offset_score"] + values["scale_score"], values["offset_map"] + values["scale_map"]
 
 
 def test_same_images_give_the_same_threshold(model: Path, calibration_images: Path, category: Path) -> None:
-    old, old_limits, images = load(model), limits(model), images_of(category / "test/good")
-    assert calibrate(model, str(calibration_images)) == model
+    old, old_thresholds, images = load(model), raw_thresholds(model), images_of(category / "test/good")
+    assert recalibrate(model, good=calibration_images).path == model
     new = load(model)
-    assert limits(model) == pytest.approx(old_limits, rel=1e-5)
+    assert raw_thresholds(model) == pytest.approx(old_thresholds, rel=1e-5)
     assert new.metadata.alpha == pytest.approx(old.metadata.alpha)
     np.testing.assert_allclose(new.metadata.calibration.scores, old.metadata.calibration.scores, atol=1e-4)
     np.testing.assert_allclose(new.score(images).score, old.score(images).score, atol=1e-4)
@@ -66,12 +66,12 @@ def test_brighter_images_move_the_threshold_and_keep_the_guarantee(
     model: Path, calibration_images: Path, tmp_path: Path
 ) -> None:
     folder = brighter(calibration_images, tmp_path / "brighter")
-    images, before = images_of(folder), limits(model)
+    images, before = images_of(folder), raw_thresholds(model)
     assert load(model).score(images).score.max() > 1
     old = load(model).metadata
-    calibrate(model, str(folder))
+    recalibrate(model, good=folder)
     new = load(model)
-    assert limits(model) != pytest.approx(before, rel=0.05)
+    assert raw_thresholds(model) != pytest.approx(before, rel=0.05)
     scores = new.score(images)
     assert scores.score.max() < 1
     assert scores.anomaly_map.max() < 1
@@ -81,14 +81,14 @@ def test_brighter_images_move_the_threshold_and_keep_the_guarantee(
     assert new.metadata.golden.png != old.golden.png
 
 
-def test_ranks_stay(model: Path, calibration_images: Path, category: Path, tmp_path: Path) -> None:
+def test_ranks_of_the_scores_stay(model: Path, calibration_images: Path, category: Path, tmp_path: Path) -> None:
     images = images_of(category / "test/good")
     before = load(model).score(images).score
-    calibrate(model, str(brighter(calibration_images, tmp_path / "brighter")))
+    recalibrate(str(model), good=str(brighter(calibration_images, tmp_path / "brighter")))
     assert np.array_equal(np.argsort(load(model).score(images).score), np.argsort(before))
 
 
-def test_metadata_certificate_and_card_tell_of_the_new_calibration(
+def test_metadata_certificate_and_card_hold_the_new_calibration(
     model: Path, calibration_images: Path, category: Path, tmp_path: Path
 ) -> None:
     old, old_bytes, new_path = load(model), model.read_bytes(), tmp_path / "new" / "again.onnx"
@@ -117,8 +117,8 @@ def test_metadata_certificate_and_card_tell_of_the_new_calibration(
     assert str(category.parent).encode() not in new_path.read_bytes()
 
 
-def test_calibrated_scores_in_the_file_are_those_it_gives(model: Path, calibration_images: Path) -> None:
-    calibrate(model, str(calibration_images))
+def test_calibration_scores_in_the_file_are_its_outputs(model: Path, calibration_images: Path) -> None:
+    recalibrate(model, good=calibration_images)
     scorer = load(model)
     paths = calibration_images.read_text(encoding="utf-8").splitlines()
     given = [float(scorer.score(read_image(p, white=255, max_pixels=10_000)[None]).score[0]) for p in paths]
@@ -126,22 +126,22 @@ def test_calibrated_scores_in_the_file_are_those_it_gives(model: Path, calibrati
 
 
 def refuse(model: Path, error: type[BaseException], message: str, good: Path, **options: Any) -> None:
-    """Calibrate in vain: the old file stays as it was, alone."""
+    """Check that a calibration fails and leaves the old file alone."""
     before, beside = model.read_bytes(), sorted(p.name for p in model.parent.iterdir())
     with pytest.raises(error, match=message):
-        calibrate(model, str(good), **options)
+        recalibrate(model, good=good, **options)
     assert model.read_bytes() == before
     assert sorted(p.name for p in model.parent.iterdir()) == beside
 
 
-def test_alpha_that_the_images_cannot_support_leaves_the_file(model: Path, calibration_images: Path) -> None:
+def test_unsupported_alpha_leaves_the_file(model: Path, calibration_images: Path) -> None:
     refuse(model, CalibrationError, "10 good images .* at least 99", calibration_images, alpha=0.01)
     refuse(model, CalibrationError, "10 good images .* at least 29", calibration_images, alpha=0.1, guarantee="bound")
     refuse(model, CalibrationError, "between 0 and 1", calibration_images, alpha=1.5)
     refuse(model, CalibrationError, "at their median or below", calibration_images, alpha=0.7)
 
 
-def test_image_that_cannot_be_used_leaves_the_file(model: Path, calibration_images: Path, tmp_path: Path) -> None:
+def test_unusable_image_leaves_the_file(model: Path, calibration_images: Path, tmp_path: Path) -> None:
     folder = brighter(calibration_images, tmp_path / "brighter")
     (folder / "bad.png").write_bytes(b"no image")
     (folder / "empty.png").write_bytes(b"")
@@ -155,28 +155,28 @@ def test_copies_of_one_image_leave_the_file(model: Path, calibration_images: Pat
 
 
 class Drifting(OnnxScorer):
-    """A runtime that gives other scores to the rewritten file than the arithmetic says."""
+    """A runtime that gives unexpected scores for the new file."""
 
     def score(self, image: NDArray[np.uint8]) -> Scores:
         scores = super().score(image)
-        if self.path.name.endswith(".candidate") and len(image) > 1:
+        if self.path.name.endswith(".partial") and len(image) > 1:
             return Scores(scores.score + np.float32(0.01), scores.anomaly_map)
         return scores
 
 
-def test_rewritten_file_that_scores_otherwise_is_not_kept(
+def test_file_with_unexpected_scores_is_not_kept(
     model: Path, calibration_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recalibrate, "OnnxScorer", Drifting)
-    refuse(model, ParityError, r"differs from the arithmetic by 0\.01", calibration_images)
+    monkeypatch.setattr(calibrated_file, "OnnxScorer", Drifting)
+    refuse(model, ParityError, r"differs from the expected values by 0\.01", calibration_images)
 
 
 def test_interruption_leaves_the_file(model: Path, calibration_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(OnnxScorer):
         def score(self, image: NDArray[np.uint8]) -> Scores:
-            if self.path.name.endswith(".candidate") and len(image) > 1:
+            if self.path.name.endswith(".partial") and len(image) > 1:
                 raise KeyboardInterrupt
             return super().score(image)
 
-    monkeypatch.setattr(recalibrate, "OnnxScorer", Interrupted)
+    monkeypatch.setattr(calibrated_file, "OnnxScorer", Interrupted)
     refuse(model, KeyboardInterrupt, "^$", calibration_images)

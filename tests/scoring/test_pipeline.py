@@ -1,3 +1,5 @@
+"""Scoring many images: order of the rows, error rows, batches, verdicts and regions."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,9 +20,11 @@ from anomaly.imaging.regions import Region, find_regions
 from anomaly.inference.batching import batches_by_size
 from anomaly.inference.scorer import OnnxScorer, Scores
 from anomaly.inference.session import SESSION_ERRORS
-from anomaly.scoring import pipeline
-from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
+from anomaly.scoring import loading
+from anomaly.scoring.pipeline import score_images
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
+from anomaly.scoring.windows import ScoredImage
 from tests.plates import draw_part
 
 SIZES = [(72, 88), (40, 60), (72, 88), (88, 72), (40, 60), (72, 88), (1, 1), (72, 88), (40, 60)]
@@ -36,9 +40,9 @@ SETTINGS = Settings(threshold=1.0, batch_size=2, max_pixels=100_000_000, num_thr
 
 
 def write_bad(folder: Path) -> None:
-    """Write the files of `BAD`, each broken in its own way."""
+    """Write the files of `BAD`."""
     image = draw_part(0)
-    (folder / "text.png").write_text("a certificate, not a image")
+    (folder / "text.png").write_text("a certificate, not an image")
     jpeg = cv2.imencode(".jpg", image)[1].tobytes()
     (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) * 2 // 3])
     (folder / "empty.png").write_bytes(b"")
@@ -50,7 +54,7 @@ def write_bad(folder: Path) -> None:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[str]:
-    """Images of four sizes with a bad file after each of the first."""
+    """Images of four sizes, each of the first followed by a bad file."""
     folder = tmp_path / "mixed"
     folder.mkdir()
     write_bad(folder)
@@ -68,11 +72,11 @@ def scorer(model: Path) -> OnnxScorer:
     return OnnxScorer(model, device="cpu", num_threads=1)
 
 
-def run(paths: Sequence[str], scorer: OnnxScorer, settings: Settings = SETTINGS) -> list[Scored]:
-    return list(score_images(map(Item, paths), scorers={ONLY: scorer}, settings=settings, seconds={}))
+def run(paths: Sequence[str], scorer: OnnxScorer, settings: Settings = SETTINGS) -> list[ScoredImage]:
+    return list(score_images(map(Item, paths), scorers={DEFAULT_PRODUCT: scorer}, settings=settings, seconds={}))
 
 
-def test_rows_come_in_the_order_of_the_list_and_bad_files_are_rows(paths: list[str], scorer: OnnxScorer) -> None:
+def test_rows_keep_the_order_of_the_list_and_bad_files_are_error_rows(paths: list[str], scorer: OnnxScorer) -> None:
     found = run(paths, scorer)
     assert [s.row.path for s in found] == paths
     for scored in found:
@@ -91,7 +95,7 @@ def test_rows_come_in_the_order_of_the_list_and_bad_files_are_rows(paths: list[s
             assert row.message == ""
 
 
-def test_row_of_each_image_is_that_of_the_image_alone(paths: list[str], scorer: OnnxScorer) -> None:
+def test_row_of_an_image_does_not_depend_on_the_others(paths: list[str], scorer: OnnxScorer) -> None:
     for scored in run(paths, scorer):
         (alone,) = run([scored.row.path], scorer)
         assert alone.row.status == scored.row.status
@@ -101,21 +105,21 @@ def test_row_of_each_image_is_that_of_the_image_alone(paths: list[str], scorer: 
             np.testing.assert_allclose(alone.anomaly_map, scored.anomaly_map, atol=1e-5, rtol=1e-5)
 
 
-def test_sha256_is_of_the_files_bytes_where_there_are_any(paths: list[str], scorer: OnnxScorer) -> None:
+def test_sha256_is_that_of_the_file(paths: list[str], scorer: OnnxScorer) -> None:
     for scored in run(paths, scorer):
         path = Path(scored.row.path)
         expected = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         assert scored.row.sha256 == expected
 
 
-def test_equal_lists_give_equal_rows_whatever_the_threads(paths: list[str], scorer: OnnxScorer) -> None:
+def test_equal_lists_give_equal_rows_with_any_number_of_threads(paths: list[str], scorer: OnnxScorer) -> None:
     first = [s.row for s in run(paths, scorer)]
     assert [s.row for s in run(paths, scorer)] == first
     for num_threads in (1, 7):
         assert [s.row for s in run(paths, scorer, replace(SETTINGS, num_threads=num_threads))] == first
 
 
-def test_batch_size_changes_no_more_than_the_last_bits(paths: list[str], scorer: OnnxScorer) -> None:
+def test_batch_size_changes_at_most_the_last_bits(paths: list[str], scorer: OnnxScorer) -> None:
     first = [s.row for s in run(paths, scorer)]
     for batch_size in (1, 3, 64):
         again = [s.row for s in run(paths, scorer, replace(SETTINGS, batch_size=batch_size))]
@@ -125,7 +129,7 @@ def test_batch_size_changes_no_more_than_the_last_bits(paths: list[str], scorer:
                 assert b.score == pytest.approx(a.score, abs=1e-5, rel=1e-5)
 
 
-def test_batches_hold_one_size_in_the_order_of_the_list() -> None:
+def test_batch_holds_one_size_in_the_order_of_the_list() -> None:
     shapes = [(4, 4, 3), (5, 4, 3), (4, 4, 3), (4, 4, 3), (5, 4, 3), (9, 9, 3)]
     assert batches_by_size(shapes, batch_size=2) == [[0, 2], [3], [1, 4], [5]]
     assert batches_by_size(shapes, batch_size=2) == batches_by_size(list(shapes), batch_size=2)
@@ -137,7 +141,7 @@ def test_no_images_give_no_rows(scorer: OnnxScorer) -> None:
     assert run([], scorer) == []
 
 
-def test_16_bit_image_is_scored_by_the_models_white(scorer: OnnxScorer, tmp_path: Path) -> None:
+def test_16_bit_image_is_scaled_by_the_models_white(scorer: OnnxScorer, tmp_path: Path) -> None:
     image = draw_part(1)
     write_png(tmp_path / "8.png", image[..., 0])
     write_png(tmp_path / "16.png", image[..., 0].astype(np.uint16) * 257)
@@ -148,28 +152,30 @@ def test_16_bit_image_is_scored_by_the_models_white(scorer: OnnxScorer, tmp_path
     assert deep.row.score == shallow.row.score
 
 
-def test_max_pixels_refuses_by_the_header(paths: list[str], scorer: OnnxScorer) -> None:
+def test_max_pixels_refuses_large_images_by_their_header(paths: list[str], scorer: OnnxScorer) -> None:
     small = run(paths, scorer, replace(SETTINGS, max_pixels=40 * 60))
     sizes = {s.row.path: (s.row.height, s.row.width) for s in small if s.row.status == "ok"}
     assert set(sizes.values()) == {(40, 60), (1, 1)}
-    assert sum(s.row.status == "too_large" for s in small) == 7  # five images and the bad files huge and cut
+    assert sum(s.row.status == "too_large" for s in small) == 7  # five images, huge.png and cut.jpg
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"batch_size": 0}, "batch size 0: at least 1"),
-        ({"threshold": float("nan")}, "threshold nan is no number"),
-        ({"threshold": float("inf")}, "threshold inf is no number"),
+        ({"batch_size": 0}, "batch size 0: give at least 1"),
+        ({"threshold": float("nan")}, "threshold nan is not finite"),
+        ({"threshold": float("inf")}, "threshold inf is not finite"),
+        ({"review_threshold": 1.0}, "review threshold 1.0 is not below the threshold 1.0"),
+        ({"review_threshold": float("nan")}, "review threshold nan is not below"),
     ],
 )
-def test_settings_that_cannot_score_are_refused(values: dict[str, float], message: str) -> None:
+def test_invalid_settings_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         replace(SETTINGS, **values)  # type: ignore[arg-type]
 
 
 class Failing(OnnxScorer):
-    """Fails on images of one size, as a device without memory does."""
+    """Fails on images of one size, like a device without memory."""
 
     def score(self, image: NDArray[np.uint8]) -> Scores:
         if image.shape[1:3] == (40, 60):
@@ -178,7 +184,7 @@ class Failing(OnnxScorer):
 
 
 class Broken(OnnxScorer):
-    """Gives numbers that are none, as an overflow in half precision does."""
+    """Gives NaN and infinity, like an overflow in half precision."""
 
     def score(self, image: NDArray[np.uint8]) -> Scores:
         scores = super().score(image)
@@ -189,16 +195,16 @@ class Broken(OnnxScorer):
         return scores
 
 
-def test_failed_inference_becomes_error_rows_and_the_run_goes_on(paths: list[str], model: Path) -> None:
+def test_failed_inference_becomes_error_rows_and_the_run_continues(paths: list[str], model: Path) -> None:
     for row in (s.row for s in run(paths, Failing(model, device="cpu", num_threads=1))):
         number = Path(row.path).stem
         failed = number.isdigit() and SIZES[int(number)] == (40, 60)
         assert (row.status == "internal") == failed
         if failed:
-            assert "inference failed (out of memory); take a smaller batch" in row.message
+            assert "inference failed (out of memory); use a smaller batch" in row.message
 
 
-def test_whatever_an_image_provokes_stays_with_its_row(
+def test_any_exception_of_an_image_becomes_its_error_row(
     paths: list[str], scorer: OnnxScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decode(data: bytes, *, name: str, white: int, max_pixels: int, frame: str) -> NDArray[np.uint8]:
@@ -206,14 +212,14 @@ def test_whatever_an_image_provokes_stays_with_its_row(
             raise MemoryError("no room")
         return decode_image(data, name=name, white=white, max_pixels=max_pixels)
 
-    monkeypatch.setattr(pipeline, "decode_image", decode)
+    monkeypatch.setattr(loading, "decode_image", decode)
     first, *others = (s.row for s in run(paths, scorer))
     assert (first.status, first.verdict) == ("internal", "")
     assert first.message == f"{paths[0]}: MemoryError: no room"
     assert sum(row.status == "ok" for row in others) == len(SIZES) - 1
 
 
-def test_score_that_is_no_number_is_never_good(paths: list[str], model: Path) -> None:
+def test_score_that_is_not_finite_is_never_good(paths: list[str], model: Path) -> None:
     for row in (s.row for s in run(paths, Broken(model, device="cpu", num_threads=1))):
         number = Path(row.path).stem
         broken = number.isdigit() and SIZES[int(number)] in ((40, 60), (88, 72))
@@ -238,14 +244,14 @@ def test_threshold_decides_verdict_and_regions(category: Path, scorer: OnnxScore
     assert {(s.row.verdict, len(s.row.regions)) for s in loose} == {("good", 0)}
 
 
-def test_regions_are_exact_boxes_strongest_first() -> None:
+def test_regions_are_exact_boxes_in_descending_order() -> None:
     enlarged = np.zeros((20, 30), dtype=np.float32)
     enlarged[2:5, 3:10] = 1.5
     enlarged[3, 4] = 2.0
-    enlarged[10, 10] = enlarged[11, 11] = enlarged[12, 10] = 3.0  # touch by their corners
+    enlarged[10, 10] = enlarged[11, 11] = enlarged[12, 10] = 3.0  # connected by their corners
     enlarged[19, 29] = 1.25
     enlarged[0, 20:22] = 1.25
-    enlarged[15, 0:5] = 1.0  # at the threshold, not above
+    enlarged[15, 0:5] = 1.0  # at the threshold, not above it
     assert find_regions(enlarged, threshold=1.0, rejected=True) == [
         Region(x=10, y=10, width=2, height=3, area=3, peak=3.0, weak=False),
         Region(x=3, y=2, width=7, height=3, area=21, peak=2.0, weak=False),
@@ -257,7 +263,7 @@ def test_regions_are_exact_boxes_strongest_first() -> None:
     assert (highest.x, highest.y, highest.area) == (10, 10, 3)
 
 
-def test_peak_is_of_the_region_not_of_its_box() -> None:
+def test_peak_is_that_of_the_region_not_of_its_box() -> None:
     enlarged = np.zeros((9, 9), dtype=np.float32)
     enlarged[1, 1:8] = enlarged[1:8, 1] = 2.0
     enlarged[5, 5] = 7.0  # inside the box of the angle
@@ -265,29 +271,29 @@ def test_peak_is_of_the_region_not_of_its_box() -> None:
     assert [(r.area, r.peak) for r in found] == [(1, 7.0), (13, 2.0)]
 
 
-def test_rejected_image_without_a_region_gets_the_weak_one_around_the_maximum() -> None:
+def test_rejected_image_without_a_region_gets_a_weak_region_around_the_maximum() -> None:
     enlarged = np.full((12, 12), 0.1, dtype=np.float32)
     enlarged[4:7, 2:4] = 0.6
     enlarged[5, 3] = 0.9
-    enlarged[9, 9] = 0.8  # above the middle too, and not connected to the maximum
+    enlarged[9, 9] = 0.8  # also above half, and not connected to the maximum
     assert find_regions(enlarged, threshold=1.0, rejected=True) == [
         Region(x=2, y=4, width=2, height=3, area=6, peak=pytest.approx(0.9), weak=True)  # type: ignore[arg-type]
     ]
     assert find_regions(enlarged, threshold=1.0, rejected=False) == []
 
 
-def test_flat_map_of_a_rejected_image_is_one_weak_region() -> None:
+def test_constant_map_of_a_rejected_image_is_one_weak_region() -> None:
     (region,) = find_regions(np.full((3, 4), 0.5, dtype=np.float32), threshold=1.0, rejected=True)
     assert (region.x, region.y, region.width, region.height, region.area, region.weak) == (0, 0, 4, 3, 12, True)
 
 
-def test_several_pages_are_refused_unless_the_first_is_asked_for(model: Path, tmp_path: Path) -> None:
+def test_several_pages_are_refused_unless_the_first_is_requested(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "pages.tiff"
     pages = [np.full((40, 50, 3), value, dtype=np.uint8) for value in (90, 200)]
     assert cv2.imwritemulti(str(path), pages)
     scorer = OnnxScorer(model, device="cpu", num_threads=1)
     for frame, status in (("only", "unsupported_pixels"), ("first", "ok")):
         settings = replace(SETTINGS, frame=frame)
-        (scored,) = score_images([Item(str(path))], scorers={ONLY: scorer}, settings=settings, seconds={})
+        (scored,) = score_images([Item(str(path))], scorers={DEFAULT_PRODUCT: scorer}, settings=settings, seconds={})
         assert scored.row.status == status
     assert (scored.image == 90).all()

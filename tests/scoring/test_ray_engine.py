@@ -1,4 +1,4 @@
-"""The Ray engine on two local nodes: the rows of a run on one machine, byte for byte, also when a node is lost on the way."""
+"""The Ray engine on two local nodes: rows equal those of one machine, byte for byte, even with a lost node."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import pytest
 from anomaly.commands.main import run as cli
 from anomaly.errors import UsageError
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.runs.run_directory import check_manifest, read_ledger
-from anomaly.runs.score_run import Wanted, score_run
-from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
+from anomaly.runs.run_files import check_manifest, read_ledger
+from anomaly.runs.score_run import RunOptions, score_run
+from anomaly.scoring.pipeline import score_images
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import open_source
+from anomaly.scoring.windows import ScoredImage
 
 ray = pytest.importorskip("ray", reason="the extra [cluster] is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own warnings
 NUM_IMAGES, BATCH = 240, 2
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """A cluster of two nodes with two processors each; the second may be lost."""
+    """A cluster of two nodes with two processors each, and the second node."""
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -41,7 +43,7 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def images(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of two sizes' worth of windows, and a file that is none."""
+    """Links to the test images, and an invalid file."""
     folder = tmp_path_factory.mktemp("night")
     sources = sorted((category / "test").rglob("*.png"))
     for n in range(NUM_IMAGES):
@@ -51,25 +53,25 @@ def images(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(folder: Path, *, engine: Any, images: Path, model: Path) -> Path:
-    """Score into a run directory, with a picture of every defect."""
+    """Score into a run, with an overlay of every defect."""
     settings = Settings(threshold=1.0, batch_size=BATCH, max_pixels=10**6, num_threads=2, measure=True)
-    wanted = Wanted(format="csv", overlays_of="defect", maps=True, shard="", by_product=False, watch=False)
+    options = RunOptions(maps=True)
     score_run(
-        open_source(str(images)), name=str(images), models={ONLY: model},
-        scorers={ONLY: OnnxScorer(model, device="cpu", num_threads=1)},
-        settings=settings, folder=folder, wanted=wanted, resume=False, engine=engine,
+        open_source(str(images)), name=str(images), models={DEFAULT_PRODUCT: model},
+        scorers={DEFAULT_PRODUCT: OnnxScorer(model, device="cpu", num_threads=1)},
+        settings=settings, folder=folder, options=options, resume=False, engine=engine,
     )  # fmt: skip
     check_manifest(folder)
     return folder
 
 
 def files(run: Path) -> dict[str, bytes]:
-    """What must not depend on where a run was computed."""
-    kept = [path for path in run.rglob("*") if path.suffix in (".csv", ".png", ".bin") or path.name == "summary.json"]
-    return {path.relative_to(run).as_posix(): path.read_bytes() for path in kept}
+    """Name -> bytes of the files that must not depend on the engine."""
+    paths = [path for path in run.rglob("*") if path.suffix in (".csv", ".png", ".bin") or path.name == "summary.json"]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_lost_node_loses_and_doubles_no_row(nodes: Any, images: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_lost_node_changes_no_row(nodes: Any, images: Path, run_folder: Path, tmp_path: Path) -> None:
     from anomaly.scoring.ray_engine import RayEngine
 
     cluster, second = nodes
@@ -77,11 +79,11 @@ def test_lost_node_loses_and_doubles_no_row(nodes: Any, images: Path, run_folder
     spread = RayEngine(address="auto", num_scorers=2, num_decoders=2, overlays_of="defect")
     lost: list[int] = []
 
-    def losing_a_node(*arguments: Any, **named: Any) -> Iterator[Scored]:
+    def losing_a_node(*arguments: Any, **named: Any) -> Iterator[ScoredImage]:
         for number, one in enumerate(spread(*arguments, **named)):
             if number == BATCH:
                 cluster.remove_node(second, allow_graceful=False)
-                while sum(node["Alive"] for node in ray.nodes()) > 1:  # the cluster takes a while to notice
+                while sum(node["Alive"] for node in ray.nodes()) > 1:  # the cluster notices the loss after a while
                     time.sleep(0.1)
                 lost.append(number)
             yield one
@@ -96,11 +98,13 @@ def test_lost_node_loses_and_doubles_no_row(nodes: Any, images: Path, run_folder
     assert read_ledger(there)[-1]["num"] == NUM_IMAGES + 1
 
 
-def test_wrong_use_is_said(run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_is_refused(
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from anomaly.scoring.ray_engine import RayEngine
 
     with pytest.raises(UsageError, match="0 scorers and 2 decoders"):
         RayEngine(address="local", num_scorers=0, num_decoders=2, overlays_of="none")
-    asked = ["score", str(run_folder / "model.onnx"), str(images), "--engine", "ray"]
-    assert cli([*asked, "--out", str(tmp_path / "rows.csv")]) == 2
-    assert "--engine ray scores a list into a run directory" in capsys.readouterr().err
+    command = ["score", str(run_folder / "model.onnx"), str(images), "--engine", "ray"]
+    assert cli([*command, "--out", str(tmp_path / "rows.csv")]) == 2
+    assert "--engine ray scores a list into a run" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+"""Result tables: equal values in CSV, JSON lines and Parquet."""
+
 from __future__ import annotations
 
 import csv
@@ -12,7 +14,8 @@ import pytest
 
 from anomaly.errors import OutputError, UsageError
 from anomaly.imaging.regions import Region
-from anomaly.scoring.rows import COLUMNS, TABLES, ParquetTable, Row, Tables
+from anomaly.scoring.rows import COLUMNS, Row
+from anomaly.scoring.table_files import TABLES, ParquetTable, Tables
 
 NAMES = [
     "path", "sha256", "status", "verdict", "score", "threshold", "p_value", "width", "height", "regions", "model", "message",
@@ -25,7 +28,7 @@ ROWS = [
     ),
     Row("gone.png", "", "missing", "", None, 1.0, None, None, None, [], "0123456789abcdef", "gone.png: no such file"),
 ]  # fmt: skip
-BROKEN_NAME = Row("\udcff.png", "", "missing", "", None, 1.0, None, None, None, [], "", "\udcff.png: no such file")
+INVALID_NAME = Row("\udcff.png", "", "missing", "", None, 1.0, None, None, None, [], "", "\udcff.png: no such file")
 
 
 def write(folder: Path, rows: list[Row] = ROWS) -> dict[str, Path]:
@@ -37,7 +40,7 @@ def write(folder: Path, rows: list[Row] = ROWS) -> dict[str, Path]:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file, its texts turned into the values of the other formats."""
+    """Rows of a CSV file, with the value types of the other formats."""
     with path.open(encoding="utf-8", newline="") as file:
         found: list[dict[str, Any]] = list(csv.DictReader(file))
     for row in found:
@@ -62,7 +65,7 @@ def test_all_formats_hold_the_same_values_in_the_same_order(tmp_path: Path) -> N
         assert row == line | {"score": row["score"], "p_value": row["p_value"]}
 
 
-def test_values_are_those_of_the_rows(tmp_path: Path) -> None:
+def test_parquet_holds_the_values_of_the_rows(tmp_path: Path) -> None:
     for row, found in zip(ROWS, pq.read_table(write(tmp_path)[".parquet"]).to_pylist(), strict=True):
         for name in ("path", "sha256", "status", "verdict", "width", "height", "model", "message"):
             assert found[name] == getattr(row, name)
@@ -73,7 +76,7 @@ def test_values_are_those_of_the_rows(tmp_path: Path) -> None:
             assert box == {**vars(region), "peak": np.float32(region.peak)}
 
 
-def test_parquet_has_the_types_of_the_format(tmp_path: Path) -> None:
+def test_parquet_has_the_documented_types(tmp_path: Path) -> None:
     schema = pq.read_schema(write(tmp_path)[".parquet"])
     region = {"x": "int32", "y": "int32", "width": "int32", "height": "int32", "area": "int64", "peak": "float"}
     types = dict.fromkeys(NAMES, "string") | dict.fromkeys(("score", "threshold", "p_value"), "float")
@@ -85,7 +88,7 @@ def test_parquet_has_the_types_of_the_format(tmp_path: Path) -> None:
     assert {f.name: str(f.type) for f in regions.value_type} == region | {"weak": "bool"}
 
 
-def test_numbers_are_the_shortest_of_single_precision(tmp_path: Path) -> None:
+def test_numbers_are_the_shortest_decimals_of_single_precision(tmp_path: Path) -> None:
     text = write(tmp_path)[".csv"].read_text(encoding="utf-8")
     assert ",-0.1,1.0,0.7272727,640,480," in text
     assert "0.33333334" in text
@@ -100,15 +103,15 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
         assert one[ending].read_bytes() == two[ending].read_bytes()
 
 
-def test_name_that_is_no_text_is_written_escaped(tmp_path: Path) -> None:
-    paths = write(tmp_path, [BROKEN_NAME])
+def test_name_with_invalid_text_is_escaped(tmp_path: Path) -> None:
+    paths = write(tmp_path, [INVALID_NAME])
     assert read_csv(paths[".csv"])[0]["path"] == "\\udcff.png"
     assert json.loads(paths[".jsonl"].read_text(encoding="utf-8"))["path"] == "\\udcff.png"
     (row,) = pq.read_table(paths[".parquet"]).to_pylist()
     assert (row["path"], row["message"]) == ("\\udcff.png", "\\udcff.png: no such file")
 
 
-def test_run_without_rows_leaves_readable_tables(tmp_path: Path) -> None:
+def test_tables_without_rows_are_readable(tmp_path: Path) -> None:
     paths = write(tmp_path, [])
     assert read_csv(paths[".csv"]) == []
     assert paths[".jsonl"].read_bytes() == b""
@@ -125,7 +128,7 @@ def test_rows_written_before_an_interruption_are_readable(tmp_path: Path) -> Non
     assert pq.read_table(paths[".parquet"]).num_rows == 2
 
 
-def test_csv_and_json_lines_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
+def test_csv_and_json_lines_are_readable_during_the_run(tmp_path: Path) -> None:
     paths = {ending: tmp_path / f"rows{ending}" for ending in (".csv", ".jsonl")}
     with Tables(list(paths.values())) as tables:
         tables.write(ROWS[:1])
@@ -142,7 +145,7 @@ def test_parquet_keeps_row_groups_small(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("ending", list(TABLES))
-def test_place_that_cannot_be_written_is_an_error_before_any_row(tmp_path: Path, ending: str) -> None:
+def test_path_that_cannot_be_written_is_an_error_before_any_row(tmp_path: Path, ending: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / f"folder{ending}").mkdir()
     for path in (tmp_path / "file" / f"rows{ending}", tmp_path / f"folder{ending}"):
@@ -150,10 +153,10 @@ def test_place_that_cannot_be_written_is_an_error_before_any_row(tmp_path: Path,
             Tables([path])
 
 
-def test_one_table_that_cannot_be_written_closes_the_others(tmp_path: Path) -> None:
+def test_failure_of_one_table_closes_the_others(tmp_path: Path) -> None:
     (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(OutputError):
-        Tables([tmp_path / "rows.csv", tmp_path / "folder.parquet"])  # an open file would warn, and warnings are errors
+        Tables([tmp_path / "rows.csv", tmp_path / "folder.parquet"])  # an open file would raise a warning
 
 
 @pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.csv.gz"])
@@ -163,7 +166,7 @@ def test_unknown_ending_is_refused_before_anything_is_written(tmp_path: Path, na
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full does not exist")
 @pytest.mark.parametrize("ending", list(TABLES))
 @pytest.mark.parametrize("num_times", [1, 2000])
 def test_full_disk_is_an_error_and_the_other_tables_stay_readable(tmp_path: Path, ending: str, num_times: int) -> None:

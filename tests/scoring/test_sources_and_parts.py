@@ -1,4 +1,4 @@
-"""Tables, archives and remote places as sources; products choose the model, views add up to parts."""
+"""Tables, archives and remote file systems as sources; models per product, verdicts per part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anomaly.scoring.part_verdicts import write_parts
 from anomaly.scoring.sources import Item, open_source, read_item
 
 
-def test_tar_shards_give_their_members_in_order_and_any_place(category: Path, tmp_path: Path) -> None:
+def test_tar_archives_give_their_members_in_order_and_any_member_alone(category: Path, tmp_path: Path) -> None:
     images = sorted((category / "test/good").iterdir())
     for number in range(2):
         with tarfile.open(tmp_path / f"shard{number}.tar", "w") as tar:
@@ -33,30 +33,32 @@ def test_tar_shards_give_their_members_in_order_and_any_place(category: Path, tm
         assert read_item(item, max_pixels=10**6) == path.read_bytes()
     (tmp_path / "cut.tar").write_bytes((tmp_path / "shard0.tar").read_bytes()[:700])
     (cut,) = [Item(f"{tmp_path / 'cut.tar'}::views/a.png", place=(512, 5000))]
-    with pytest.raises(ImageError, match="the archive ends within it"):
+    with pytest.raises(ImageError, match="the archive ends before the image does"):
         read_item(cut, max_pixels=10**6)
     (tmp_path / "none.tar").write_text("no archive at all")
-    with pytest.raises(DataError, match="no plain tar archive"):
+    with pytest.raises(DataError, match="is not a plain tar archive"):
         list(open_source(str(tmp_path / "none.tar")).items)
-    with pytest.raises(ImageError, match="no such file any more"):
+    with pytest.raises(ImageError, match="the file does not exist any more"):
         read_item(Item(f"{tmp_path / 'gone.tar'}::a.png", place=(512, 10)), max_pixels=10**6)
 
 
-def test_remote_places_are_listed_and_read(category: Path) -> None:
+def test_remote_folders_are_listed_and_read(category: Path) -> None:
     root = category / "test/good"
     items = list(open_source(f"file://{root}").items)
     assert [item.path for item in items] == [f"file://{path}" for path in sorted(root.iterdir())]
     assert read_item(items[0], max_pixels=10**6) == read_file(sorted(root.iterdir())[0], max_pixels=10**6)
     with pytest.raises(DataError, match="does not exist"):
         list(open_source(f"file://{root}/nothing").items)
-    with pytest.raises(ImageError, match="no such file"):
+    with pytest.raises(ImageError, match="the file does not exist"):
         read_item(Item(f"file://{root}/nothing.png"), max_pixels=10**6)
     with pytest.raises(DataError, match="no file system for it"):
         list(open_source("nosuchscheme://bucket/folder").items)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_columns_of_a_table_pass_through(model: Path, category: Path, tmp_path: Path, ending: str) -> None:
+def test_further_columns_of_a_table_are_copied_to_the_rows(
+    model: Path, category: Path, tmp_path: Path, ending: str
+) -> None:
     images = sorted((category / "test").rglob("*.png"))
     columns = {
         "path": [str(p) for p in images],
@@ -83,23 +85,21 @@ def test_columns_of_a_table_pass_through(model: Path, category: Path, tmp_path: 
     assert (tmp_path / "rows.csv").read_bytes() == (tmp_path / "csv" / "rows.csv").read_bytes()
 
 
-def test_tables_that_cannot_be_used_are_refused(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_tables_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text("file,part\nx.png,1\n")
     (tmp_path / "b.csv").write_text("path,score\nx.png,1\n")
     (tmp_path / "c.parquet").write_bytes(b"no parquet")
-    for name, told in (
+    for name, message in (
         ("a.csv", "a column `path` is needed"),
         ("b.csv", "a column 'score'"),
         ("c.parquet", "cannot be read"),
     ):
         out = ["--out", str(tmp_path / "rows.csv")]
         assert cli(["score", str(model), str(tmp_path / name), *out, "--device", "cpu"]) in (1, 2)
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_product_chooses_the_model_and_an_unmapped_one_is_an_error_row(
+def test_product_chooses_the_model_and_an_unknown_product_is_an_error_row(
     model: Path, category: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.onnx"
@@ -117,7 +117,7 @@ def test_product_chooses_the_model_and_an_unmapped_one_is_an_error_row(
     assert "no model for the product 'bottle'" in rows[2]["message"]
 
 
-def test_part_is_as_bad_as_its_worst_view(tmp_path: Path) -> None:
+def test_part_gets_the_verdict_of_its_worst_view(tmp_path: Path) -> None:
     def view(part: str, verdict: str, score: float | None, p: float | None) -> dict[str, object]:
         status = "ok" if score is not None else "truncated"
         return {"part": part, "status": status, "verdict": verdict, "score": score, "p_value": p, "threshold": 1.0,
@@ -144,7 +144,7 @@ def test_part_is_as_bad_as_its_worst_view(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["parts.csv"]
 
 
-def test_run_with_parts_has_their_table(model: Path, category: Path, tmp_path: Path) -> None:
+def test_run_with_parts_has_a_table_of_parts(model: Path, category: Path, tmp_path: Path) -> None:
     good, bad = (sorted((category / "test" / kind).iterdir()) for kind in ("good", "scratch"))
     (tmp_path / "images.csv").write_text(f"path,part\n{good[0]},p1\n{bad[0]},p2\n{good[1]},p2\n")
     out = tmp_path / "run"

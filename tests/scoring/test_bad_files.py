@@ -1,4 +1,4 @@
-"""A night with bad files of every kind, a folder that changes under the run, a model that is replaced: good rows survive."""
+"""Runs with bad files of every kind, a folder that changes, and a model that is replaced: good rows stay."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from PIL import Image
 from anomaly.commands.main import run as cli
 from anomaly.imaging.image_file import write_png
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.runs.run_directory import check_manifest
-from anomaly.runs.score_run import Wanted, score_run
+from anomaly.runs.run_files import check_manifest
+from anomaly.runs.score_run import RunOptions, score_run
 from anomaly.runs.sinks import read_rows
-from anomaly.scoring.pipeline import ONLY, Scored, Settings, score_images
+from anomaly.scoring.pipeline import score_images
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import open_source
+from anomaly.scoring.windows import ScoredImage
 from anomaly.system.files import sha256_of
 from tests.plates import draw_part
 
@@ -30,15 +32,15 @@ NUM_IMAGES = 100
 
 
 def stored(kind: str, *, mode: str = "RGB", **options: Any) -> bytes:
-    """A image as a file of a kind."""
+    """Encode an image in a file format."""
     data = io.BytesIO()
-    picture = Image.fromarray(draw_part(0)).convert(mode)
-    picture.save(data, kind, **options)
+    image = Image.fromarray(draw_part(0)).convert(mode)
+    image.save(data, kind, **options)
     return data.getvalue()
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes that says it has 40,000 × 40,000 pixels."""
+    """A PNG of a few bytes with a header of 40,000 × 40,000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
 
@@ -48,7 +50,7 @@ def two_frames() -> bytes:
 
 
 def damaged() -> bytes:
-    """A PNG whose compressed pixels were overwritten in the middle."""
+    """A PNG with overwritten compressed pixels."""
     data = bytearray(stored("PNG"))
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
     return bytes(data)
@@ -67,11 +69,11 @@ KINDS: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "gone": (lambda: b"", {"missing"}),
     "folder": (lambda: b"", {"unreadable"}),
 }
-"""Kind of bad file -> its bytes, and the error codes that its row may have"""
+"""Kind of bad file -> its bytes, and the allowed error codes of its row"""
 
 
-def night(folder: Path, *, bad: dict[int, str]) -> Path:
-    """A list of images of which some are bad; gives the list's file."""
+def make_night(folder: Path, *, bad: dict[int, str]) -> Path:
+    """Write images, some of them bad, and a list of their paths; returns the list."""
     folder.mkdir()
     paths = []
     for n in range(NUM_IMAGES):
@@ -101,18 +103,18 @@ def rows_of(listed: Path, model: Path, run: Path, *, exit_code: int) -> list[dic
 @pytest.fixture(scope="module")
 def clean(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     folder = tmp_path_factory.mktemp("clean")
-    return rows_of(night(folder / "night", bad={}), run_folder / "model.onnx", folder / "run", exit_code=0)
+    return rows_of(make_night(folder / "night", bad={}), run_folder / "model.onnx", folder / "run", exit_code=0)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5])
-def test_bad_files_cost_their_own_rows_alone(
+def test_bad_files_change_only_their_own_rows(
     share: float, clean: list[dict[str, str]], model: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
     kinds = list(KINDS)
     places = rng.choice(NUM_IMAGES, round(share * NUM_IMAGES), replace=False)
     bad = {int(place): kinds[number % len(kinds)] for number, place in enumerate(places)}
-    rows = rows_of(night(tmp_path / "night", bad=bad), model, tmp_path / "run", exit_code=3)
+    rows = rows_of(make_night(tmp_path / "night", bad=bad), model, tmp_path / "run", exit_code=3)
     assert len(rows) == len(clean) == NUM_IMAGES
     for number, (row, before) in enumerate(zip(rows, clean, strict=True)):
         if number in bad:
@@ -126,7 +128,7 @@ def test_bad_files_cost_their_own_rows_alone(
             assert abs(float(row["score"]) - float(before["score"])) <= 1e-5 * max(1, abs(float(before["score"])))
 
 
-def test_links_in_circles_are_gone_round_once(model: Path, tmp_path: Path) -> None:
+def test_circular_links_are_followed_once(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     (folder / "inner").mkdir(parents=True)
     write_png(folder / "a.png", draw_part(0))
@@ -142,15 +144,15 @@ def test_links_in_circles_are_gone_round_once(model: Path, tmp_path: Path) -> No
     assert {found[name] for name in found if name.endswith(("itself.png", "nowhere.png"))} <= {"missing", "unreadable"}
 
 
-def test_folder_that_changes_and_model_that_is_replaced_under_a_run(
+def test_changed_folder_and_replaced_model_during_a_run(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = night(tmp_path / "night", bad={}).parent
+    images = make_night(tmp_path / "night", bad={}).parent
     settings = Settings(threshold=1.0, batch_size=2, max_pixels=10**6, num_threads=2)
-    wanted = Wanted(format="csv", overlays_of="none", maps=False, shard="", by_product=False, watch=False)
+    options = RunOptions(overlays_of="none")
     scorer, before = OnnxScorer(model, device="cpu", num_threads=1), sha256_of(model)
 
-    def meddled(*arguments: Any, **named: Any) -> Iterator[Scored]:
+    def meddle(*arguments: Any, **named: Any) -> Iterator[ScoredImage]:
         for number, one in enumerate(score_images(*arguments, **named)):
             if number == 3:
                 (images / "090.png").unlink()
@@ -161,8 +163,8 @@ def test_folder_that_changes_and_model_that_is_replaced_under_a_run(
 
     run = tmp_path / "run"
     score_run(
-        open_source(str(images)), name=str(images), models={ONLY: model}, scorers={ONLY: scorer}, settings=settings,
-        folder=run, wanted=wanted, resume=False, engine=meddled,
+        open_source(images), name=str(images), models={DEFAULT_PRODUCT: model}, scorers={DEFAULT_PRODUCT: scorer},
+        settings=settings, folder=run, options=options, resume=False, engine=meddle,
     )  # fmt: skip
     check_manifest(run)
     rows = {Path(row["path"]).name: row for row in read_rows(run)}
