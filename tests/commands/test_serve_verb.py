@@ -27,7 +27,7 @@ TOKEN = "0123456789abcdef"
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_other_machines_need_a_token(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    with pytest.raises(UsageError, match="other machines can reach .*: give --token-file or ANOMALY_TOKEN, or"):
+    with pytest.raises(UsageError, match=r"other machines can reach .*: give --token-file or ANOMALY_TOKEN, or"):
         serve(["no.onnx"], host=host)
     with pytest.raises(ModelError, match=r"no model at no\.onnx"):  # the address was accepted
         serve(["no.onnx"], host=host, allow_anonymous=True)

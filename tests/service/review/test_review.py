@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import http.client
 import io
 import json
@@ -209,13 +210,16 @@ def test_labels_are_saved_at_once_and_survive_a_restart(finished_run: Path) -> N
         assert client.get("/api/run").json()["files"] == {"state": "intact", "message": ""}
 
 
-def test_unwritable_labels_are_refused(finished_run: Path) -> None:
+def test_unwritable_labels_are_refused(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     labels_file(finished_run).mkdir()
     with pytest.raises(DataError, match="cannot be read"):
         client_of(finished_run)
     labels_file(finished_run).rmdir()
     with client_of(finished_run) as client:
-        finished_run.with_name(f".{labels_file(finished_run).name}.partial").mkdir()
+        monkeypatch.setattr(Path, "replace", fail)
         answer = client.put("/api/images/1/label", json={"label": "good"})
     assert answer.status_code == 409
     assert "the previous labels stay" in answer.json()["error"]
