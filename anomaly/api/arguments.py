@@ -17,17 +17,6 @@ Image = str | Path | bytes | IO[bytes] | NDArray[Any] | Any
 """Path, bytes of an image file, open binary file, array (H, W) or (H, W, 3) RGB of uint8 or uint16, or Pillow image"""
 
 
-def checked_path(value: object, name: str) -> Path:
-    """Check an argument that names a file or folder.
-
-    Raises:
-        UsageError: neither str nor Path, or empty.
-    """
-    if not isinstance(value, (str, Path)) or not str(value):
-        raise UsageError(f"{name}: {value!r} of type {type(value).__name__}; give a path as str or Path")
-    return Path(value)
-
-
 def image_bytes(image: object, *, name: str) -> bytes:
     """Give the bytes of an image file in memory or behind an open binary file.
 
@@ -61,7 +50,9 @@ def image_stream(images: object) -> Iterable[Image]:
     if isinstance(images, (str, Path)) and Path(images).is_dir():
         return folder_images(Path(images))
     if isinstance(images, (str, Path, bytes, np.ndarray)) or is_pillow(images) or hasattr(images, "read"):
-        raise UsageError(f"images: a single {type(images).__name__}; call model(image), or give a list, a generator or a folder")
+        raise UsageError(
+            f"images: a single {type(images).__name__}; call model(image), or give a list, a generator or a folder"
+        )
     if not isinstance(images, Iterable):
         raise UsageError(f"images: an object of type {type(images).__name__}; give a list, a generator or a folder")
     return images

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import html
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.api.arguments import checked_path
 from anomaly.api.model import Model, load
 from anomaly.conformal.calibration import Guarantee, GuaranteeKind, guarantee_for
+from anomaly.errors import Unsupported
+from anomaly.inference.artifact import Brightness
+from anomaly.inference.session import Device
+from anomaly.system.files import as_path
 
 if TYPE_CHECKING:
     from anomaly.evaluation.evaluate import Evaluation
+    from anomaly.training.fitted_model import FittedModel
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,21 @@ def fit(
     data: str | Path,
     *,
     detector: str = "auto",
+    options: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
-    options: dict[str, Any] | None = None,
     alpha: float | None = None,
     guarantee: GuaranteeKind = "expected",
     seed: int = 0,
-    **more: Any,
+    part_group: str | None = None,
+    exclude: str | Path | None = None,
+    roi: str | Path | None = None,
+    white: int | None = None,
+    max_pixels: int = 100_000_000,
+    precision: Literal["fastest", "fp32", "bf16"] = "fp32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    tile: str | None = None,
+    windows: int | None = None,
+    brightness: Brightness = "kept",
 ) -> Fitted:
     """Train a detector on good images and calibrate it on a fifth of them.
 
@@ -53,102 +66,118 @@ def fit(
         data: folder of good images, or a category in a known layout.
         detector: name of a detector, `package.module:Class`, or `auto`: FastFlow where its pretrained weights are available,
             else the autoencoder.
-        out: folder of the fitted model; None keeps it in a temporary folder for the life of the result.
         options: arguments of the detector's constructor.
+        out: folder of the fitted model; None keeps it in a temporary folder for the life of the result.
         alpha: share of good parts that may be rejected, in (0, 1); None takes 1 %, or the tightest that the images support.
         guarantee: `expected` bounds the expected rate by alpha, `bound` its 95 % upper bound.
         seed: seed of split, weights and order.
-        more: further options of `anomaly fit`, such as `part_group`, `roi`, `exclude`, `device`, `tile`.
+        part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
+        exclude: text file with names of excluded images, one per line.
+        roi: region of interest, x,y,w,h in pixels or the path of a mask.
+        white: stored value of 16-bit images that becomes 255, 1 to 65535; None derives it from the brightest image.
+        max_pixels: largest width × height that is decoded.
+        precision: number format of training; `fastest` is bf16 where the hardware supports it. Calibration is fp32.
+        device: training device.
+        tile: tile size H,W in pixels: large images are scored in seamless tiles.
+        windows: window distance in pixels: large images are scored in overlapping windows.
+        brightness: `levelled` scales every image to the training images' mean grey level.
 
     Raises:
         DataError: images that cannot be used, or too few.
         CalibrationError: an alpha that the calibration images cannot support.
         TrainingError: a loss that is not finite, or too little memory.
         UsageError: an unknown or invalid option.
+        Unsupported: a sampler that cannot score.
     """
     from anomaly.training.choice import choose_detector
-    from anomaly.training.fit import fit as fit_model
+    from anomaly.training.fit import fit_model
 
-    folder = checked_path(data, "data")
+    folder, place = as_path(data, name="data"), None if out is None else as_path(out, name="out")
     name, reason = choose_detector(detector)
-    keep = None
-    if out is None:
-        keep = tempfile.TemporaryDirectory(prefix="anomaly-fit-")
-        out = keep.name
-    fit_model(
-        folder,
-        out=checked_path(out, "out"),
-        detector=name,
-        model=options,
-        guarantee=guarantee,
-        seed=seed,
-        alpha=alpha,
-        **more,
-    )
-    return Fitted(Path(out), reason=reason, keep=keep)
+    fitted = fit_model(
+        folder, out=place, detector=name, options=options, alpha=alpha, guarantee=guarantee, seed=seed,
+        part_group=part_group, exclude=exclude, roi=roi, white=white, max_pixels=max_pixels, precision=precision,
+        device=device, tile=tile, windows=windows, brightness=brightness,
+    )  # fmt: skip
+    return Fitted(fitted, reason=reason)
 
 
 class Fitted:
-    """A fitted, calibrated detector on disk."""
+    """A fitted, calibrated detector on disk. Made by `fit`."""
 
-    def __init__(self, folder: Path, *, reason: str, keep: tempfile.TemporaryDirectory[str] | None = None) -> None:
-        from anomaly.training.fitted_model import load as load_fitted
-
-        self._model, self._description = load_fitted(folder)
-        self._keep = keep
-        self.folder = folder
+    def __init__(self, fitted: FittedModel, *, reason: str) -> None:
+        if fitted.detector is None:
+            raise Unsupported(f"{fitted.description.detector}: this sampler draws images and cannot score them")
+        self._fitted = fitted
+        self.folder: Path = fitted.folder
         """Folder of the fitted model"""
-        self.detector: str = self._description.detector
+        self.detector: str = fitted.description.detector
         """Name of the detector"""
         self.reason = reason
         """Reason for the choice of the detector"""
 
     @property
     def calibration(self) -> Calibration:
-        """Scores of the calibration images and the guarantee."""
-        record, description = self._description.calibration, self._description
+        """Scores of the calibration images, and the guarantee."""
+        description = self._fitted.description
+        record = description.calibration
         rate = guarantee_for(record.num_images, alpha=description.alpha, guarantee=description.guarantee)
         return Calibration(np.asarray(record.scores), rate)
 
-    def evaluate(self, data: str | Path, **options: Any) -> Evaluation:
+    def evaluate(self, data: str | Path, *, batch_size: int = 8, seed: int = 0) -> Evaluation:
         """Measure the detector on a folder with labelled test images.
 
         Args:
             data: category in a known layout, with good and defective test images.
-            options: further arguments of `anomaly.evaluation.evaluate.evaluate`.
+            batch_size: images per inference, at least 1.
+            seed: seed of the resampling for the intervals.
 
         Raises:
-            DataError: no labelled images.
+            DataError: labelled images are missing or cannot be used.
         """
         from anomaly.evaluation.evaluate import evaluate
 
-        return evaluate(self.folder, checked_path(data, "data"), **options)
+        pixels = self._fitted.description.max_pixels
+        return evaluate(self.folder, as_path(data, name="data"), batch_size=batch_size, max_pixels=pixels, seed=seed)
 
-    def export(self, path: str | Path, **options: Any) -> Model:
-        """Write the certified .onnx file and load it.
+    def export(
+        self,
+        path: str | Path,
+        *,
+        precision: Literal["fp32", "fp16", "int8"] = "fp32",
+        fixed: str | None = None,
+        device: Device = "auto",
+    ) -> Model:
+        """Write the .onnx file and load it.
 
         Args:
-            path: file to write, ending in .onnx.
-            options: further options of `anomaly export`, such as `precision`.
+            path: file to write.
+            precision: precision of the learned convolutions.
+            fixed: shape N,H,W of the only accepted input; None accepts any number and size.
+            device: device that the model runs on.
 
         Raises:
             OutputError: the place cannot be written.
+            ParityError: fp16 or int8 loses too many verdicts.
         """
-        from anomaly.export.detector import export
+        from anomaly.export.model_file import export_model
 
-        return load(export(self.folder, out=checked_path(path, "path"), **options), device="cpu")
+        file = export_model(self._fitted, as_path(path, name="path"), precision=precision, fixed=fixed)
+        return load(file, device=device, max_pixels=self._fitted.description.max_pixels)
 
     def __repr__(self) -> str:
-        return f"Fitted({self.detector} of {self._description.category}; {self.calibration!r})"
+        return f"Fitted({self.detector} of {self._fitted.description.category}; {self.calibration!r})"
 
     def _repr_html_(self) -> str:
+        """Card of the fitted model, for notebooks."""
+        description, calibration = self._fitted.description, self.calibration
         rows = {
             "Detector": f"{self.detector} ({self.reason})",
-            "Training folder": self._description.category,
-            "Training images": str(len(self._description.train)),
-            "Calibration images": str(len(self.calibration.scores)),
-            "False alarms, expected": f"{self.calibration.guarantee.expected_rate:.2%}",
-            "False alarms, 95 % bound": f"{self.calibration.guarantee.rate_bound:.2%}",
+            "Training folder": description.category,
+            "Training images": str(len(description.train)),
+            "Calibration images": str(len(calibration.scores)),
+            "False alarms, expected": f"{calibration.guarantee.expected_rate:.2%}",
+            "False alarms, 95 % bound": f"{calibration.guarantee.rate_bound:.2%}",
         }
         cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{cells}</table>"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.api.arguments import Image, checked_path, image_bytes, image_stream
+from anomaly.api.arguments import Image, image_bytes, image_stream
 from anomaly.api.result import Result
 from anomaly.conformal.calibration import Guarantee, GuaranteeKind, guarantee_for
 from anomaly.errors import ImageError, UsageError
@@ -20,8 +20,11 @@ from anomaly.imaging.array_image import array_image, is_pillow, pillow_image
 from anomaly.imaging.image_file import decode_image, read_file
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import Device
-from anomaly.scoring.pipeline import NO_IMAGE, ONLY, Loaded, Settings, score_window
+from anomaly.scoring.loading import NO_IMAGE, LoadedImage
+from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
+from anomaly.scoring.windows import score_window
+from anomaly.system.files import as_path
 
 
 def load(path: str | Path, *, device: Device = "auto", num_threads: int = 0, max_pixels: int = 100_000_000) -> Model:
@@ -38,7 +41,7 @@ def load(path: str | Path, *, device: Device = "auto", num_threads: int = 0, max
         ProviderError: the requested device is not available.
         UsageError: an argument of a wrong type.
     """
-    scorer = OnnxScorer(checked_path(path, "path"), device=device, num_threads=num_threads)
+    scorer = OnnxScorer(as_path(path, name="path"), device=device, num_threads=num_threads)
     return Model(scorer, max_pixels=max_pixels)
 
 
@@ -61,9 +64,9 @@ class Model:
             UsageError: an object of another type, or an array of another dtype or shape.
         """
         item, sha256, pixels = self._read(image, name="image")
-        loaded = Loaded(item, sha256, pixels, None, None)
+        loaded = LoadedImage(item, sha256, pixels, None, None)
         (scored,) = score_window(
-            [loaded], scorers={ONLY: self._scorer}, settings=self._settings(1), seconds={"infer": 0.0}
+            [loaded], scorers={DEFAULT_PRODUCT: self._scorer}, settings=self._settings(1), seconds={"infer": 0.0}
         )
         if scored.row.status != "ok":
             raise ImageError("internal", scored.row.message)
@@ -91,7 +94,9 @@ class Model:
         while window := list(islice(stream, settings.batch_size)):
             loaded = [self._load(image, name=f"images[{position + n}]") for n, image in enumerate(window)]
             position += len(window)
-            for scored in score_window(loaded, scorers={ONLY: self._scorer}, settings=settings, seconds={"infer": 0.0}):
+            for scored in score_window(
+                loaded, scorers={DEFAULT_PRODUCT: self._scorer}, settings=settings, seconds={"infer": 0.0}
+            ):
                 yield Result(scored, self._scorer)
 
     @property
@@ -160,11 +165,11 @@ class Model:
         self._scorer.metadata.check_size(pixels, name=name)
         return Item(name), sha256, pixels
 
-    def _load(self, image: Image, *, name: str) -> Loaded:
+    def _load(self, image: Image, *, name: str) -> LoadedImage:
         try:
             item, sha256, pixels = self._read(image, name=name)
         except ImageError as error:
-            return Loaded(Item(str(image) if isinstance(image, (str, Path)) else name), "", NO_IMAGE, None, error)
+            return LoadedImage(Item(str(image) if isinstance(image, (str, Path)) else name), "", NO_IMAGE, None, error)
         except UsageError as error:
-            return Loaded(Item(name), "", NO_IMAGE, None, ImageError("not_an_image", str(error)))
-        return Loaded(item, sha256, pixels, None, None)
+            return LoadedImage(Item(name), "", NO_IMAGE, None, ImageError("not_an_image", str(error)))
+        return LoadedImage(item, sha256, pixels, None, None)

@@ -13,14 +13,14 @@ from anomaly.errors import ImageError
 from anomaly.imaging.overlay import enlarge_map, overlay
 from anomaly.imaging.regions import Region
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.scoring.pipeline import Scored
 from anomaly.scoring.rows import row_values
+from anomaly.scoring.windows import ScoredImage
 
 
 class Result:
     """Verdict of one image. Where `error` is not None, the image was not scored and every figure is None."""
 
-    def __init__(self, scored: Scored, scorer: OnnxScorer) -> None:
+    def __init__(self, scored: ScoredImage, scorer: OnnxScorer) -> None:
         row = scored.row
         self.name: str = row.path
         """Path of the image, or its position in the call"""

@@ -93,7 +93,7 @@ def verb_parser(verb: str, function: Callable[..., Any], *, detector: str | None
     optional = {name for name, default in words.items() if default is not inspect.Parameter.empty}
     skip: set[str | int] = {"model"} if "detector" in parameters else set()
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip | optional)
-    hints = {name: _without_none(hint) for name, hint in get_type_hints(function).items() if name in parameters}
+    hints = {name: _without_none(hint) for name, hint in get_type_hints(function).items() if name in {*parameters} - skip}
     for name in optional:
         parser.add_argument(name, nargs="?", type=str, help=_parameter_text(function, name))
     if detector is not None:

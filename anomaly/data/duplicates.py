@@ -31,8 +31,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.data._path_arguments import path_argument
 from anomaly.imaging.image_file import decode_stored, read_file
+from anomaly.system.files import as_path
 
 SIDE = 192
 COARSE_SIDE = 64
@@ -109,7 +109,7 @@ def duplicate_files(
         ImageError: an invalid file, as in `anomaly.imaging.image_file.decode_stored`.
         UsageError: a path of another type.
     """
-    files = [path_argument(path, name="path") for path in paths]
+    files = [as_path(path, name="path") for path in paths]
     fingerprints = []
     for file in files:
         data = read_file(file, max_pixels=max_pixels)

@@ -9,10 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
-from anomaly.data._path_arguments import folder_argument, path_argument
+from anomaly.data._path_arguments import folder_argument
 from anomaly.data.image_files import ENDINGS, Category, Sample, good_samples, image_files, image_paths
 from anomaly.data.layouts import find_layouts
 from anomaly.errors import DataError
+from anomaly.system.files import as_path
 
 __all__ = ["ENDINGS", "Category", "Sample", "find_categories", "find_category", "image_files", "list_images"]
 
@@ -134,7 +135,7 @@ def list_images(source: str | Path) -> list[str]:
         DataError: a missing source, or a source without images.
         UsageError: a source of another type.
     """
-    path = path_argument(source, name="source")
+    path = as_path(source, name="source")
     source = str(source)
     if source == "-":
         return _lines(sys.stdin.read(), name="standard input")

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomaly.data._path_arguments import path_argument
 from anomaly.data.folders import Sample
 from anomaly.errors import DataError, UsageError
+from anomaly.system.files import as_path
 from anomaly.system.suggestions import nearest
 
 CALIBRATION_SHARE = 0.2
@@ -56,7 +56,7 @@ def find_part_groups(
         UsageError: an invalid regular expression.
         DataError: an unreadable CSV file, or images without a group.
     """
-    root = path_argument(root, name="root")
+    root = as_path(root, name="root")
     names = {sample.path: sample.path.relative_to(root).as_posix() for sample in samples}
     if part_group is None:
         groups = dict(names)

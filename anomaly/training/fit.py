@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +23,11 @@ from anomaly.detectors.base import Detector
 from anomaly.errors import OutputError, UsageError
 from anomaly.imaging.image_file import read_image
 from anomaly.imaging.statistics import image_statistics, summarise
-from anomaly.inference.artifact import Brightness, CalibrationRecord, golden_png
+from anomaly.inference.artifact import Brightness, CalibrationRecord
+from anomaly.inference.golden import golden_png
 from anomaly.registry import model_class
 from anomaly.samplers.base import Sampler
+from anomaly.system.files import TemporaryFolder
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import now
 from anomaly.training.dataset import GoodData, GoodImages
@@ -96,8 +97,8 @@ def fit_model(
         raise UsageError(f"brightness {brightness!r} is not known: give {' or '.join(get_args(Brightness))}")
     if resume and out is None:
         raise UsageError("resume continues a fit in its folder: give that folder as `out`")
-    temporary = tempfile.TemporaryDirectory(prefix="anomaly-") if out is None else None
-    folder = _make_folder(Path(out if out is not None else temporary.name))  # type: ignore[union-attr]
+    temporary = TemporaryFolder() if out is None else None
+    folder = _make_folder(Path(out) if out is not None else temporary.path)  # type: ignore[union-attr]
     category = find_category(Path(data))
     samples, excluded = drop_excluded([*category.train, *category.calibration_images], read_names(exclude))
     with progress_bar("read the images") as report:
@@ -248,25 +249,3 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
     seconds[step] = round(time.perf_counter() - begin, 3)
-
-
-def fit(data: str | Path, *, out: str | Path, model: Mapping[str, Any] | None = None, **options: Any) -> Path:
-    """Fit a model into a folder; to be replaced by `fit_model`."""
-    from dataclasses import asdict
-
-    from anomaly.system.run_card import RunCard
-    from anomaly.training.fitted_model import CARD_FILE
-
-    card = RunCard("fit", config={"data": data, "out": out, **options})
-    fitted = fit_model(data, out=out, options=model, **options)
-    d = fitted.description
-    card.facts["config"]["model"] = d.config
-    card.facts["seconds"] |= fitted.seconds
-    card.facts["result"] = {
-        "alpha": d.alpha, "white": d.white, "num_train": len(d.train), "num_calibration": len(d.calibration_images),
-        "num_stopping": len(d.stopping), "num_excluded": len(d.calibration.excluded),
-    }  # fmt: skip
-    if d.tiling:
-        card.facts["result"]["tiling"] = asdict(d.tiling) | {"largest_difference": fitted.seam_difference}
-    card.write(fitted.folder / CARD_FILE)
-    return fitted.folder

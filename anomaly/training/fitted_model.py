@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from anomaly.inference.artifact import Brightness, CalibrationRecord
 from anomaly.inference.tiles import Tiling
 from anomaly.registry import detector_class, model_class, sampler_class
 from anomaly.samplers.base import Sampler
-from anomaly.system.files import atomic_write, write_json
+from anomaly.system.files import TemporaryFolder, atomic_write, write_json
 from anomaly.system.suggestions import nearest
 
 STATE_FILE, DESCRIPTION_FILE, CARD_FILE = "detector.safetensors", "detector.json", "run.json"
@@ -83,7 +82,7 @@ class FittedModel:
     """duration of each step of the fit"""
     seam_difference: float | None = None
     """largest difference between the stitched and the whole anomaly map; None without tiling"""
-    temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    temporary: TemporaryFolder | None = field(default=None, repr=False)
     """handle that keeps a temporary folder alive"""
 
 
@@ -181,12 +180,6 @@ def load_fitted_model(folder: str | Path) -> FittedModel:
     return FittedModel(
         model=model, detector=detector.eval() if detector else None, description=description, folder=folder
     )
-
-
-def load(run: Path) -> tuple[Any, Description]:
-    """Load detector and description; to be replaced by `load_fitted_model`."""
-    fitted = load_fitted_model(run)
-    return fitted.model, fitted.description
 
 
 def config_to_travel(description: Description) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def text_file(folder: Path) -> Path:
 
 
 LOAD: list[tuple[str, Callable[[Path], Any], type[Exception], str]] = [
-    ("wrong type", lambda _: 7, anomaly.UsageError, r"path: 7 of type int; give a path"),
-    ("empty", lambda _: "", anomaly.UsageError, r"path: '' of type str; give a path"),
+    ("wrong type", lambda _: 7, anomaly.UsageError, r"path is int 7: give a path as str"),
+    ("empty", lambda _: "", anomaly.UsageError, r"path is empty; give a path"),
     ("missing file", lambda folder: folder / "none.onnx", anomaly.ModelError, r"none\.onnx.*anomaly export"),
     ("folder", lambda folder: folder, anomaly.ModelError, r"folder"),
     ("other file", text_file, anomaly.ModelError, r"text\.onnx.*ONNX"),
@@ -155,7 +155,7 @@ def test_empty_stream_gives_nothing(plate_model: anomaly.Model) -> None:
 
 
 FIT: list[tuple[str, Callable[[Path], Any], dict[str, Any], type[Exception], str]] = [
-    ("wrong type", lambda _: 7, {}, anomaly.UsageError, r"data: 7 of type int; give a path"),
+    ("wrong type", lambda _: 7, {}, anomaly.UsageError, r"data is int 7: give a path"),
     ("missing folder", lambda folder: folder / "none", {}, anomaly.DataError, r"none"),
     ("file", text_file, {}, anomaly.DataError, r"text\.onnx"),
     ("empty folder", lambda folder: folder, {}, anomaly.DataError, r"."),
@@ -166,9 +166,15 @@ FIT: list[tuple[str, Callable[[Path], Any], dict[str, Any], type[Exception], str
         anomaly.UsageError,
         r"'fastflw'; nearest",
     ),
-    ("unknown option", lambda folder: folder, {"epochz": 1}, anomaly.UsageError, r"epochz"),
+    (
+        "unknown option",
+        lambda folder: folder,
+        {"options": {"epochz": 1}},
+        anomaly.UsageError,
+        r"no option 'epochz'; nearest: 'epochs'",
+    ),
     ("bad alpha", lambda folder: folder, {"alpha": 2.0}, anomaly.AnomalyError, r"alpha"),
-    ("out", lambda folder: folder, {"out": 7}, anomaly.UsageError, r"out: 7 of type int"),
+    ("out", lambda folder: folder, {"out": 7}, anomaly.UsageError, r"out is int 7"),
 ]
 
 

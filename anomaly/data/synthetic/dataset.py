@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from anomaly.data._path_arguments import path_argument
 from anomaly.data.synthetic.assembly import draw_component_defect, render_assembly
 from anomaly.data.synthetic.defects import DEFECTS, draw_defect
 from anomaly.data.synthetic.machined import render_machined
 from anomaly.data.synthetic.rendered_part import Image, Mask, RenderedPart
 from anomaly.data.synthetic.textile import render_textile
 from anomaly.errors import OutputError, UsageError
+from anomaly.system.files import as_path
 from anomaly.system.suggestions import nearest
 
 MIN_SIZE = 256  # yarns and pins are thinner than two pixels below it
@@ -90,7 +90,7 @@ def make_dataset(
         UsageError: an unknown part, an invalid size, number or seed, or a path of another type.
         OutputError: a folder that is not empty or cannot be written.
     """
-    root = path_argument(root, name="root")
+    root = as_path(root, name="root")
     for part in parts:
         _check(part, size=size)
     for name, number in (
