@@ -14,8 +14,8 @@ from anomaly.errors import ModelError
 from anomaly.generation import sampling_loop_class
 from anomaly.generation.artifact import function_graph, read_sampler
 from anomaly.generation.base import Array, SamplingLoop
-from anomaly.inference.artifact import GOLDEN_TOLERANCE
-from anomaly.inference.scorer import relative_difference
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.golden import GOLDEN_TOLERANCE
 from anomaly.inference.session import Device, open_session
 
 PREPARE = "prepare"

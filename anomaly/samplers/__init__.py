@@ -1,4 +1,4 @@
-"""Generative sampling models: one family per file, and the registry of their names."""
+"""Samplers, one family per file, and the registry of their names."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ SAMPLERS: dict[str, str] = {
     "ddpm": "anomaly.samplers.ddpm:Ddpm",
     "latent_diffusion": "anomaly.samplers.latent_diffusion:LatentDiffusion",
 }
-"""Name -> `module:Class`, imported only when asked for"""
+"""Name -> `module:Class`, imported on first use"""

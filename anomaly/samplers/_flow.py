@@ -1,10 +1,10 @@
-"""What the normalizing flows on images share: dequantisation and logit, training by likelihood, density, and the latent.
+"""`Flow`: base of the normalizing flows on images, with dequantisation, logit, training by likelihood, density and latent.
 
 Sources: L. Dinh et al., "Density estimation using Real NVP", 2016, arXiv 1605.08803 (§4.1: uniform dequantisation, logit); D.
 Kingma and P. Dhariwal, "Glow", 2018, arXiv 1807.03039 (eq. 1 and 2: bits per dimension).
 
-Notation: x -> image in [0, 1]; u -> place within the bin of a grey level; x' -> dequantised image in [0, 1]; v -> its logit;
-z -> latent; D -> 3 · h · w.
+Notation: x -> image in [0, 1]; u -> position within the bin of a grey level; x' -> dequantised image in [0, 1]; v -> its
+logit; z -> latent; D -> 3 · h · w.
 """
 
 from __future__ import annotations
@@ -20,37 +20,38 @@ from torch import Tensor
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
-from anomaly.nn.flow_steps import Logit, MultiScale, Step
+from anomaly.nn.flow_steps import Logit, Step
+from anomaly.nn.multi_scale_flow import MultiScale
 from anomaly.nn.preprocess import Resize
 from anomaly.samplers.base import Density, Sampler, Score
 
 WARM_UP = 0.05
-"""Share of the training in which the learning rate rises to its value"""
+"""Share of the training with a rising learning rate"""
 
 
 class Flow(Sampler):
-    """Base of the flows: a subclass builds the steps of the scales.
+    """Base of the flows. A subclass builds the steps of the scales.
 
-    `log_prob` is the density of x' in [0, 1]^D with u = 0.5, the bins' centres: nothing is drawn outside of training, where
-    u is uniform on [0, 1). The density is that of whole images: what lies outside a region of interest is blank in every
-    image, and adds nearly the same to each.
+    `log_prob` is the density of x' in [0, 1]^D at the bins' centres, u = 0.5. In training u is uniform on [0, 1). The density
+    covers whole images. Pixels outside a region of interest are blank in every image and add a nearly constant term.
 
     Args:
         scales: steps of each scale.
         mixes: whether the steps mix the channels.
-        bits: of the grey levels that are dequantised: the noise of training is 2^-bits wide.
-        learning_rate: of Adam, after its rise and before one cosine to zero.
-        seed: of the dequantisation.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
-        size, resize, score, smooth, standardise, epochs, batch_size: as in `Sampler`; the first batch sets the actnorms.
+        bits: bits of the dequantised grey levels; the training noise has the width 2^-bits.
+        learning_rate: highest learning rate of Adam, between a short rise and a cosine to zero.
+        seed: seed of the dequantisation.
+        cache_gib: memory for preprocessed images between epochs in GiB.
+        size, resize, score, smooth, standardise, epochs: as in `Sampler`.
+        batch_size: images per optimisation step; the first batch initialises the actnorms.
     """
 
     max_gradient_norm = 1.0  # one unusual image must not undo the training
     density: ClassVar[Density] = "exact"
     loop: ClassVar[str] = "decoder"
     unsupported: ClassVar[dict[str, str]] = {
-        "inpaint": "a flow gives every image back as it is, so rounds of encoding and decoding leave the unknown pixels as"
-        " they were; take an autoencoding sampler, e.g. vae, or a diffusion model"
+        "inpaint": "a flow reproduces every image exactly, so that encoding and decoding changes no unknown pixel;"
+        " take an autoencoding sampler, e.g. vae, or a diffusion model"
     }
 
     def __init__(
@@ -90,7 +91,7 @@ class Flow(Sampler):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """One vector, as long as the image has values: the parts that the scales hand over, the finest first."""
+        """Shape of one vector with as many values as the image: the outputs of the scales, finest first."""
         return (3 * self.preprocess.size[0] * self.preprocess.size[1],)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -100,29 +101,29 @@ class Flow(Sampler):
         return z  # type: ignore[no-any-return]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map z (N, D) to images (N, 3, h, w) in [0, 1]: the inverse of `encode`."""
+        """Map z (N, D) to images (N, 3, h, w) in [0, 1], the inverse of `encode`."""
         return self.logit.inverse(self.flow.inverse(z))
 
     def _pixel_nll(self, x: Tensor, u: Tensor | float) -> Tensor:
-        """Each pixel's share of -log p(x'), its channels summed, (N, h, w)."""
+        """Each pixel's share of -log p(x'), summed over channels, (N, h, w)."""
         v, log_det = self.logit(x, u)
         _, shares = self.flow(v)
         return (shares - log_det).sum(dim=1)  # type: ignore[no-any-return]
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Each pixel's share of -log p in nats, (N, h, w); the sum over the map is `-log_prob(x)`.
+        """Compute each pixel's share of -log p in nats, (N, h, w); the map sums to `-log_prob(x)`.
 
-        Latent and log-determinant of each scale go back to the pixels they came from; those of steps that mix channels are
-        spread evenly over the block of pixels that they cover.
+        Latent and log-determinant of each scale are assigned to their pixels. Those of channel-mixing steps are spread evenly
+        over their block of pixels.
         """
         return self._pixel_nll(x, 0.5)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of images (N, 3, h, w) at the bins' centres, nats per image, (N,)."""
+        """Compute the log-density of images (N, 3, h, w) at the bins' centres in nats per image, (N,)."""
         return -self.anomaly_map(x).sum(dim=2).sum(dim=1)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Bits per dimension at a drawn place within the bins."""
+        """Bits per dimension at random positions within the bins."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
         u = torch.rand(x.shape, generator=self._random).to(x.device)
         if not self.flow.is_initialized:
@@ -133,13 +134,13 @@ class Flow(Sampler):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam; its rate rises over the first steps, then follows one cosine to zero."""
+        """Return Adam with a rising learning rate at first, then one cosine to zero."""
         optimizer = torch.optim.Adam(self.flow.parameters(), lr=self.learning_rate)
         total = max(1, int(self.trainer.estimated_stepping_batches))
-        rising = max(1, round(WARM_UP * total))
+        num_rising = max(1, round(WARM_UP * total))
 
         def share(step: int) -> float:
-            return min((step + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
+            return min((step + 1) / num_rising, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""Noise schedules of diffusion models, as diffusers' scheduler holds them.
+"""Noise schedules of diffusion models, as schedulers of diffusers.
 
 J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv 2006.11239 (linear, § 4); A. Nichol and P. Dhariwal,
 "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv 2102.09672 (cosine with the offset s, eq. 16 and 17).
@@ -15,22 +15,25 @@ from anomaly.errors import UsageError
 
 Schedule = Literal["linear", "cosine", "offset-cosine"]
 LARGEST = 0.999
-"""Bound of a β_t (2102.09672, § 3.2)"""
+"""Upper bound of β_t (2102.09672, § 3.2)"""
 
 
 def noise_schedule(name: Schedule, *, num_timesteps: int) -> DDPMScheduler:
-    """Build the scheduler that holds β_t and ᾱ_t, and that noises images in training.
+    """Build the scheduler with β_t and ᾱ_t, which adds noise to images in training.
 
     Args:
-        name: `linear`, β_t from 1e-4 to 0.02 at 1000 steps, and in proportion to 1000 / T at T, as 2102.09672 has it;
-            `cosine`, ᾱ_t = cos²(π/2 · t/T); `offset-cosine`, the same with s = 0.008: the first steps are not too small.
-        num_timesteps: T.
+        name: `linear`: β_t from 1e-4 to 0.02 at 1000 steps, times 1000 / T as in 2102.09672; `cosine`: ᾱ_t =
+            cos²(π/2 · t/T); `offset-cosine`: the same with the offset s = 0.008, which keeps the first steps from being too
+            small.
+        num_timesteps: number T of steps.
 
     Raises:
         UsageError: fewer than 10 steps.
     """
     if num_timesteps < 10:
-        raise UsageError(f"num_timesteps {num_timesteps}: a diffusion has many small steps; give 10 or more, e.g. 1000")
+        raise UsageError(
+            f"num_timesteps {num_timesteps}: a diffusion needs many small steps; give 10 or more, e.g. 1000"
+        )
     if name == "offset-cosine":
         return DDPMScheduler(num_train_timesteps=num_timesteps, beta_schedule="squaredcos_cap_v2")
     if name == "linear":

@@ -1,4 +1,4 @@
-"""What the samplers share that are fitted in closed form, on all images at once."""
+"""`OnePassSampler`: base of the samplers that are fitted in closed form on all images at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from anomaly.samplers.base import Sampler
 class OnePassSampler(Sampler):
     """Base of the samplers without gradient descent: one pass over the images, then `learn`.
 
-    What they learned are buffers, so that checkpoint and export work unchanged. All training images are in memory for the
-    fit, at the network's size.
+    The fitted values are buffers, so that checkpoints and export work unchanged. The fit holds all training images in memory,
+    at the network's size.
 
     Args:
-        options: those of `Sampler`, without epochs.
+        options: options of `Sampler` except `epochs`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -31,10 +31,10 @@ class OnePassSampler(Sampler):
         """Fit on images (N, 3, h, w) in [0, 1]."""
 
     def training_step(self, batch: Batch, index: int) -> None:
-        """Nothing: the fit needs all images at once, and is made at the end of training."""
+        """Do nothing; the fit needs all images and happens at the end of training."""
 
     def configure_optimizers(self) -> None:
-        """None: nothing descends a gradient."""
+        """Return no optimiser."""
 
     def on_train_end(self) -> None:
         """Fit on all training images, then measure the map's scale."""

@@ -1,16 +1,18 @@
-"""Denoising diffusion: an image is what is left when a network has taken the noise away, step by step.
+"""Denoising diffusion: a network removes noise step by step until an image remains.
 
 J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv 2006.11239 (training, eq. 14; bound, eq. 5); J. Song et
-al., "Denoising Diffusion Implicit Models", 2020, arXiv 2010.02502 (the deterministic steps of `anomaly_map` and `encode`);
-A. Nichol and P. Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv 2102.09672 (the cosine schedule).
+al., "Denoising Diffusion Implicit Models", 2020, arXiv 2010.02502 (deterministic steps of `anomaly_map` and `encode`);
+A. Nichol and P. Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv 2102.09672 (cosine schedule).
 Partial diffusion as a detector: J. Wyatt et al., "AnoDDPM", CVPR workshops 2022.
 
-Notation: x_0 -> image in [-1, 1]; t -> 0 … T-1, one less than in the paper; a_t -> ᾱ_t; eps -> noise; D -> values of an image.
-What differs, and why: the network works on patches of 2 × 2 pixels, which one CPU core trains in minutes; inside it says the
-velocity, and training weighs its errors as such: after 300 steps on 188 images of bottles that drew bottles, where a
-network that says the noise, trained by eq. 14, drew noise after 600; x_0 is taken as a continuous value, because a resized
-image has no 256 levels, so that the decoder of eq. 13 is a normal density; the bound's sum over t is drawn in strata,
-once, with its noise, because T evaluations for a number are too many.
+Notation: x_0 -> image in [-1, 1]; t -> step 0 … T-1, one less than in the paper; a_t -> ᾱ_t; eps -> noise; D -> number of
+values of an image.
+What differs, and why:
+* The network works on patches of 2 × 2 pixels, so that one CPU core trains it in minutes.
+* It predicts the velocity, and the loss weights the velocity's error. After 300 steps on 188 images of bottles the samples
+  were bottles. With predicted noise and the loss of eq. 14 they were still noise after 600 steps.
+* x_0 is continuous, because a resized image has more than 256 levels. The decoder of eq. 13 is therefore a normal density.
+* The bound's sum over t is estimated on strata with fixed noise, because T network evaluations per image are too many.
 """
 
 from __future__ import annotations
@@ -36,41 +38,41 @@ from anomaly.samplers._noise_schedule import Schedule, noise_schedule
 from anomaly.samplers.base import Density, Sampler, Score
 
 LEAST_ERROR = 1e-3
-"""Share of the noise that no network says rightly; it keeps the noisiest steps among those that the bound looks at"""
+"""Assumed least share of wrongly predicted noise; it keeps the noisiest steps in the bound's estimate"""
 
 
 class Ddpm(Sampler):
-    """DDPM, drawn by DDIM or DDPM; weights are averaged over training for all but training itself.
+    """Denoising diffusion model, sampled by DDIM or DDPM. All functions use averaged weights.
 
     Args:
         size: side of the network's square input in pixels, a multiple of patch · 2^(levels - 1).
         resize: `stretch` or `letterbox`.
-        patch: side in pixels of the patches that the U-Net works on; the paper's is 1.
-        widths: channels of the U-Net's levels, from the finest down.
-        schedule: `linear` is the paper's, `offset-cosine` that of 2102.09672, `cosine` the same without its offset.
-        num_timesteps: T.
-        weighting: whose squared error training minimises; `noise` is the paper's, `velocity` weighs it by 1 / ᾱ_t, so that the
-            noisy steps, in which the whole of the part is decided, are learned in a short training too.
-        ema_decay: of the average of the weights; the paper's is 0.9999, for a hundred times as many steps.
-        latent_steps: steps of `encode` and `decode`.
-        bound_steps: evaluations of the network in `log_prob`.
-        detect_strengths: how far along the schedule images are noised for `anomaly_map`, each in (0, 1]; averaged.
-        detect_steps: steps that take the noise away again.
-        score: `peak` or `mean` of the map.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        learning_rate: of Adam, at the start of the cosine.
+        patch: side of the U-Net's patches in pixels; 1 in the paper.
+        widths: channels of the U-Net's levels, finest first.
+        schedule: noise schedule: `linear` of the paper, `offset-cosine` of 2102.09672, or `cosine` without the offset.
+        num_timesteps: number T of diffusion steps.
+        weighting: error in the loss: of the `noise`, as in the paper, or of the `velocity`, with the weight 1 / ᾱ_t. A
+            short training then learns the noisy steps too, which determine the overall shape of the part.
+        ema_decay: decay of the weight average; 0.9999 in the paper, which trains a hundred times longer.
+        latent_steps: diffusion steps of `encode` and `decode`.
+        bound_steps: network evaluations of `log_prob`.
+        detect_strengths: noise levels of the partial diffusions in `anomaly_map`, as shares of the schedule in (0, 1].
+        detect_steps: denoising steps of a partial diffusion.
+        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
+        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        learning_rate: initial learning rate of Adam, which follows a cosine to zero.
         epochs: passes over the training images.
-        batch_size: images per step.
-        seed: of the noise, that of training and that of the bound and the anomaly_map.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        batch_size: images per optimisation step.
+        seed: seed of the noise in training, in the bound and in the anomaly map.
+        cache_gib: memory for preprocessed images between epochs in GiB.
     """
 
     max_gradient_norm = 1.0
     density: ClassVar[Density] = "bound"
     loop: ClassVar[str] = "diffusion"
     unsupported: ClassVar[dict[str, str]] = {
-        "attribute": "its latents are nearly white noise, whose mean over images says nothing of what they share",
+        "attribute": "its latents are nearly white noise, so that their mean does not represent an attribute",
     }
 
     bound_noise: Tensor
@@ -109,8 +111,8 @@ class Ddpm(Sampler):
         self.save_hyperparameters()
         if not detect_strengths or bound_steps < 3:
             raise UsageError(
-                f"detect_strengths {list(detect_strengths)} and bound_steps {bound_steps}: give one strength or more,"
-                " e.g. [0.25], and 3 steps or more, e.g. 16"
+                f"detect_strengths {list(detect_strengths)} and bound_steps {bound_steps}: give at least one strength,"
+                " e.g. [0.25], and at least 3 steps, e.g. 16"
             )
         scheduler = noise_schedule(schedule, num_timesteps=num_timesteps)
         self.alphas_cumprod: list[float] = scheduler.alphas_cumprod.tolist()
@@ -136,13 +138,13 @@ class Ddpm(Sampler):
     # training
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Mean square between the noise that was added, at a step drawn for each image, and what the network says (eq. 14)."""
+        """Mean squared error of the network at one random step per image (eq. 14)."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
         noise = torch.randn(x.shape, generator=self._random).to(x.device)
         t = torch.randint(len(self.chain), (len(x),), generator=self._random).to(x.device)
         x_t = self._scheduler.add_noise(2 * x - 1, noise, t)
-        said = self.network(x_t, t)
-        squares = (said - noise) ** 2 if self.weighting == "noise" else self.network.errors(said, noise, t)
+        predicted = self.network(x_t, t)
+        squares = (predicted - noise) ** 2 if self.weighting == "noise" else self.network.errors(predicted, noise, t)
         loss: Tensor = squares[:, :, self.preprocess.roi].mean() if self.preprocess.has_roi else squares.mean()
         self.log(self.weighting, loss, prog_bar=True)
         return loss
@@ -153,27 +155,27 @@ class Ddpm(Sampler):
         return cosine_adam(self.network.parameters(), num_steps=num_steps, learning_rate=self.learning_rate)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
-        """Take a step, and let the average follow."""
+        """Take a step, and update the weight average."""
         super().optimizer_step(*args, **options)
         self.ema.update(self.network)
 
-    # what follows from the network
+    # functions of the network
 
     def loop_settings(self) -> dict[str, Any]:
-        """ᾱ_t of all steps."""
+        """Return ᾱ_t of all steps."""
         return {"alphas_cumprod": self.alphas_cumprod}
 
     def functions(self) -> dict[str, tuple[Tensor, ...]]:
-        """`denoise` alone: sampling, inversion and the way back are loops of the loop over it."""
+        """Name `denoise` only; the sampling loop builds everything else from it."""
         return {"denoise": (torch.zeros(2, 3, *self.preprocess.size), torch.tensor([1, 2]))}
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """That of the image: a latent is a noise image."""
+        """Shape of the image: a latent is a noise image."""
         return (3, *self.preprocess.size)
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Say the noise in states x_t (N, 3, h, w) of steps t (N,) int64, by the averaged weights."""
+        """Predict the noise in states x_t (N, 3, h, w) of steps t (N,) int64 with the averaged weights."""
         noise: Tensor = self.ema(x_t, t)
         return noise
 
@@ -181,42 +183,42 @@ class Ddpm(Sampler):
         return self.denoise(x_t, torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map noise (N, 3, h, w) to images in [0, 1], by deterministic DDIM in `latent_steps` steps."""
+        """Map noise (N, 3, h, w) to images in [0, 1] by deterministic DDIM in `latent_steps` steps."""
         for t, s in itertools.pairwise([*self.latent_steps, -1]):
             z = self.chain.move(z, self._noise_at(z, t), t=t, s=s)
         return ((z + 1) / 2).clamp(0, 1)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, h, w) to the noise that they come from, by DDIM inversion in `latent_steps` steps."""
+        """Map images (N, 3, h, w) to their noise by DDIM inversion in `latent_steps` steps."""
         z, s = 2 * x - 1, -1
         for t in reversed(self.latent_steps):
             z, s = self.chain.move(z, self._noise_at(z, t), t=s, s=t), t
         return z
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Give the variational bound of images (N, 3, h, w), (N,), in nats: an unbiased estimate with fixed draws.
+        """Estimate the variational bound of images (N, 3, h, w) in nats, (N,), without bias and with fixed draws.
 
-        It is -L of eq. 5 as a density of x in [0, 1], with sigma_t² = β_t: L_T in closed form, L_0 at its own step, and of the
-        other L_t, each a constant and a weight times a squared error (eq. 12), one from each stratum of the sum, drawn once.
+        The bound is -L of eq. 5 as a density of x in [0, 1], with sigma_t² = β_t. L_T has a closed form and L_0 its own step.
+        Each other L_t is a constant plus a weighted squared error (eq. 12); one of them is drawn per stratum, once.
         """
         x_0 = 2 * x - 1
         dim = math.prod(x_0.shape[1:])
         a = self.chain.a(len(self.chain) - 1)
         bound = -0.5 * ((1 - a) + a * x_0**2 - 1 - math.log(1 - a)).flatten(1).sum(dim=1)  # L_T
-        bound = bound - dim * (_constant(self.chain) - math.log(2))  # from [-1, 1] to [0, 1] it is 2 times as dense
+        bound = bound - dim * (_constant(self.chain) - math.log(2))  # the density doubles from [-1, 1] to [0, 1]
         for noise, t, weight in zip(self.bound_noise, self.bound_at.tolist(), self.bound_weights.tolist(), strict=True):
-            said = self._noise_at(self.chain.noised(x_0, noise, t=t), t)
-            bound = bound - weight * ((noise - said) ** 2).flatten(1).sum(dim=1)
+            predicted = self._noise_at(self.chain.noised(x_0, noise, t=t), t)
+            bound = bound - weight * ((noise - predicted) ** 2).flatten(1).sum(dim=1)
         return bound
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Give how far images (N, 3, h, w) are, pixel by pixel, from what partial diffusion makes of them, (N, h, w)."""
+        """Compute each pixel's difference between images (N, 3, h, w) and their partial diffusions, (N, h, w)."""
         x_0, num = 2 * x - 1, len(self.detect_steps)
         states = [
             self.chain.noised(x_0, noise, t=timesteps[0])
             for noise, timesteps in zip(self.detect_noise, self.detect_steps, strict=True)
         ]
-        for step in range(len(self.detect_steps[0])):  # all strengths go through the network together
+        for step in range(len(self.detect_steps[0])):  # all strengths in one batch
             at = torch.cat([torch.full_like(x_0[:, 0, 0, 0], steps[step]) for steps in self.detect_steps]).to(
                 torch.int64
             )
@@ -236,9 +238,10 @@ def _levels(chain: Chain) -> Tensor:
 
 
 def _constant(chain: Chain) -> float:
-    """What the bound's terms hold beside the squared errors, for each value of an image, in nats.
+    """Sum of the bound's constants per value of an image, in nats.
 
-    Of L_0 that is ½ log(2π β), of the others the KL of two normal densities of one mean, with the variances β̃_t and β_t.
+    The constant of L_0 is ½ log(2π β). Each other constant is the KL divergence of two normal densities with equal means and
+    the variances β̃_t and β_t.
     """
     a = _levels(chain)
     beta = 1 - a[1:] / a[:-1]
@@ -247,10 +250,10 @@ def _constant(chain: Chain) -> float:
 
 
 def _strata(chain: Chain, *, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Choose the steps at which the bound is looked at, and what their squared errors weigh (eq. 12).
+    """Choose the steps of the bound's estimate and the weights of their squared errors (eq. 12).
 
-    The first is t = 0, that of L_0. The other steps are cut into up to `num` ranges of about equal weight times error, as far
-    as that is foreseen (white images of deviation 1/2), and one is drawn from each.
+    The first step is t = 0, for L_0. The other steps form up to `num` ranges of about equal expected contribution, under the
+    assumption of white images of deviation 1/2. One step is drawn per range.
 
     Returns:
         (n,) int64 steps, and (n,) float32 weights.
@@ -266,7 +269,7 @@ def _strata(chain: Chain, *, num: int, generator: torch.Generator) -> tuple[Tens
     for number in range(1, num + 1):
         members = (stratum == number).nonzero()[:, 0]
         if not len(members):
-            continue  # a step that alone outweighs a range
+            continue  # one step fills more than a range
         drawn = int(torch.multinomial(share[members], 1, generator=generator))
         chance = float(share[members][drawn] / share[members].sum())
         at.append(int(members[drawn]) + 1)

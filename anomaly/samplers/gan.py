@@ -1,16 +1,16 @@
-"""Generative adversarial network: a generator that a critic cannot tell from images, under one of four objectives.
+"""Generative adversarial network: a generator trained against a critic, under one of four objectives.
 
-I. Goodfellow et al., "Generative Adversarial Networks", 2014, arXiv 1406.2661 (algorithm 1; §3: the non-saturating loss).
-Networks and guidelines: A. Radford et al., "DCGAN", 2015, arXiv 1511.06434. Objectives beside the first:
+I. Goodfellow et al., "Generative Adversarial Networks", 2014, arXiv 1406.2661 (algorithm 1; §3: non-saturating loss).
+Networks and guidelines: A. Radford et al., "DCGAN", 2015, arXiv 1511.06434. Other objectives:
 
     lsgan      X. Mao et al., "Least Squares Generative Adversarial Networks", 2016, arXiv 1611.04076, eq. 2
     wgan       M. Arjovsky et al., "Wasserstein GAN", 2017, arXiv 1701.07875, algorithm 1: clipped weights, RMSProp
     wgan-gp    I. Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, arXiv 1704.00028, algorithm 1
 
 Notation: x -> image in [0, 1], in the networks in [-1, 1]; z -> latent, N(0, I); G -> generator; D -> critic.
-What differs, and why: images are drawn from a running average of G's weights, because G itself goes in circles about a
-balance (T. Karras et al., "Progressive Growing of GANs", 2017, arXiv 1710.10196). The critic of wgan-gp has layer norm where
-DCGAN has batch norm, since its penalty is of each image by itself.
+What differs, and why: sampling uses a running average of G's weights, because G itself oscillates (T. Karras et al.,
+"Progressive Growing of GANs", 2017, arXiv 1710.10196). The critic of wgan-gp has layer norm in place of DCGAN's batch norm,
+because its penalty treats each image separately.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from anomaly.nn.residual_gan import SampleNorm, gradient_penalty
 from anomaly.samplers.base import Sampler
 
 Objective = Literal["non-saturating", "lsgan", "wgan", "wgan-gp"]
-FAKE, REAL, WANTED = 0.0, 1.0, 1.0
-"""a, b and c of LSGAN: what D is to say of drawn images and of images, and what G wants it to say of its own"""
+FAKE, REAL, TARGET = 0.0, 1.0, 1.0
+"""a, b and c of LSGAN: the critic's targets for generated and real images, and the generator's target"""
 NUM_MEASURED = 50
-"""Batches over which the batch norms of the averaged generator are measured"""
-NO_ENCODER = "a generator alone has no way from an image to its latent; f-AnoGAN is the one with an encoder: fanogan"
+"""Batches in the measurement of the averaged generator's batch norms"""
+NO_ENCODER = "a generator has no encoder from an image to its latent; the detector fanogan (f-AnoGAN) has one"
 
 
 def critic_loss(objective: Objective, *, real: Tensor, fake: Tensor) -> Tensor:
-    """What the critic minimises, but for the penalty of wgan-gp.
+    """Compute the critic's loss, without the penalty of wgan-gp.
 
     Args:
-        objective: one of the four; minus its value is the estimate of the Wasserstein distance in the last two.
-        real: D of images, (N,).
-        fake: D of drawn images, (N,).
+        objective: objective of the game. Under `wgan` and `wgan-gp` the negative loss estimates the Wasserstein distance.
+        real: critic's output for real images, (N,).
+        fake: critic's output for generated images, (N,).
     """
     if objective == "non-saturating":
         return functional.softplus(-real).mean() + functional.softplus(fake).mean()
@@ -55,39 +55,39 @@ def critic_loss(objective: Objective, *, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def generator_loss(objective: Objective, *, fake: Tensor) -> Tensor:
-    """What the generator minimises, given D of drawn images, (N,)."""
+    """Compute the generator's loss from the critic's output for generated images, (N,)."""
     if objective == "non-saturating":
         return functional.softplus(-fake).mean()
     if objective == "lsgan":
-        return 0.5 * ((fake - WANTED) ** 2).mean()
+        return 0.5 * ((fake - TARGET) ** 2).mean()
     return -fake.mean()
 
 
 @torch.no_grad()
 def clip_weights(critic: nn.Module, *, bound: float) -> None:
-    """Keep every weight of a critic in [-bound, bound], as wgan does after each of its steps."""
+    """Clip every weight of a critic to [-bound, bound], as wgan does after each critic step."""
     for parameter in critic.parameters():
         parameter.clamp_(-bound, bound)
 
 
 class Gan(Sampler):
-    """Deep convolutional GAN. It draws images and does nothing else: as a detector it has no score.
+    """Deep convolutional GAN. It only draws images; it has no detector form.
 
     Args:
-        size: side of the images in pixels, a power of two from 16 on.
+        size: side of the images in pixels, a power of two of at least 16.
         resize: `stretch` or `letterbox`.
-        width: channels of the finest map of both networks.
-        latent: values of z.
-        objective: what the two play for. With some hundred images wgan-gp is the one whose critic does not run away.
-        critic_steps: steps of the critic for each of the generator; 5 in the papers of wgan and wgan-gp, 1 in the others.
-        penalty: weight of the gradient penalty, of wgan-gp.
-        clip: bound of the critic's weights, of wgan.
-        decay: of the average of the generator's weights, in the long run.
-        learning_rate: of Adam for both, of RMSProp under wgan.
+        width: channels of both networks at their finest resolution.
+        latent: number of values of z.
+        objective: objective of the game. wgan-gp is the most stable one on a few hundred images.
+        critic_steps: critic steps per generator step; 5 in the papers of wgan and wgan-gp, 1 in the others.
+        penalty: weight of the gradient penalty of wgan-gp.
+        clip: bound of the critic's weights under wgan.
+        decay: final decay of the generator's weight average.
+        learning_rate: learning rate of Adam for both networks; of RMSProp under wgan.
         epochs: passes over the training images.
-        batch_size: images per step.
-        seed: of the latents and of the places of the gradient penalty.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        batch_size: images per optimisation step.
+        seed: seed of the latents and of the gradient penalty's positions.
+        cache_gib: memory for preprocessed images between epochs in GiB.
     """
 
     unsupported: ClassVar[dict[str, str]] = {
@@ -96,12 +96,12 @@ class Gan(Sampler):
         "interpolate": NO_ENCODER,
         "inpaint": NO_ENCODER,
         "attribute": NO_ENCODER,
-        "log_prob": "a generator says how to draw an image and not how likely one is",
-        "anomaly_map": "it has neither a likelihood nor a reconstruction; f-AnoGAN is the detector among the GANs: fanogan",
+        "log_prob": "a generator draws images, but has no density of them",
+        "anomaly_map": "a GAN has neither a likelihood nor a reconstruction; the detector fanogan (f-AnoGAN) has one",
     }
 
     num_steps: Tensor
-    """() int64, steps of the critic done"""
+    """() int64, number of completed critic steps"""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Gan(Sampler):
         cache_gib: float = 2.0,
     ) -> None:
         if critic_steps < 1:
-            raise UsageError(f"critic_steps {critic_steps}: the critic goes first, give 1 or more, e.g. 5 for wgan-gp")
+            raise UsageError(f"critic_steps {critic_steps}: give 1 or more, e.g. 5 for wgan-gp")
         super().__init__(
             size=size,
             resize=resize,
@@ -147,28 +147,28 @@ class Gan(Sampler):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """One vector."""
+        """Shape of one latent vector."""
         return (self.latent,)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map latents (N, d) to images (N, 3, h, w) in [0, 1] by the averaged generator."""
+        """Map latents (N, d) to images (N, 3, h, w) in [0, 1] with the averaged generator."""
         return self._images(self.ema.average, z)
 
     def _images(self, generator: nn.Module, z: Tensor) -> Tensor:
         x: Tensor = 0.5 * (generator(z[:, :, None, None]).float() + 1)
         return x * self.preprocess.roi if self.preprocess.has_roi else x
 
-    def _judged(self, x: Tensor) -> Tensor:
-        """D of images (N, 3, h, w) in [0, 1]: (N,)."""
-        judged: Tensor = self.critic(2 * x - 1).float().flatten()
-        return judged
+    def _critic_output(self, x: Tensor) -> Tensor:
+        """Critic's output (N,) for images (N, 3, h, w) in [0, 1]."""
+        output: Tensor = self.critic(2 * x - 1).float().flatten()
+        return output
 
-    def _drawn(self, num: int) -> Tensor:
+    def _draw(self, num: int) -> Tensor:
         z = torch.randn((num, self.latent), generator=self._random).to(self.device)
         return self._images(self.generator, z)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Of the generator and of the critic: as the paper of each objective has them."""
+        """Return the optimisers of generator and critic, as in the paper of each objective."""
         networks = (self.generator, self.critic)
         if self.objective == "wgan":
             return [torch.optim.RMSprop(network.parameters(), lr=self.learning_rate) for network in networks]
@@ -176,21 +176,21 @@ class Gan(Sampler):
         return [torch.optim.Adam(network.parameters(), lr=self.learning_rate, betas=betas) for network in networks]
 
     def training_step(self, batch: Batch, index: int) -> None:
-        """One step of the critic, with one of the generator where it is due."""
+        """Take one critic step, and a generator step after every `critic_steps` of them."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
-        x = x.contiguous()  # one memory layout, cached or not: the kernel that it chooses rounds its own way
-        of_generator, of_critic = self.optimizers()  # type: ignore[attr-defined]
-        self._step_critic(x, of_critic)
+        x = x.contiguous()  # cached or not, one memory layout and so one rounding
+        generator_optimizer, critic_optimizer = self.optimizers()  # type: ignore[attr-defined]
+        self._step_critic(x, critic_optimizer)
         self.num_steps += 1
         if int(self.num_steps) % self.critic_steps == 0:
-            self._step_generator(len(x), of_generator)
+            self._step_generator(len(x), generator_optimizer)
             self.ema.update(self.generator)
 
     def _step_critic(self, x: Tensor, optimizer: LightningOptimizer) -> None:
         with torch.no_grad():
-            fake = self._drawn(len(x))
-        # images and drawn images each in a batch of their own, as batch norm wants it
-        loss = critic_loss(self.objective, real=self._judged(x), fake=self._judged(fake))
+            fake = self._draw(len(x))
+        # separate batches of real and generated images for batch norm
+        loss = critic_loss(self.objective, real=self._critic_output(x), fake=self._critic_output(fake))
         self.log("critic", loss)
         if self.objective == "wgan-gp":
             penalty = gradient_penalty(
@@ -204,20 +204,20 @@ class Gan(Sampler):
 
     def _step_generator(self, num: int, optimizer: LightningOptimizer) -> None:
         self.critic.requires_grad_(False)
-        loss = generator_loss(self.objective, fake=self._judged(self._drawn(num)))
+        loss = generator_loss(self.objective, fake=self._critic_output(self._draw(num)))
         self.log("generator", loss)
         self._descend(loss, optimizer)
         self.critic.requires_grad_(True)
 
     def _descend(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
         optimizer.zero_grad()
-        with torch.autocast(self.device.type, enabled=False):  # the penalty is differentiated twice in float32
+        with torch.autocast(self.device.type, enabled=False):  # the penalty needs second derivatives in float32
             self.manual_backward(loss)
         optimizer.step()
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Measure the batch norms of the averaged generator: those of the last one do not fit its weights."""
+        """Measure the batch norms of the averaged generator; those of the last generator do not fit its weights."""
         norms = [layer for layer in self.ema.average.modules() if isinstance(layer, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
@@ -231,7 +231,7 @@ class Gan(Sampler):
 
 
 def _norm_each_image(critic: DcganEncoder) -> None:
-    """Put layer norm where a critic has batch norm."""
+    """Replace batch norm with layer norm in a critic."""
     for level in critic.features:
         assert isinstance(level, nn.Sequential)
         for position, layer in enumerate(level):

@@ -1,17 +1,18 @@
-"""Glow: actnorm, an invertible 1×1 convolution and an affine coupling, over scales.
+"""Glow: actnorm, invertible 1×1 convolution and affine coupling, over several scales.
 
-D. Kingma and P. Dhariwal, "Glow: Generative Flow with Invertible 1×1 Convolutions", 2018, arXiv 1807.03039 (§3; the LU form,
+D. Kingma and P. Dhariwal, "Glow: Generative Flow with Invertible 1×1 Convolutions", 2018, arXiv 1807.03039 (§3; LU form,
 eq. 10 and 11).
 
-What is the paper's: the three layers of a step and their initial state; the prior of what a scale hands over is a Gaussian
-whose mean and deviation a net says of what goes on, which is nothing but one more coupling before the halves part.
-What differs, and why: log-scales are softly clamped in place of the sigmoid, and the nets know their position, because parts
-lie in register; the hidden convolution is residual.
+As in the paper: the three layers of a step and their initial state. The prior of a scale's output is a Gaussian whose mean
+and deviation depend on the remaining half; one more coupling before the split implements it.
+What differs, and why: log-scales are softly clamped in place of the sigmoid; the networks receive their position, because
+parts lie in register; the hidden convolution is residual.
 """
 
 from __future__ import annotations
 
-from anomaly.nn.flow_steps import Actnorm, Invertible1x1, MaskedCoupling, Step, checkerboard_mask, scale_shapes
+from anomaly.nn.flow_steps import Actnorm, Invertible1x1, MaskedCoupling, Step, checkerboard_mask
+from anomaly.nn.multi_scale_flow import scale_shapes
 from anomaly.nn.preprocess import Resize
 from anomaly.samplers._flow import Flow
 from anomaly.samplers.base import Score
@@ -23,24 +24,24 @@ CLAMP = 2.0
 class Glow(Flow):
     """Glow.
 
-    As a detector it scores by the peak of the standardised map of shares of -log p, for small defects; `score` = `mean` with
-    `standardise` = false and `smooth` = 1 is the likelihood itself, per pixel.
+    The default score is the peak of the standardised map of shares of -log p, for small defects. `mean` with `smooth` 1 and
+    without `standardise` is the likelihood per pixel.
 
     Args:
         size: side of the network's square input in pixels, a multiple of 2^num_scales.
         resize: `stretch` or `letterbox`.
-        num_scales: scales; each halves the resolution.
-        num_steps: steps of each scale.
-        width: hidden channels of the couplings' nets.
-        bits: of the grey levels that are dequantised: the noise of training is 2^-bits wide.
-        score: `mean` of the map, which is the likelihood where the map is not standardised, or its `peak`.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        learning_rate: of Adam, after its rise and before one cosine to zero.
+        num_scales: number of scales; each halves the resolution.
+        num_steps: steps per scale.
+        width: hidden channels of the couplings' networks.
+        bits: bits of the dequantised grey levels; the training noise has the width 2^-bits.
+        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
+        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        learning_rate: highest learning rate of Adam, between a short rise and a cosine to zero.
         epochs: passes over the training images.
-        batch_size: images per step; the first one sets the actnorms.
-        seed: of the dequantisation.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        batch_size: images per optimisation step; the first batch initialises the actnorms.
+        seed: seed of the dequantisation.
+        cache_gib: memory for preprocessed images between epochs in GiB.
     """
 
     def __init__(
@@ -91,6 +92,6 @@ def _steps(channels: int, *, size: tuple[int, int], num_steps: int, width: int, 
         steps.append(Actnorm((channels, 1, 1), shrinkage=0.0))
         steps.append(Invertible1x1(channels))
         steps.append(MaskedCoupling(half, width=width, kernel=1, clamp=CLAMP, size=size))
-    if not last:  # the first half parts, and its prior is what the second half says of it
+    if not last:  # the first half leaves; its prior depends on the second half
         steps.append(MaskedCoupling(~half, width=width, kernel=1, clamp=CLAMP, size=size))
     return steps

@@ -1,17 +1,17 @@
-"""Mixture of Gaussians over the patches of an image, with weights that know the place.
+"""Mixture of Gaussians over the patches of an image, with weights per position.
 
-C. Bishop, "Pattern Recognition and Machine Learning", 2006, chapter 9.2; of patches: D. Zoran and Y. Weiss, "From Learning
-Models of Natural Image Patches to Whole Image Restoration", 2011. Drawing and inpainting are the work of the loop,
-`anomaly.generation.mixture.MixtureLoop`.
+C. Bishop, "Pattern Recognition and Machine Learning", 2006, chapter 9.2. Patches: D. Zoran and Y. Weiss, "From Learning
+Models of Natural Image Patches to Whole Image Restoration", 2011. `anomaly.generation.mixture.MixtureLoop` samples and
+inpaints.
 
-Notation: x -> image; y -> a patch of it as a vector of D values, cell c of a grid without overlap; U -> d orthonormal
-directions (d, D); a = U (y - mu); r -> what is left of y - mu; s2 -> its variance for each value; k -> Gaussian.
+Notation: x -> image; c -> cell of a grid without overlap; y -> the cell's patch as a vector of D values; U -> d orthonormal
+directions (d, D); a = U (y - mu); r -> residual of y - mu; s2 -> variance of each value of r; k -> Gaussian.
 p(x) = prod_c p(y_c), p(y_c) = N(r; 0, s2 I) sum_k pi_ck N(a; m_k, S_k): an exact density of x.
 
-What differs, and why: the Gaussians are full in d dimensions and round in the D - d others, which carry the least variance
-(M. Tipping and C. Bishop, "Mixtures of Probabilistic Principal Component Analysers", 1999, with one subspace for all), since D
-is hundreds. The Gaussians are shared by all cells; the weights pi_ck are those of each cell, one step of expectation
-maximisation from the shared ones, so that a draw has the parts of a part where they belong.
+What differs, and why: D is several hundred, so the Gaussians are full in d dimensions and spherical in the D - d others of
+least variance (M. Tipping and C. Bishop, "Mixtures of Probabilistic Principal Component Analysers", 1999, here with one
+subspace). All cells share the Gaussians. The weights pi_ck are specific to a cell, so that sampled features lie at their
+position on the part; one step of expectation maximisation computes them.
 """
 
 from __future__ import annotations
@@ -34,30 +34,28 @@ ROUNDING = (1 / 255) ** 2 / 12
 """Variance of rounding to 8 bits, for images in [0, 1]"""
 LOG_2_PI = math.log(2 * math.pi)
 FLOOR = 0.001
-"""Share of the weights of all cells together in those of each cell"""
-NO_LATENT = (
-    "which Gaussian a patch is from is a choice and no latent that goes from one value to the next; take pca or vae"
-)
+"""Share of the common weights in each cell's weights"""
+NO_LATENT = "the choice of a Gaussian per patch is discrete, not a continuous latent; take pca or vae"
 
 
 class Gmm(OnePassSampler):
     """Mixture of Gaussians over patches, fitted in one pass by scikit-learn.
 
-    `anomaly_map` leaves r where it lies and spreads the rest of -log p over its patch; its sum is -log p. The default score is
-    the peak of the standardised map, for small defects; `mean` with `standardise` off is the likelihood itself.
+    `anomaly_map` keeps r at its pixels and spreads the rest of -log p over the patch; the map sums to -log p. The default
+    score is the peak of the standardised map, for small defects. `mean` without `standardise` is the likelihood itself.
 
     Args:
         size: side of the network's square input in pixels.
         resize: `stretch` or `letterbox`.
-        patch: side of a patch in pixels; it divides `size` and is less.
-        num_gaussians: K, shared by all cells.
-        dimensions: d, up to 3 · patch².
-        num_patches: how many, drawn at random from all training images, the Gaussians are fitted on.
-        score: `mean` of the map or its `peak`.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        batch_size: images per step.
-        seed: of the sample and of the mixture's start.
+        patch: side of a patch in pixels, a proper divisor of `size`.
+        num_gaussians: number K of Gaussians.
+        dimensions: number d of directions, up to 3 · patch².
+        num_patches: random patches of all training images in the fit.
+        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
+        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        batch_size: images per optimisation step.
+        seed: seed of the choice of patches and of the mixture's start.
     """
 
     density: ClassVar[Density] = "exact"
@@ -67,7 +65,7 @@ class Gmm(OnePassSampler):
         "decode": NO_LATENT,
         "interpolate": NO_LATENT,
         "attribute": NO_LATENT,
-        "reconstruct": "each patch is a draw by itself, there is no code of the image to rebuild it from; take pca or vae",
+        "reconstruct": "patches are independent, and the image has no code; take pca or vae",
     }
 
     mean: Tensor
@@ -100,11 +98,11 @@ class Gmm(OnePassSampler):
         D = 3 * patch * patch
         if patch >= size:
             raise UsageError(
-                f"patch {patch}: a whole image of size {size} has {3 * size * size} dimensions, and a Gaussian of so many"
+                f"patch {patch}: a whole image of size {size} has {3 * size * size} dimensions, and its Gaussian"
                 f" {3 * size * size * (3 * size * size + 3) // 2} parameters; give smaller patches, e.g. patch 8"
             )
         if patch < 1 or size % patch:
-            raise UsageError(f"patch {patch}: its cells are to cover the size {size}; give a divisor of it, e.g. 8")
+            raise UsageError(f"patch {patch}: it must divide the size {size}; give e.g. 8")
         if not 1 <= dimensions <= D:
             raise UsageError(f"dimensions {dimensions}: a patch has {D}; give 1 to {D}, e.g. {min(D, 64)}")
         if num_gaussians < 1:
@@ -130,14 +128,14 @@ class Gmm(OnePassSampler):
 
     @torch.no_grad()
     def learn(self, x: Tensor) -> None:
-        """Fit the Gaussians and the weights of each cell on images (N, 3, h, w), in cells of the region of interest.
+        """Fit the Gaussians and each cell's weights on images (N, 3, h, w), in cells inside the region of interest.
 
         Raises:
-            UsageError: too few patches for so many Gaussians.
+            UsageError: too few patches for the number of Gaussians.
         """
         device, (K, d) = self.mean.device, self.centres.shape
         inside = self._inside().cpu()
-        y = self._patches(x.cpu()).double()[:, inside]  # (N, counted cells, D)
+        y = self._patches(x.cpu()).double()[:, inside]  # (N, cells inside, D)
         drawn = torch.randperm(y[..., 0].numel(), generator=torch.Generator().manual_seed(self.seed))
         sample = y.flatten(0, 1)[drawn[: self.num_patches]]
         if len(sample) < 2 * K:
@@ -150,12 +148,10 @@ class Gmm(OnePassSampler):
         directions = directions.flip(1)[:, :d].T.contiguous()
         left = variance[: len(variance) - d]
         noise = max(ROUNDING, float(left.mean())) if len(left) else ROUNDING
-        # no variance is taken to be less than the noise around the subspace
+        # the noise around the subspace is the least variance
         model = GaussianMixture(K, reg_covar=noise, random_state=self.seed)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", ConvergenceWarning
-            )  # a likelihood that could still rise is one all the same
+            warnings.simplefilter("ignore", ConvergenceWarning)  # more steps would change the likelihood little
             model.fit(((sample - mean) @ directions.T).numpy())
         shared = torch.as_tensor(model.weights_)
         self.mean.copy_(mean)
@@ -166,31 +162,31 @@ class Gmm(OnePassSampler):
         self.factors.copy_(factors)
         self.roots.copy_(torch.linalg.solve_triangular(factors, torch.eye(d).double().expand(K, d, d), upper=False))
         self.log_weight.copy_(shared.log().expand(self.cells, K))
-        taken = torch.zeros(len(inside), K, dtype=torch.float64)
+        responsibility = torch.zeros(len(inside), K, dtype=torch.float64)
         for start in range(0, len(x), self.batch_size):
             joint = self._joint(self._patches(x[start : start + self.batch_size].to(device)))[0]
-            taken += torch.softmax(joint, dim=2).sum(dim=0).double().cpu()
-        self.log_weight.copy_(((1 - FLOOR) * taken / len(x) + FLOOR * shared).log())
+            responsibility += torch.softmax(joint, dim=2).sum(dim=0).double().cpu()
+        self.log_weight.copy_(((1 - FLOOR) * responsibility / len(x) + FLOOR * shared).log())
 
     def _inside(self) -> Tensor:
-        """Cells (cells,) bool that reach into the region of interest; the density is of these."""
+        """Cells (cells,) bool with a pixel inside the region of interest; the density covers these cells."""
         roi = self.preprocess.roi.expand(1, 3, -1, -1)
         return self._patches(roi)[0].any(dim=1)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Images (N, 3, h, w) as patches (N, cells, D)."""
+        """Convert images (N, 3, h, w) to patches (N, cells, D)."""
         grid = self.preprocess.size[0] // self.patch
         parts = x.reshape(-1, 3, grid, self.patch, grid, self.patch).permute(0, 2, 4, 1, 3, 5)
         return parts.reshape(-1, self.cells, 3 * self.patch**2)
 
     def _images(self, y: Tensor) -> Tensor:
-        """Patches (N, cells, D) as images (N, 3, h, w)."""
+        """Convert patches (N, cells, D) to images (N, 3, h, w)."""
         grid = self.preprocess.size[0] // self.patch
         parts = y.reshape(-1, grid, grid, 3, self.patch, self.patch).permute(0, 3, 1, 4, 2, 5)
         return parts.reshape(-1, 3, *self.preprocess.size)
 
     def _joint(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """log(pi_ck N(a; m_k, S_k)) of patches (N, cells, D), (N, cells, K), and r (N, cells, D)."""
+        """Compute log(pi_ck N(a; m_k, S_k)), (N, cells, K), and r, (N, cells, D), of patches (N, cells, D)."""
         centred = y - self.mean
         a = centred @ self.directions.T
         r = centred - a @ self.directions
@@ -201,7 +197,7 @@ class Gmm(OnePassSampler):
         return torch.stack(logs, dim=2) + self.log_weight + constant, r
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Give each pixel its share of -log p in nats, (N, h, w); 0 outside the region of interest."""
+        """Compute each pixel's share of -log p in nats, (N, h, w); 0 outside the region of interest."""
         joint, r = self._joint(self._patches(x))
         D, d = self.directions.shape[1], self.directions.shape[0]
         constant = 0.5 * (D - d) * (torch.log(self.noise_variance) + LOG_2_PI)
@@ -213,15 +209,15 @@ class Gmm(OnePassSampler):
         return self._images(share.repeat(1, 1, 3))[:, 0]
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of images (N, 3, h, w) in [0, 1], in all cells that reach into the region of interest, in nats: (N,)."""
+        """Compute the log-density of images (N, 3, h, w) in [0, 1] over the cells of the region of interest, in nats, (N,)."""
         return -self.anomaly_map(x).sum(dim=2).sum(dim=1)
 
     def draw(self, indicator: Tensor, noise: Tensor) -> Tensor:
         """Draw images (N, 3, h, w): y = mu + Uᵀ(m_k + F_k U e) + sqrt(s2) (e - Uᵀ U e); not clipped.
 
         Args:
-            indicator: (N, cells, K), 1 at the Gaussian of each cell, 0 elsewhere.
-            noise: e, (N, cells, D), from N(0, I).
+            indicator: (N, cells, K), 1 at each cell's Gaussian, 0 elsewhere.
+            noise: e (N, cells, D) from N(0, I).
         """
         inner = noise @ self.directions.T
         a = indicator @ self.centres
@@ -231,11 +227,11 @@ class Gmm(OnePassSampler):
         return self._images(self.mean + a @ self.directions + torch.sqrt(self.noise_variance) * outer)
 
     def loop_settings(self) -> dict[str, Any]:
-        """The side of a patch, and the weights (cells, K), all 0 in cells outside the region of interest."""
+        """Return the side of a patch and the weights (cells, K), 0 in cells outside the region of interest."""
         weights = (self.log_weight.double().exp() * self._inside()[:, None]).tolist()
         return {"patch": self.patch, "weights": [[float(f"{value:.6g}") for value in row] for row in weights]}
 
     def functions(self) -> dict[str, tuple[Tensor, ...]]:
-        """`draw` alone."""
+        """Name `draw` only."""
         K, D = self.num_gaussians, len(self.mean)
         return {"draw": (torch.zeros(2, self.cells, K), torch.zeros(2, self.cells, D))}

@@ -1,15 +1,16 @@
-"""Latent diffusion: an autoencoder makes the image small, a diffusion draws in what is left, told where a defect is to be.
+"""Latent diffusion: an autoencoder compresses the image, and a diffusion with an optional defect mask draws the latent.
 
-R. Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022, arXiv 2112.10752 (§ 3.1 autoencoder
-with a tiny KL term; appendix G, latents rescaled to unit deviation by the first batch; § 3.3 conditions by concatenation).
+R. Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022, arXiv 2112.10752 (§ 3.1: autoencoder
+with a small KL term; appendix G: latents of unit deviation by the first batch; § 3.3: conditions by concatenation).
 
-Notation: x -> image; z -> latent (N, C, h', w'); z_t -> noised; m -> cells where a defect is to be; k -> cells where the good
-part's latent is given.
-What differs, and why: no adversarial and no perceptual loss, whose networks would outweigh the rest; gradients at several
-scales (MSGMS) keep edges sharp. Procedural patterns on good parts stand in for images of defects, beside which there may
-be few (`examples`) or none, so that m = 0 draws good parts and m a defect of that shape; the class of a pattern says how dark
-or bright it is against the part.
-Both phases share one fit and their rates each follow one cosine to zero.
+Notation: x -> image; z -> latent (N, C, h', w'); z_t -> noised latent; m -> cells of the requested defect; k -> cells with the
+given latent of the good part.
+What differs, and why:
+* There is no adversarial and no perceptual loss, because their networks would outweigh the rest. Gradients at several scales
+  (MSGMS) keep edges sharp.
+* Procedural patterns on good parts replace images of defects, which are few (`examples`) or missing. m = 0 then draws good
+  parts, and m > 0 a defect of that shape. A pattern's class is its brightness relative to the part.
+* Both phases share one fit, and the learning rate of each follows one cosine to zero.
 """
 
 from __future__ import annotations
@@ -40,68 +41,68 @@ from anomaly.samplers._noise_schedule import Schedule, noise_schedule
 from anomaly.samplers.base import Sampler, Score
 
 OPAQUE = 0.1
-"""Opacity from which a painted pixel counts as defect"""
+"""Least opacity of a painted pixel in a defect mask"""
 NORM_EPSILON = 1e-3
-"""Of the autoencoder's norms: at diffusers' 1e-6 a flat image's rounding is enlarged a thousandfold, and no runtime agrees"""
+"""Epsilon of the autoencoder's norms. The 1e-6 of diffusers amplifies rounding in flat images a thousandfold"""
 CONTRAST = 0.3
-"""Change of brightness at which the outermost classes of defects begin"""
+"""Change of brightness at which the outermost defect classes begin"""
 
 
 class _Painted(NamedTuple):
-    """Good images, about half of them with a pattern painted on."""
+    """Good images, about half of them with a painted pattern."""
 
     x: Tensor
     where: Tensor
-    """(N, 1, h, w) in {0, 1}, where the pattern is"""
+    """(N, 1, h, w) in {0, 1}, mask of the pattern"""
     hidden: Tensor
-    """(N, 1, h, w) in {0, 1}, the same for all images, those without a pattern too: where the part is not to be known"""
+    """(N, 1, h, w) in {0, 1}, pixels whose latent is not given, also in images without a pattern"""
     label: Tensor
-    """(N,) class of the pattern, -1 where it is not told"""
+    """(N,) class of the pattern, -1 where it is not given"""
     known: Tensor
-    """(N, 3, h, w), the images that are told where nothing is hidden"""
+    """(N, 3, h, w), images with the given latent where nothing is hidden"""
 
 
 class LatentDiffusion(Sampler):
-    """Latent diffusion, unconditional and conditioned on a mask, a good part and a class.
+    """Latent diffusion, unconditional or conditioned on a mask, a good part and a class.
 
     Args:
         size: side of the network's square input in pixels.
         resize: `stretch` or `letterbox`.
-        autoencoder_widths: channels of the autoencoder's levels from the finest down; each level more halves the latent.
-        latent_channels: C.
-        kl_weight: of the KL term beside L1 and MSGMS, per value of the latent.
-        patch: side in cells of the patches that the denoiser works on.
-        widths: channels of the denoiser's levels, from the finest down.
-        schedule: `linear`, `cosine` or `offset-cosine`.
-        num_timesteps: T.
-        num_classes: of defects, from the darkest against the part to the brightest; 0 has none.
-        examples: category whose images of defects, with masks, take the place of half of the patterns; empty for none.
-        ema_decay: of the average of the denoiser's weights.
-        autoencoder_share: share of the steps that train the autoencoder; the rest trains the denoiser.
-        detect_strength: how far along the schedule latents are noised for `anomaly_map`, in (0, 1].
-        detect_steps: steps that take the noise away again.
-        score: `peak` or `mean` of the map.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        learning_rate: of Adam, at the start of the cosine of each phase.
-        epochs: passes over the training images, of both phases together.
-        batch_size: images per step.
-        seed: of noise and defects in training, and of the noise of the anomaly_map.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        autoencoder_widths: channels of the autoencoder's levels, finest first; each further level halves the latent's sides.
+        latent_channels: number C of latent channels.
+        kl_weight: weight of the KL term per latent value, relative to L1 and MSGMS.
+        patch: side of the denoiser's patches in cells.
+        widths: channels of the denoiser's levels, finest first.
+        schedule: noise schedule: `linear`, `cosine` or `offset-cosine`.
+        num_timesteps: number T of diffusion steps.
+        num_classes: number of defect classes, from the darkest relative to the part to the brightest; 0 for no classes.
+        examples: category whose defects with masks replace half of the patterns; None uses patterns only.
+        ema_decay: decay of the denoiser's weight average.
+        autoencoder_share: share of the steps for the autoencoder; the other steps train the denoiser.
+        detect_strength: noise level of the partial diffusion in `anomaly_map`, as a share of the schedule in (0, 1].
+        detect_steps: denoising steps of the partial diffusion.
+        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
+        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        learning_rate: initial learning rate of Adam in each phase, which follows a cosine to zero.
+        epochs: passes over the training images in both phases together.
+        batch_size: images per optimisation step.
+        seed: seed of noise and defects in training, and of the anomaly map's noise.
+        cache_gib: memory for preprocessed images between epochs in GiB.
     """
 
     loop: ClassVar[str] = "latent_diffusion"
     unsupported: ClassVar[dict[str, str]] = {
-        "log_prob": "its decoder is no density of images, and what it loses has no likelihood",
-        "attribute": "its latents hold places, whose mean over images is a blurred part",
+        "log_prob": "its decoder has no density of images",
+        "attribute": "its latents keep positions, so that their mean is a blurred part",
     }
 
     num_steps: Tensor
-    """() int64, steps done; it decides the phase, so that an interrupted fit goes on in its own"""
+    """() int64, number of completed steps; it determines the phase after a resume"""
     latent_mean: Tensor
     latent_deviation: Tensor
     reach: Tensor
-    """() largest value of a clean latent"""
+    """() largest absolute value of a clean latent"""
     detect_noise: Tensor
 
     def __init__(
@@ -117,7 +118,7 @@ class LatentDiffusion(Sampler):
         schedule: Schedule = "offset-cosine",
         num_timesteps: int = 1000,
         num_classes: int = 3,
-        examples: str = "",
+        examples: str | None = None,
         ema_decay: float = 0.99,
         autoencoder_share: float = 0.3,
         detect_strength: float = 0.25,
@@ -139,18 +140,16 @@ class LatentDiffusion(Sampler):
         self.automatic_optimization = False
         if not 0 < autoencoder_share < 1:
             raise UsageError(
-                f"autoencoder_share {autoencoder_share}: both phases need steps; give a share between 0 and 1, e.g. 0.4"
+                f"autoencoder_share {autoencoder_share}: both phases need steps; give a number between 0 and 1, e.g. 0.4"
             )
         if not autoencoder_widths or any(width < 4 or width % 4 for width in autoencoder_widths):
-            raise UsageError(
-                f"autoencoder_widths {list(autoencoder_widths)}: each level has a multiple of 4 channels, e.g. [16, 32]"
-            )
+            raise UsageError(f"autoencoder_widths {list(autoencoder_widths)}: give multiples of 4, e.g. [16, 32]")
         if num_classes < 0:
-            raise UsageError(f"num_classes {num_classes}: give 0 for none, or how many, e.g. 3")
+            raise UsageError(f"num_classes {num_classes}: give 0 or more, e.g. 3")
         factor = 2 ** (len(autoencoder_widths) - 1)
         if size % (8 * factor):
             raise UsageError(
-                f"size {size}: the input is a multiple of {8 * factor}, e.g. {max(1, size // 8 // factor) * 8 * factor}"
+                f"size {size}: give a multiple of {8 * factor}, e.g. {max(1, size // 8 // factor) * 8 * factor}"
             )
         self.cells = size // factor
         num_levels = len(autoencoder_widths)
@@ -192,29 +191,29 @@ class LatentDiffusion(Sampler):
     # training
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for the autoencoder and for the denoiser."""
+        """Return one Adam for the autoencoder and one for the denoiser."""
         return [
             torch.optim.Adam(network.parameters(), lr=self.learning_rate)
             for network in (self.autoencoder, self.network)
         ]
 
     def training_step(self, batch: Batch, index: int) -> None:
-        """One step of the autoencoder; later on, one of the denoiser."""
+        """Take one step of the autoencoder in the first phase, of the denoiser in the second."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
-        x = x.contiguous()  # one memory layout, cached or not
+        x = x.contiguous()  # cached or not, one memory layout and so one rounding
         total, done = int(self.trainer.estimated_stepping_batches), int(self.num_steps)
         num_first = min(max(1, round(self.autoencoder_share * total)), total - 1)
         painted = self._paint(x)
         phase = 0 if done < num_first else 1
         if phase == 0:
-            loss, settled = self._autoencoder_loss(painted.x), done / num_first
+            loss, progress = self._autoencoder_loss(painted.x), done / num_first
         else:
             if done == num_first:
                 self._measure_latents(x)
-            loss, settled = self._denoiser_loss(painted), (done - num_first) / (total - num_first)
+            loss, progress = self._denoiser_loss(painted), (done - num_first) / (total - num_first)
         optimizer = self.optimizers()[phase]  # type: ignore[index]
         for group in optimizer.param_groups:
-            group["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * settled))
+            group["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * progress))
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.clip_gradients(optimizer.optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
@@ -227,28 +226,28 @@ class LatentDiffusion(Sampler):
         return torch.rand((num, 1, 1, 1), generator=self._random)
 
     def _paint(self, x: Tensor) -> _Painted:
-        """Paint a pattern on about half the images."""
+        """Paint a pattern on about half of the images."""
         painted, opacity = corrupt(x, generator=self._random)
         hidden = opacity > OPAQUE
         if self.preprocess.has_roi:
             hidden = hidden & self.preprocess.roi
         where = hidden & (self._uniform(len(x)) < 0.5).to(x.device)
         painted = torch.where(where, painted, x)
-        brighter = (painted - x).mean(dim=1, keepdim=True).sum(dim=(1, 2, 3)) / where.sum(dim=(1, 2, 3)).clamp(min=1)
-        share = (brighter / CONTRAST + 1) / 2  # 0 at the darkest, 1 at the brightest
+        contrast = (painted - x).mean(dim=1, keepdim=True).sum(dim=(1, 2, 3)) / where.sum(dim=(1, 2, 3)).clamp(min=1)
+        share = (contrast / CONTRAST + 1) / 2  # 0 at the darkest, 1 at the brightest
         label = (share * self.num_classes).floor().clamp(0, max(0, self.num_classes - 1)).long()
-        told = (self._uniform(len(x)) < 0.5).view(-1).to(x.device)
-        label = torch.where(told, label, torch.full_like(label, -1))
-        if not self.examples:
+        is_given = (self._uniform(len(x)) < 0.5).view(-1).to(x.device)
+        label = torch.where(is_given, label, torch.full_like(label, -1))
+        if self.examples is None:
             return _Painted(painted, where.to(x.dtype), hidden.to(x.dtype), label, x)
         if self._examples is None:
             self._examples = read_examples(Path(self.examples), self.preprocess)
-        known, painted, mask, taken = mix_in(x, painted, where.to(x.dtype), self._examples, generator=self._random)
-        shown = torch.where(taken.view(-1, 1, 1, 1), mask, hidden.to(x.dtype))
-        return _Painted(painted, mask, shown, torch.where(taken, torch.full_like(label, -1), label), known)
+        known, painted, mask, replaced = mix_in(x, painted, where.to(x.dtype), self._examples, generator=self._random)
+        hidden_part = torch.where(replaced.view(-1, 1, 1, 1), mask, hidden.to(x.dtype))
+        return _Painted(painted, mask, hidden_part, torch.where(replaced, torch.full_like(label, -1), label), known)
 
     def _autoencoder_loss(self, x: Tensor) -> Tensor:
-        """L1 and MSGMS of images decoded from a draw of their latents, and the latents' KL to N(0, I)."""
+        """L1 and MSGMS of images decoded from sampled latents, plus the latents' KL divergence to N(0, I)."""
         mean, log_variance = self.autoencoder.encode(2 * x - 1).latent_dist.parameters.float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-30.0, 20.0)
         drawn = torch.randn(mean.shape, generator=self._random).to(x.device)
@@ -267,26 +266,26 @@ class LatentDiffusion(Sampler):
 
     @torch.no_grad()
     def _measure_latents(self, x: Tensor) -> None:
-        """Take mean and deviation of each channel, and the largest value, from the latents of one batch."""
+        """Measure mean and deviation of each channel and the largest value on the latents of one batch."""
         z = self._mean_latent(x)
         self.latent_mean.copy_(z.mean(dim=(0, 2, 3), keepdim=True))
         self.latent_deviation.copy_(z.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-4))
         self.reach.copy_(1.2 * self.encode(x).abs().amax())
 
     def _denoiser_loss(self, painted: _Painted) -> Tensor:
-        """Mean squared error of the velocity that the denoiser says of noised latents of painted images, told where."""
+        """Mean squared error of the denoiser's velocity on noised latents of painted images, given the mask."""
         x = painted.x
         with torch.no_grad():
             z, good = self.encode(painted.x), self.encode(painted.known)
         m, hidden = (functional.max_pool2d(part, x.shape[-1] // self.cells) for part in (painted.where, painted.hidden))
-        k = (1 - hidden) * (self._uniform(len(x)) < 0.5).to(x.device)  # half the images have no part to go by
+        k = (1 - hidden) * (self._uniform(len(x)) < 0.5).to(x.device)  # half of the images have no given latent
         of_class = painted.label[:, None] == torch.arange(self.num_classes, device=x.device)
         planes = m * of_class[:, :, None, None]
         noise = torch.randn(z.shape, generator=self._random).to(x.device)
         t = torch.randint(len(self.chain), (len(x),), generator=self._random).to(x.device)
         z_t = self._scheduler.add_noise(z, noise, t)
-        said = self.network(torch.cat((z_t, m, k, good * k, planes), dim=1), t)
-        loss = self.network.errors(said, noise, t).mean()
+        predicted = self.network(torch.cat((z_t, m, k, good * k, planes), dim=1), t)
+        loss = self.network.errors(predicted, noise, t).mean()
         self.log("velocity", loss, prog_bar=True)
         return loss
 
@@ -295,10 +294,10 @@ class LatentDiffusion(Sampler):
         super().on_fit_end()
         self._examples = None
 
-    # what follows from the networks
+    # functions of the networks
 
     def loop_settings(self) -> dict[str, Any]:
-        """ᾱ_t of all steps, the number of classes, and the largest value of a clean latent."""
+        """Return ᾱ_t of all steps, the number of classes, and the largest absolute value of a clean latent."""
         return {
             "alphas_cumprod": self.alphas_cumprod,
             "num_classes": self.num_classes,
@@ -306,13 +305,13 @@ class LatentDiffusion(Sampler):
         }
 
     def functions(self) -> dict[str, tuple[Tensor, ...]]:
-        """`encode`, `decode`, and `denoise` with its condition."""
+        """Name `encode`, `decode`, and `denoise` with its condition."""
         condition = torch.zeros(2, NUM_FLAGS + self.latent_channels + self.num_classes, self.cells, self.cells)
         return super().functions() | {"denoise": (torch.zeros(2, *self.latent_shape), torch.tensor([1, 2]), condition)}
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, h', w')."""
+        """Shape (C, h', w') of one latent."""
         return (self.latent_channels, self.cells, self.cells)
 
     def _mean_latent(self, x: Tensor) -> Tensor:
@@ -320,7 +319,7 @@ class LatentDiffusion(Sampler):
         return mean.float()
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, h, w) to the mean of their latents (N, C, h', w'), of unit deviation."""
+        """Map images (N, 3, h, w) to the means of their latents (N, C, h', w'), of unit deviation."""
         return (self._mean_latent(x) - self.latent_mean) / self.latent_deviation
 
     def decode(self, z: Tensor) -> Tensor:
@@ -329,18 +328,18 @@ class LatentDiffusion(Sampler):
         return ((x.float() + 1) / 2).clamp(0, 1)
 
     def denoise(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Say the noise in latents z_t of steps t (N,) int64, by the averaged weights.
+        """Predict the noise in latents z_t of steps t with the averaged weights.
 
         Args:
-            z_t: (N, C, h', w').
-            t: (N,).
-            condition: (N, 2 + C + num_classes, h', w'): m, k, the latent where k, and the class of the defect where m.
+            z_t: noised latents (N, C, h', w').
+            t: steps (N,) int64.
+            condition: (N, 2 + C + num_classes, h', w'): m, k, the given latent inside k, and one mask per defect class.
         """
         noise: Tensor = self.ema(torch.cat((z_t, condition), dim=1), t)
         return noise
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Give how far images (N, 3, h, w) are, pixel by pixel, from what partial diffusion makes of them, (N, h, w)."""
+        """Compute each pixel's difference between images (N, 3, h, w) and their partial diffusion, (N, h, w)."""
         z = self.chain.noised(self.encode(x), self.detect_noise, t=self.detect_steps[0])
         condition = torch.zeros_like(z[:, :1]).expand(-1, NUM_FLAGS + self.latent_channels + self.num_classes, -1, -1)
         for t, s in itertools.pairwise([*self.detect_steps, -1]):

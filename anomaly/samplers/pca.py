@@ -1,18 +1,17 @@
-"""Probabilistic principal components: an image is a mean, a few directions of variation, and noise.
+"""Probabilistic principal components: an image is a mean plus a few directions of variation plus noise.
 
 M. Tipping and C. Bishop, "Probabilistic Principal Component Analysis", 1999, Journal of the Royal Statistical Society B 61
-(eq. 3 to 8). Projection with missing pixels and the robust one are the work of the loop,
-`anomaly.generation.decoder.LinearLoop`.
+(eq. 3 to 8). `anomaly.generation.linear.LinearLoop` projects with missing pixels and robustly.
 
 Notation: x -> image as a vector of D values; z -> latent, N(0, I_k); mu -> mean; U -> k orthonormal directions (k, D);
-lambda_j -> variance of x along the j-th; s2 -> noise variance, the mean of the D - k variances left out.
+lambda_j -> variance of x along direction j; s2 -> noise variance, the mean of the other D - k variances.
 x = mu + sum_j sqrt(lambda_j - s2) z_j u_j + noise, so that x has the covariance C of eigenvalues lambda_j and s2:
 -log p(x) = (|r|² / s2 + sum_j a_j² / lambda_j + sum_j log lambda_j + (D - k) log s2 + D log 2 pi) / 2
-with a = U (x - mu) and r what is left of x - mu. This is Woodbury's identity in the eigenbasis.
+with a = U (x - mu) and r the residual of x - mu (Woodbury's identity in the eigenbasis).
 
-What differs, and why: `encode` gives the orthogonal projection, whose decoded image is the nearest one that the directions
-can show, and not the posterior mean, which is drawn towards mu by a share s2 / lambda_j of it. All variances are maximum
-likelihood, divided by the number of images. No variance is taken to be less than that of rounding to 8 bits.
+What differs, and why: `encode` is the orthogonal projection, so that the decoded image is the nearest one in the subspace. The
+posterior mean would shrink it towards mu by s2 / lambda_j. All variances are maximum-likelihood estimates, and at least the
+variance of rounding to 8 bits.
 """
 
 from __future__ import annotations
@@ -33,25 +32,25 @@ from anomaly.samplers.base import Density, Score
 ROUNDING = (1 / 255) ** 2 / 12
 """Variance of rounding to 8 bits, for images in [0, 1]"""
 MAX_EXACT = 1000
-"""Images up to which the singular values are computed in full; beyond, by a randomised method"""
+"""Largest number of images for an exact decomposition; above, a randomised method is used"""
 
 
 class Pca(OnePassSampler):
     """Probabilistic principal components of whole images, fitted in one pass.
 
-    `anomaly_map` leaves the residual where it lies and spreads what the latent costs evenly; its sum is -log p. The default
-    score is the peak of the standardised map, for small defects; `mean` with `standardise` off is the likelihood itself.
+    `anomaly_map` keeps the residual at its pixels and spreads the latent's share of -log p evenly; the map sums to -log p. The
+    default score is the peak of the standardised map, for small defects. `mean` without `standardise` is the likelihood.
 
     Args:
         size: side of the network's square input in pixels.
         resize: `stretch` or `letterbox`.
-        num_components: k, fewer than the training images.
-        robust: whether `reconstruct` finds hidden or painted-over parts and leaves them out (`LinearLoop.robust`).
-        score: `mean` of the map or its `peak`.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        batch_size: images per step.
-        seed: of the randomised method.
+        num_components: number k of components, less than the number of training images.
+        robust: whether `reconstruct` ignores occluded or overpainted pixels (`LinearLoop.robust`).
+        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
+        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        batch_size: images per optimisation step.
+        seed: seed of the randomised method.
     """
 
     density: ClassVar[Density] = "exact"
@@ -78,7 +77,7 @@ class Pca(OnePassSampler):
     ) -> None:
         if not 1 <= num_components < 3 * size * size:
             raise UsageError(
-                f"num_components {num_components}: give 1 or more, and less than the images' values, e.g. 32"
+                f"num_components {num_components}: give 1 to {3 * size * size - 1}, e.g. 32"
             )
         super().__init__(
             size=size,
@@ -97,10 +96,10 @@ class Pca(OnePassSampler):
 
     @torch.no_grad()
     def learn(self, x: Tensor) -> None:
-        """Fit mean, directions and variances on images (N, 3, h, w), inside the region of interest.
+        """Fit mean, directions and variances on images (N, 3, h, w) inside the region of interest.
 
         Raises:
-            UsageError: no more images than components, a region of no more values than components, or images all equal.
+            UsageError: images or values of the region not more than components, or equal images.
         """
         roi, k = self.preprocess.roi.cpu(), self.num_components
         seen = x.cpu()[:, :, roi].flatten(1).double().numpy()
@@ -112,14 +111,12 @@ class Pca(OnePassSampler):
             )
         total = float(seen.var(axis=0).sum())
         if total == 0:
-            raise UsageError(
-                f"the {num} images are equal, so that there is no direction in which they vary: give others"
-            )
+            raise UsageError(f"the {num} images are equal and have no direction of variation: give different images")
         solver = "full" if num <= MAX_EXACT else "randomized"
         model = PCA(k, svd_solver=solver, random_state=self.seed).fit(seen)
         variance = model.explained_variance_ * ((num - 1) / num)
         noise = max(ROUNDING, (total - float(variance.sum())) / (dimensions - k))
-        # a direction without variance beyond the noise keeps a little, so that it can be divided by
+        # a small scale in place of 0, as divisor
         scale = np.sqrt(np.maximum(variance - noise, 1e-3 * noise))
         self.mean.zero_()[:, roi] = _as(self.mean, model.mean_.reshape(3, -1))
         self.directions.zero_()[:, :, roi] = _as(self.mean, model.components_.reshape(k, 3, -1))
@@ -128,22 +125,22 @@ class Pca(OnePassSampler):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """One value for each component."""
+        """One value per component."""
         return (self.num_components,)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map latents (N, k) to images (N, 3, h, w), without the noise; not clipped."""
+        """Map latents (N, k) to images (N, 3, h, w) without noise, not clipped."""
         return self.mean + ((z * self.scale_z) @ self.directions.flatten(1)).view(-1, *self.mean.shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Project images (N, 3, h, w) on the directions: (N, k)."""
+        """Project images (N, 3, h, w) on the directions, (N, k)."""
         return self._along(x - self.mean) / self.scale_z
 
     def _along(self, centred: Tensor) -> Tensor:
         return centred.flatten(1) @ self.directions.flatten(1).T
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Give each pixel its share of -log p in nats, (N, h, w); 0 outside the region of interest."""
+        """Compute each pixel's share of -log p in nats, (N, h, w); 0 outside the region of interest."""
         centred = x - self.mean
         a = self._along(centred)
         r = centred - (a @ self.directions.flatten(1)).view(-1, *self.mean.shape)
@@ -157,11 +154,11 @@ class Pca(OnePassSampler):
         return share
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of images (N, 3, h, w) in [0, 1], inside the region of interest, in nats: (N,)."""
+        """Compute the log-density of images (N, 3, h, w) in [0, 1] inside the region of interest, in nats, (N,)."""
         return -self.anomaly_map(x).sum(dim=2).sum(dim=1)
 
     def loop_settings(self) -> dict[str, Any]:
-        """The noise variance, and whether reconstruction is the robust one."""
+        """Return the noise variance and the choice of the robust reconstruction."""
         return {"noise_variance": float(self.noise_variance), "robust": self.robust}
 
 

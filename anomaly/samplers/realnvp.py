@@ -1,17 +1,18 @@
-"""RealNVP: affine couplings under checkerboard and channel masks, over scales.
+"""RealNVP: affine couplings under checkerboard and channel masks, over several scales.
 
 L. Dinh et al., "Density estimation using Real NVP", 2016, arXiv 1605.08803 (§3.4 masks, §3.6 multi-scale).
 
-What is the paper's: three couplings under alternating checkerboard masks, then three under alternating channel masks at each
-scale, half of the values handed over after it; the last scale has four checkerboard couplings.
-What differs, and why: a checkerboard coupling runs on the squeezed map, where its colours are the halves of the channels, so
-that its net costs a quarter; in place of batch norm an actnorm stands before each coupling, which treats each image by itself;
-a net is one residual convolution, without weight norm, and known_options its position, because parts lie in register.
+As in the paper: each scale has three couplings under alternating checkerboard masks, then three under alternating channel
+masks, and outputs half of its values. The last scale has four checkerboard couplings.
+What differs, and why: a checkerboard coupling runs on the squeezed map, where its colours are halves of the channels, at a
+quarter of the cost; an actnorm before each coupling replaces batch norm, so that images are independent; a network is one
+residual convolution without weight norm, and receives its position, because parts lie in register.
 """
 
 from __future__ import annotations
 
-from anomaly.nn.flow_steps import Actnorm, MaskedCoupling, Step, channel_mask, checkerboard_mask, scale_shapes
+from anomaly.nn.flow_steps import Actnorm, MaskedCoupling, Step, channel_mask, checkerboard_mask
+from anomaly.nn.multi_scale_flow import scale_shapes
 from anomaly.nn.preprocess import Resize
 from anomaly.samplers._flow import Flow
 from anomaly.samplers.base import Score
@@ -23,23 +24,23 @@ CLAMP = 2.0
 class RealNvp(Flow):
     """RealNVP.
 
-    As a detector it scores by the peak of the standardised map of shares of -log p, for small defects; `score` = `mean` with
-    `standardise` = false and `smooth` = 1 is the likelihood itself, per pixel.
+    The default score is the peak of the standardised map of shares of -log p, for small defects. `mean` with `smooth` 1 and
+    without `standardise` is the likelihood per pixel.
 
     Args:
         size: side of the network's square input in pixels, a multiple of 2^num_scales.
         resize: `stretch` or `letterbox`.
-        num_scales: scales; each halves the resolution.
-        width: hidden channels of the couplings' nets.
-        bits: of the grey levels that are dequantised: the noise of training is 2^-bits wide.
-        score: `mean` of the map, which is the likelihood where the map is not standardised, or its `peak`.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        learning_rate: of Adam, after its rise and before one cosine to zero.
+        num_scales: number of scales; each halves the resolution.
+        width: hidden channels of the couplings' networks.
+        bits: bits of the dequantised grey levels; the training noise has the width 2^-bits.
+        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
+        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        learning_rate: highest learning rate of Adam, between a short rise and a cosine to zero.
         epochs: passes over the training images.
-        batch_size: images per step; the first one sets the actnorms.
-        seed: of the dequantisation.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        batch_size: images per optimisation step; the first batch initialises the actnorms.
+        seed: seed of the dequantisation.
+        cache_gib: memory for preprocessed images between epochs in GiB.
     """
 
     def __init__(

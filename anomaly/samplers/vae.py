@@ -1,19 +1,21 @@
-"""Variational autoencoder: a decoder of Gaussian latents, and an encoder that says which latents an image may have.
+"""Variational autoencoder: a decoder of Gaussian latents, and an encoder of the latents' posterior.
 
-D. Kingma and M. Welling, "Auto-Encoding Variational Bayes", 2013, arXiv 1312.6114 (eq. 3 and 10; appendix B: the KL
-divergence; appendix C.2: Gaussian likelihood). beta is that of I. Higgins et al., "beta-VAE", 2017.
+D. Kingma and M. Welling, "Auto-Encoding Variational Bayes", 2013, arXiv 1312.6114 (eq. 3 and 10; appendix B: KL
+divergence; appendix C.2: Gaussian likelihood). beta: I. Higgins et al., "beta-VAE", 2017.
 
-Notation: x -> image of D values in [0, 1]; z -> latent; q(z|x) = N(mu, sigma²) from the encoder; s2 -> variance of x about
-the decoded image. log p(x) >= E_q[log N(x; decode(z), s2)] - KL(q || N(0, I)) in nats, the bound.
+Notation: x -> image of D values in [0, 1]; z -> latent; q(z|x) = N(mu, sigma²) of the encoder; s2 -> variance of x about
+the decoded image. Bound: log p(x) >= E_q[log N(x; decode(z), s2)] - KL(q || N(0, I)) in nats.
 
-What differs, and why: one s2 for all values is learned with the weights, so that the bound is that of a density of x; with
-s2 fixed, beta would have to be tuned in its place. The networks are the pyramids of DCGAN. The expectation in the bound is
-the mean over a few values of the noise, drawn once and kept: an unbiased estimate, and the same for the same image each
-time. The noise comes in pairs (e, -e), so that what is linear in it cancels. After training the prior of the decoder's code
-becomes N(m, C) with the moments that the encoder's codes of all training images have: of all Gaussians this makes the bound
-largest (P. Ghosh et al., "From Variational to Deterministic Autoencoders", 2020, arXiv 1903.12436, fit one afterwards, too).
-With some hundred images codes are far from N(0, I), and what is drawn from that is no part. The latent z is the code in the
-coordinates of this prior, code = m + L z with C = L Lᵀ, so that z is from N(0, I).
+What differs, and why:
+* One s2 for all values is learned, so that the bound is one of a density of x. A fixed s2 would require tuning beta instead.
+* The networks are DCGAN's pyramids.
+* The expectation in the bound is the mean over a few fixed noise values: an unbiased, reproducible estimate. The noise comes
+  in pairs (e, -e), so that linear terms cancel.
+* After training the prior of the decoder's code becomes N(m, C) with the moments of the training images' codes. Of all
+  Gaussian priors it gives the largest bound (P. Ghosh et al., "From Variational to Deterministic Autoencoders", 2020, arXiv
+  1903.12436, also fit a prior after training). Codes of a few hundred images are far from N(0, I), and samples from N(0, I)
+  do not look like parts. The latent z is the code in the coordinates of this prior: code = m + L z with C = L Lᵀ, z from
+  N(0, I).
 """
 
 from __future__ import annotations
@@ -35,21 +37,21 @@ from anomaly.nn.preprocess import Resize
 from anomaly.samplers.base import Density, Sampler, Score
 
 LEAST_LOG_VARIANCE = math.log((1 / 255) ** 2 / 12)
-"""Of s2: that of rounding to 8 bits"""
+"""Least log s2: the variance of rounding to 8 bits"""
 
 
 def expected_log_likelihood(
     x: Tensor, mu: Tensor, log_variance: Tensor, *, decode: Callable[[Tensor], Tensor], noise: Tensor, log_s2: Tensor
 ) -> Tensor:
-    """Mean of log N(x; decode(z), s2) over z = mu + sigma · noise, of each value of x by itself (eq. 10).
+    """Compute the mean of log N(x; decode(z), s2) over z = mu + sigma · noise for each value of x (eq. 10).
 
     Args:
-        x: (N, ...).
-        mu: (N, d).
-        log_variance: (N, d), log sigma².
-        decode: maps latents (N, d) to (N, ...).
-        noise: (K, N, d) or (K, 1, d), from N(0, 1).
-        log_s2: of any shape that broadcasts with x.
+        x: images (N, ...).
+        mu: means (N, d) of the latents.
+        log_variance: log sigma², (N, d).
+        decode: map from latents (N, d) to images (N, ...).
+        noise: draws from N(0, 1), (K, N, d) or (K, 1, d).
+        log_s2: log s2 in any shape that broadcasts with x.
 
     Returns:
         (N, ...) in nats.
@@ -61,13 +63,13 @@ def expected_log_likelihood(
 
 
 def kl_divergence(mu: Tensor, log_variance: Tensor, *, m: Tensor, root: Tensor) -> Tensor:
-    """KL(N(mu, sigma²) || N(m, C)) in nats, (N,); with m = 0 and C = I that of appendix B.
+    """Compute KL(N(mu, sigma²) || N(m, C)) in nats, (N,); appendix B has m = 0 and C = I.
 
     Args:
-        mu: (N, d).
-        log_variance: (N, d), log sigma².
-        m: (d,).
-        root: (d, d), L⁻¹ with C = L Lᵀ.
+        mu: means (N, d).
+        log_variance: log sigma², (N, d).
+        m: mean (d,) of the prior.
+        root: L⁻¹ (d, d) with C = L Lᵀ.
     """
     squares = ((mu - m) @ root.T) ** 2 + torch.exp(log_variance) @ (root * root).T
     return 0.5 * (squares - 1 - log_variance).sum(dim=1) - torch.diagonal(root).log().sum()
@@ -76,32 +78,32 @@ def kl_divergence(mu: Tensor, log_variance: Tensor, *, m: Tensor, root: Tensor) 
 class Vae(Sampler):
     """Variational autoencoder with a Gaussian likelihood of learned variance.
 
-    `anomaly_map` leaves the expected log-likelihood of each pixel where it is and spreads the KL divergence evenly: its sum is
-    minus the bound. The default score is the peak of the standardised map, for small defects; `mean` with `standardise`
-    off is minus the bound itself, for each pixel.
+    `anomaly_map` keeps the expected log-likelihood at its pixels and spreads the KL divergence evenly; the map sums to minus
+    the bound. The default score is the peak of the standardised map, for small defects. `mean` without `standardise` is minus
+    the bound per pixel.
 
     Args:
-        size: side of the network's square input in pixels, a power of two from 16 on.
+        size: side of the network's square input in pixels, a power of two of at least 16.
         resize: `stretch` or `letterbox`.
-        width: channels of the finest map.
-        latent: values of z.
-        beta: weight of the KL divergence in training; 1 trains the bound.
-        num_noise: values of the noise in the bound, even.
-        score: `mean` of the map or its `peak`.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        learning_rate: of Adam, at the start of the cosine; that of s2 is ten times as much.
+        width: channels of the networks at their finest resolution.
+        latent: number of values of z.
+        beta: weight of the KL divergence in the loss; 1 trains the bound.
+        num_noise: noise values in the bound, an even number.
+        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
+        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        learning_rate: initial learning rate of Adam, which follows a cosine to zero; ten times as high for s2.
         epochs: passes over the training images.
-        batch_size: images per step.
-        seed: of the noise.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        batch_size: images per optimisation step.
+        seed: seed of the noise.
+        cache_gib: memory for preprocessed images between epochs in GiB.
     """
 
     max_gradient_norm = 1.0  # with a small s2, one unusual batch must not undo the training
     density: ClassVar[Density] = "bound"
 
     noise: Tensor
-    """(K, 1, d), of the bound"""
+    """(K, 1, d), noise of the bound"""
     prior_mean: Tensor
     """(d,), m"""
     prior_factor: Tensor
@@ -128,7 +130,7 @@ class Vae(Sampler):
         cache_gib: float = 2.0,
     ) -> None:
         if num_noise < 2 or num_noise % 2:
-            raise UsageError(f"num_noise {num_noise}: the noise comes in pairs, give an even number, e.g. 4")
+            raise UsageError(f"num_noise {num_noise}: the noise comes in pairs; give an even number, e.g. 4")
         super().__init__(
             size=size,
             resize=resize,
@@ -153,7 +155,7 @@ class Vae(Sampler):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """One vector."""
+        """Shape of one latent vector."""
         return (self.latent,)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -169,13 +171,13 @@ class Vae(Sampler):
         return (self._posterior(x)[0] - self.prior_mean) @ self.prior_root.T
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means mu and log-variances (N, d) of the code, float32."""
+        """Compute means mu and log-variances (N, d) of the code in float32."""
         code = self.encoder(2 * x - 1).float().flatten(1)
-        # e^-12 to e^6: an image unlike all others must not make the variance infinite
+        # e^-12 to e^6: the variance stays finite for an unusual image
         return code[:, : self.latent], code[:, self.latent :].clamp(-12.0, 6.0)
 
     def _terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected log-likelihood (N, h, w), 0 outside the region of interest, and KL divergence (N,)."""
+        """Compute the expected log-likelihood (N, h, w), 0 outside the region of interest, and the KL divergence (N,)."""
         mu, log_variance = self._posterior(x)
         log_s2 = self.log_s2.float().clamp(min=LEAST_LOG_VARIANCE)
         likelihood = expected_log_likelihood(x, mu, log_variance, decode=self._decoded, noise=noise, log_s2=log_s2)
@@ -183,7 +185,7 @@ class Vae(Sampler):
         return likelihood.sum(dim=1) * self.preprocess.roi, kl
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Minus the bound with one draw of the noise for each image, and beta, for each value of the image."""
+        """Minus the bound per value, with one noise draw per image and the weight beta."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
         noise = torch.randn((1, len(x), self.latent), generator=self._random).to(x.device)
         likelihood, kl = self._terms(x, noise)
@@ -216,12 +218,12 @@ class Vae(Sampler):
         super().on_train_end()
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Give each pixel its share of minus the bound in nats, (N, h, w); 0 outside the region of interest."""
+        """Compute each pixel's share of minus the bound in nats, (N, h, w); 0 outside the region of interest."""
         likelihood, kl = self._terms(x, self.noise)
         roi = self.preprocess.roi.to(x.dtype)
         share: Tensor = (kl / roi.sum())[:, None, None] * roi - likelihood
         return share
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Lower bound of the log-density of images (N, 3, h, w) inside the region of interest, in nats: (N,)."""
+        """Compute a lower bound of the log-density of images (N, 3, h, w) inside the region of interest, in nats, (N,)."""
         return -self.anomaly_map(x).sum(dim=2).sum(dim=1)

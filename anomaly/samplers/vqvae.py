@@ -1,18 +1,20 @@
-"""VQ-VAE: an image as a grid of codes out of a learned book, and a PixelCNN that draws such grids.
+"""VQ-VAE: an image as a grid of codes from a learned codebook, and a PixelCNN prior of such grids.
 
 A. van den Oord, O. Vinyals, K. Kavukcuoglu, "Neural Discrete Representation Learning", 2017, arXiv 1711.00937 (nearest vector,
-eq. 1 and 2; loss, eq. 3; the book by moving averages, appendix A.1; the prior, section 3.3).
+eq. 1 and 2; loss, eq. 3; codebook by moving averages, appendix A.1; prior, section 3.3).
 
-Notation: x -> image in [0, 1]; u -> what the encoder says of a cell, (N, D, gh, gw); e -> the book's vectors, (K, D);
-d -> squared distances of u to e, (N, K, gh, gw); code -> number of the nearest; q -> its vector; x_hat -> decode(q).
-What differs, and why: vectors that hardly any cell is nearest to start anew at what the encoder says of a cell drawn at
-random, also before the first step, so that the whole book is in use. In the first steps the decoder is given u itself: a
-book made from an encoder that known_options nothing yet spends its vectors on the background. The squared error is divided by the
-variance of the batch, so that `commitment` weighs the same whatever the contrast of the part. One strided convolution leads
-to the grid and one from it: two after another learned faint detail several times slower. Both phases share one fit: the
-last `prior_epochs` of its epochs train the prior, with encoder, book and decoder at rest.
-The map of the detector mixes the vectors that are all but equally near, with weights softmax(-d / T): the nearest one of
-two equally near ones hangs on a rounding, and a verdict must not.
+Notation: x -> image in [0, 1]; u -> encoder's output, (N, D, gh, gw); e -> codebook vectors, (K, D); d -> squared distances of
+u to e, (N, K, gh, gw); code -> number of the nearest vector; q -> its vector; x_hat -> decode(q).
+What differs, and why:
+* Rarely used vectors restart at the encoder's output of a random cell, also before the first step, so that the whole codebook
+  is in use.
+* In the first steps the decoder receives u itself. A codebook of an untrained encoder would spend its vectors on the
+  background.
+* The squared error is divided by the batch's variance, so that `commitment` has the same weight at any contrast.
+* One strided convolution leads to the grid and one from it. Two in sequence learned faint detail several times slower.
+* Both phases share one fit: the last `prior_epochs` epochs train the prior; encoder, codebook and decoder stay fixed.
+* The detector's map mixes nearly equally near vectors with weights softmax(-d / T). A choice of the nearest vector alone would
+  depend on rounding, and so would the verdict.
 """
 
 from __future__ import annotations
@@ -34,17 +36,17 @@ from anomaly.nn.similarity import GradientSimilarity
 from anomaly.samplers.base import Sampler, Score
 
 SHARPNESS = 0.15
-"""T in units of the usual distance of a cell to its nearest vector"""
+"""T in units of the mean distance between a cell and its nearest vector"""
 
 
 class Codebook(nn.Module):
-    """The vectors e, which follow the means of the cells that they are nearest to.
+    """Codebook vectors e, moving averages of their nearest cells.
 
     Args:
-        num_codes: K.
-        dimensions: D.
-        decay: of the moving averages.
-        min_use: moving average of the share of cells, times K, below which a vector starts anew; 1 is an even use.
+        num_codes: number K of vectors.
+        dimensions: number D of values per vector.
+        decay: decay of the moving averages.
+        min_use: least use of a vector before it restarts, as a share of even use.
     """
 
     vectors: Tensor
@@ -56,42 +58,42 @@ class Codebook(nn.Module):
         super().__init__()
         self.decay, self.min_use = decay, min_use
         self.register_buffer("vectors", torch.zeros(num_codes, dimensions))
-        self.register_buffer("use", torch.zeros(num_codes))  # N_i of eq. 6, over an even use
+        self.register_buffer("use", torch.zeros(num_codes))  # N_i of eq. 6, divided by even use
         self.register_buffer("total", torch.zeros(num_codes, dimensions))  # m_i of eq. 7
-        self.register_buffer("usual", torch.ones(()))  # mean of min d, by moving average
+        self.register_buffer("usual", torch.ones(()))  # moving average of the mean of min d
 
     def distances(self, u: Tensor) -> Tensor:
-        """Squared distances d (N, K, gh, gw) of u (N, D, gh, gw)."""
-        # by differences: as a difference of squares they lose digits, and near ties hang on those
+        """Compute squared distances d (N, K, gh, gw) of u (N, D, gh, gw)."""
+        # as a difference of squares, d loses the digits that decide near ties
         return ((u[:, None] - self.vectors[:, :, None, None]) ** 2).sum(dim=2)
 
     def nearest(self, u: Tensor) -> Tensor:
-        """Number of the nearest vector of each cell, (N, gh, gw) int64 (eq. 1)."""
+        """Return the number of each cell's nearest vector, (N, gh, gw) int64 (eq. 1)."""
         return self.distances(u).argmin(dim=1)
 
     def shares(self, u: Tensor) -> Tensor:
-        """Weights softmax(-d / T) (N, K, gh, gw): 1 for the nearest vector unless another is all but equally near."""
+        """Compute weights softmax(-d / T), (N, K, gh, gw); about 1 for the nearest vector unless another is nearly as near."""
         d = self.distances(u)
         return torch.softmax((d.amin(dim=1, keepdim=True) - d) / (SHARPNESS * self.usual + 1e-6), dim=1)
 
     def look_up(self, code: Tensor) -> Tensor:
-        """Vectors q (N, D, gh, gw) of codes (N, gh, gw) (eq. 2)."""
+        """Return the vectors q (N, D, gh, gw) of codes (N, gh, gw) (eq. 2)."""
         found = self.vectors.index_select(0, code.flatten())
         return torch.unflatten(found, 0, code.shape).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def follow(self, u: Tensor, *, generator: torch.Generator) -> None:
-        """Start unused vectors anew, then move all towards the cells of a batch (eq. 6 to 8)."""
+        """Restart unused vectors, then move all vectors towards their cells of a batch (eq. 6 to 8)."""
         cells = u.permute(0, 2, 3, 1).flatten(0, 2)
         unused = self.use < self.min_use
         if unused.any():
             chosen = torch.randint(len(cells), (int(unused.sum()),), generator=generator).to(u.device)
             self.vectors[unused], self.total[unused], self.use[unused] = cells[chosen], cells[chosen], 1.0
         d = self.distances(u)
-        own = functional.one_hot(d.argmin(dim=1).flatten(), len(self.vectors)).to(cells)
+        assigned = functional.one_hot(d.argmin(dim=1).flatten(), len(self.vectors)).to(cells)
         scale = len(self.vectors) / len(cells)
-        self.use.lerp_(scale * own.sum(dim=0), 1 - self.decay)
-        self.total.lerp_(scale * (own.T @ cells), 1 - self.decay)
+        self.use.lerp_(scale * assigned.sum(dim=0), 1 - self.decay)
+        self.total.lerp_(scale * (assigned.T @ cells), 1 - self.decay)
         self.usual.lerp_(d.amin(dim=1).mean(), 1 - self.decay)
         self.vectors.copy_(self.total / self.use[:, None].clamp(min=1e-4))
 
@@ -107,46 +109,46 @@ class _Residual(nn.Sequential):
 class VqVae(Sampler):
     """VQ-VAE with a PixelCNN prior.
 
-    Its latent is a grid of codes, (N, grid, grid) int64. As a detector it says how badly a pixel is rebuilt, and, weighted,
-    how improbable the prior takes the code of its cell for.
+    The latent is a grid of codes, (N, grid, grid) int64. The detector form scores each pixel by its reconstruction error plus
+    the weighted -log p of its cell's code.
 
     Args:
-        size: side of the network's square input in pixels, an even multiple of the grid's.
+        size: side of the network's square input in pixels, an even multiple of `grid`.
         resize: `stretch` or `letterbox`.
         grid: side of the grid of codes.
-        num_codes: vectors of the book.
-        dimensions: of each of them.
+        num_codes: vectors of the codebook.
+        dimensions: values of a codebook vector.
         width: channels of encoder and decoder.
-        commitment: weight of the encoder's distance to its codes.
-        free_share: share of the first phase in which the decoder is given u itself.
-        decay: of the moving averages of the book.
-        min_use: share of an even use below which a vector of the book starts anew.
+        commitment: weight of the distance between the encoder's output and its codes.
+        free_share: share of the first phase without quantisation.
+        decay: decay of the codebook's moving averages.
+        min_use: least use of a codebook vector before it restarts, as a share of even use.
         prior_width: channels of the prior.
-        prior_layers: of the prior.
-        prior_weight: weight in the map of the code's -log p in nats, beside the residual.
-        measure: the residual, `l2`, the squared error, or `msgms`, which compares gradients at four scales.
-        score: `mean` of the map or its `peak`.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        learning_rate: of Adam, at the start of each phase's cosine.
-        epochs: passes over the training images, of both phases together.
-        prior_epochs: how many of them, the last ones, train the prior.
-        batch_size: images per step.
-        seed: of the cells at which vectors start anew.
-        cache_gib: memory in GiB for preprocessed images and codes kept between epochs.
+        prior_layers: layers of the prior.
+        prior_weight: weight of the code's -log p in nats in the anomaly map.
+        measure: reconstruction error in the map: squared error `l2`, or `msgms`, a comparison of gradients at four scales.
+        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
+        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        learning_rate: initial learning rate of Adam in each phase, which follows a cosine to zero.
+        epochs: passes over the training images in both phases together.
+        prior_epochs: last epochs, which train the prior.
+        batch_size: images per optimisation step.
+        seed: seed of the restarts of codebook vectors.
+        cache_gib: memory for preprocessed images and codes between epochs in GiB.
     """
 
     max_gradient_norm = 1.0
     density = "none"
     loop = "codes"
-    unsupported = {  # noqa: RUF012 - a constant of the class, as the base declares it
-        "log_prob": "its prior tells the probability of the codes, and its decoder has no model of the noise",
-        "interpolate": "its codes are numbers of a list, with nothing between them",
+    unsupported = {  # noqa: RUF012 - a class constant, declared by the base
+        "log_prob": "its prior is a probability of codes, and its decoder has no noise model",
+        "interpolate": "its codes are numbers of a list, without values in between",
         "attribute": "its codes are numbers of a list, which cannot be added",
     }
 
     perplexity: Tensor
-    """() float32, exp of the entropy of the codes of the training images, at the end of training; of `num_codes` at most"""
+    """() float32, exp of the entropy of the training images' codes after training; at most `num_codes`"""
 
     def __init__(
         self,
@@ -177,10 +179,12 @@ class VqVae(Sampler):
     ) -> None:
         step = size // grid if grid > 0 else 0  # pixels of a cell's side
         if step < 2 or step % 2 or grid * step != size:
-            raise UsageError(f"grid {grid}: the size {size} is an even multiple of it, e.g. {max(1, size // 4)}")
+            raise UsageError(
+                f"grid {grid}: the size {size} must be an even multiple of it; give e.g. {max(1, size // 4)}"
+            )
         if not 0 < prior_epochs < epochs:
             raise UsageError(
-                f"prior_epochs {prior_epochs}: both phases need some of the {epochs} epochs, e.g. {max(1, epochs // 2)}"
+                f"prior_epochs {prior_epochs}: both phases need some of the {epochs} epochs; give e.g. {max(1, epochs // 2)}"
             )
         super().__init__(
             size=size,
@@ -215,7 +219,7 @@ class VqVae(Sampler):
         self._random = torch.Generator().manual_seed(seed)
         self._cache, self._codes = (FeatureCache(max_bytes=int(cache_gib * 2**29)) for _ in range(2))
 
-    # the exported functions
+    # exported functions
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -224,18 +228,18 @@ class VqVae(Sampler):
 
     def encode(self, x: Tensor) -> Tensor:
         """Map images (N, 3, h, w) to codes (N, gh, gw) int64."""
-        return self.codebook.nearest(self._said(x))
+        return self.codebook.nearest(self._encoder_output(x))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Map codes (N, gh, gw) int64 to images (N, 3, h, w) in [0, 1]."""
-        return self._rebuilt(self.codebook.look_up(codes))
+        return self._reconstruction(self.codebook.look_up(codes))
 
     def prior_logits(self, codes: Tensor) -> Tensor:
-        """Logits (N, K, gh, gw) of each code, given those before it in raster order."""
+        """Compute logits (N, K, gh, gw) of each code, given the codes before it in raster order."""
         return self._prior(functional.one_hot(codes, self.num_codes).permute(0, 3, 1, 2).float())
 
     def functions(self) -> dict[str, tuple[Tensor, ...]]:
-        """`encode`, `decode` and `prior_logits`; codes are int64."""
+        """Name `encode`, `decode` and `prior_logits`; codes are int64."""
         codes = torch.full((2, *self.latent_shape), self.num_codes - 1)
         return {
             "encode": (torch.zeros(2, 3, *self.preprocess.size),),
@@ -243,24 +247,24 @@ class VqVae(Sampler):
             "prior_logits": (codes,),
         }
 
-    def _said(self, x: Tensor) -> Tensor:
-        """What the encoder says, u (N, D, gh, gw), float32."""
+    def _encoder_output(self, x: Tensor) -> Tensor:
+        """Compute u (N, D, gh, gw), float32."""
         return self.encoder(2 * x - 1).float()  # type: ignore[no-any-return]
 
-    def _rebuilt(self, q: Tensor) -> Tensor:
-        """x_hat (N, 3, h, w), float32; black outside the region of interest, as images are."""
+    def _reconstruction(self, q: Tensor) -> Tensor:
+        """Compute x_hat (N, 3, h, w), float32; black outside the region of interest, like the images."""
         x_hat: Tensor = torch.sigmoid(self.decoder(q).float())
         return x_hat * self.preprocess.roi if self.preprocess.has_roi else x_hat
 
     def _prior(self, shares: Tensor) -> Tensor:
         return self.prior(self.embed(shares))[:, 0].float()  # type: ignore[no-any-return]
 
-    # as a detector
+    # detector form
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Residual of the reconstruction, and `prior_weight` times the -log p of the code of its cell, (N, h, w)."""
-        shares = self.codebook.shares(self._said(x))
-        x_hat = self._rebuilt(functional.conv2d(shares, self.codebook.vectors.T[:, :, None, None]))
+        """Compute the reconstruction error plus `prior_weight` times -log p of the cell's code, (N, h, w)."""
+        shares = self.codebook.shares(self._encoder_output(x))
+        x_hat = self._reconstruction(functional.conv2d(shares, self.codebook.vectors.T[:, :, None, None]))
         r = ((x - x_hat) ** 2).mean(dim=1) if self.measure == "l2" else 1 - self.msgms(x, x_hat)
         if self.prior_weight:
             nats = -(shares * torch.log_softmax(self._prior(shares), dim=1)).sum(dim=1, keepdim=True)
@@ -270,37 +274,37 @@ class VqVae(Sampler):
     # training
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Loss of the autoencoder (eq. 3) or, in the last epochs, mean -log p of a code under the prior."""
+        """Loss of the autoencoder (eq. 3); in the last epochs the mean -log p of a code under the prior."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
-        x = x.contiguous()  # one memory layout, cached or not: the kernel that it chooses rounds its own way
+        x = x.contiguous()  # cached or not, one memory layout and so one rounding
         if self.global_step >= self._num_first():
             return self._prior_loss(batch, x)
-        u = self._said(x)
+        u = self._encoder_output(x)
         q = u.detach()
         if self.global_step >= self.free_share * self._num_first():
-            with torch.autocast(self.device.type, enabled=False):  # distances decide between codes
+            with torch.autocast(self.device.type, enabled=False):  # full precision for the choice of codes
                 self.codebook.follow(q, generator=self._random)
                 q = self.codebook.look_up(self.codebook.nearest(q))
-        x_hat = self._rebuilt(u + (q - u).detach())
+        x_hat = self._reconstruction(u + (q - u).detach())
         seen = x[:, :, self.preprocess.roi]
         error = ((x_hat[:, :, self.preprocess.roi] - seen) ** 2).mean() / seen.var().clamp(min=1e-4)
-        committed = ((u - q) ** 2).mean()
+        commitment = ((u - q) ** 2).mean()
         self.log("error", error, prog_bar=True)
-        self.log("commitment", committed)
-        return error + self.commitment * committed
+        self.log("commitment", commitment)
+        return error + self.commitment * commitment
 
     def _prior_loss(self, batch: Batch, x: Tensor) -> Tensor:
-        def look() -> list[Tensor]:
+        def encode() -> list[Tensor]:
             with torch.autocast(self.device.type, enabled=False):
                 return [self.encode(x)]
 
-        (codes,) = self._codes.lookup(batch.path, look)
+        (codes,) = self._codes.lookup(batch.path, encode)
         loss = functional.cross_entropy(self.prior_logits(codes), codes)
         self.log("prior", loss, prog_bar=True)
         return loss
 
     def _num_first(self) -> int:
-        """Steps of the first phase."""
+        """Number of steps of the first phase."""
         total = int(self.trainer.estimated_stepping_batches)
         return max(1, round(total * (1 - self.prior_epochs / self.epochs)))
 
@@ -334,14 +338,14 @@ class VqVae(Sampler):
 
 
 def _encoder(step: int, width: int, dimensions: int) -> nn.Sequential:
-    """From images to u: one strided convolution of overlapping patches, two residual blocks, one vector a cell."""
+    """Build the encoder: one strided convolution of overlapping patches, two residual blocks, one vector per cell."""
     enter = nn.Conv2d(3, width, 2 * step, stride=step, padding=step // 2)
-    nn.init.xavier_uniform_(enter.weight)  # the usual one lets little of a dark image through
+    nn.init.xavier_uniform_(enter.weight)  # the default passes little of a dark image
     return nn.Sequential(enter, _Residual(width), _Residual(width), nn.Conv2d(width, dimensions, 1))
 
 
 def _decoder(step: int, width: int, dimensions: int) -> nn.Sequential:
-    """From q to the logits of images: the encoder the other way round."""
+    """Build the decoder from q to the logits of images, the mirror image of the encoder."""
     leave = nn.ConvTranspose2d(width, 3, 2 * step, stride=step, padding=step // 2)
     enter = nn.Conv2d(dimensions, width, 3, padding=1)
     return nn.Sequential(enter, _Residual(width), _Residual(width), leave)

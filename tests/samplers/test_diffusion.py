@@ -241,5 +241,7 @@ def test_facts_and_functions_are_what_the_process_needs(trained: Ddpm) -> None:
     assert trained.supports("anomaly_map")
     assert not trained.supports("attribute")
     with pytest.raises(UsageError, match=r"Ddpm has no attribute: .*white noise"):
-        trained.sampling_loop().attribute(*[np.zeros((1, 3, 16, 16), dtype=np.float32)] * 3, strength=1.0, options=Options())
+        trained.sampling_loop().attribute(
+            *[np.zeros((1, 3, 16, 16), dtype=np.float32)] * 3, strength=1.0, options=Options()
+        )
     assert dataclasses.asdict(info)["latent_shape"] == [3, 16, 16]

@@ -23,10 +23,10 @@ from anomaly.nn.flow_steps import (
     Step,
     channel_mask,
     checkerboard_mask,
-    scale_shapes,
     squeeze,
     unsqueeze,
 )
+from anomaly.nn.multi_scale_flow import scale_shapes
 from anomaly.samplers._flow import Flow
 from anomaly.samplers.glow import Glow
 from anomaly.samplers.realnvp import RealNvp

@@ -26,8 +26,8 @@ from anomaly.imaging.image_file import read_image
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.samplers import SAMPLERS
 from anomaly.samplers.base import Sampler
-from anomaly.training.fit import fit
-from anomaly.training.fitted_model import build_detector, load
+from anomaly.training.fit import fit_model
+from anomaly.training.fitted_model import build_detector, load_fitted_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "samplers"
 FLOW = {"size": 16, "num_scales": 2, "width": 8, "smooth": 3, "epochs": 3, "batch_size": 8, "learning_rate": 3e-3}
@@ -107,9 +107,11 @@ class Made:
 @pytest.fixture(scope="module", params=list(SAMPLERS))
 def made(request: pytest.FixtureRequest, category: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     name = request.param
-    out = fit(category, out=tmp_path_factory.mktemp("samplers") / name, detector=name, model=OPTIONS[name])
+    out = fit_model(
+        category, out=tmp_path_factory.mktemp("samplers") / name, detector=name, options=OPTIONS[name]
+    ).folder
     export_model(out)
-    trained, _ = load(out)
+    trained = load_fitted_model(out).detector
     assert isinstance(trained, Sampler)
     return Made(out, trained, OnnxSampler(out / "sampler.onnx", device="cpu", num_threads=1))
 
@@ -265,7 +267,9 @@ def test_model_draws_defects_into_masks_or_is_refused(
 
 @pytest.fixture(scope="module")
 def vae(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = fit(category, out=tmp_path_factory.mktemp("verb") / "vae", detector="vae", model=OPTIONS["vae"])
+    out = fit_model(
+        category, out=tmp_path_factory.mktemp("verb") / "vae", detector="vae", options=OPTIONS["vae"]
+    ).folder
     export_model(out)
     return out / "sampler.onnx"
 
