@@ -27,7 +27,7 @@ unit: $(VENV)/dev.stamp .venv-serve/serve.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=85
 
 docs: $(VENV)/dev.stamp
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet  # the variable silences an advertisement of the theme
 
 bench-setup: $(VENV)/bench.stamp
 

@@ -29,7 +29,10 @@ LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 COPIED = ("LICENSE", "benchmarks/pictures/*.png", "benchmarks/results/*.json")
 COPIES = "files"
 """Folder of the site for copied files"""
-HELP_WIDTH = "100"
+HELP_WIDTH = "80"
+"""Columns of help texts"""
+INVISIBLE = "\b"
+"""Control character in the help of jsonargparse"""
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -123,7 +126,7 @@ def help_of(verb: str, *arguments: str) -> str:
     output = io.StringIO()
     with columns(HELP_WIDTH), contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         run([verb, *arguments, "--help"])
-    return output.getvalue().strip() + "\n"
+    return output.getvalue().replace(INVISIBLE, "").strip() + "\n"
 
 
 def model_options(text: str) -> str:

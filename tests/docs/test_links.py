@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,10 +37,17 @@ def test_pages_name_no_other_host(page: Path) -> None:
     assert set(hosts) <= {"127.0.0.1", "localhost"}
 
 
+def pages_of(entry: Any) -> Iterator[str]:
+    """Pages of a part of the navigation."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for inner in entry.values() if isinstance(entry, dict) else entry:
+            yield from pages_of(inner)
+
+
 def test_every_page_is_in_the_navigation() -> None:
-    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    entries = yaml.safe_load(text)["nav"]
-    listed = [page for entry in entries for page in ([entry] if isinstance(entry, str) else next(iter(entry.values())))]
+    listed = list(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert len(listed) == len(set(listed))
     assert set(listed) == pages
