@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import re
 import sys
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from anomaly.commands.help import help_text
+from anomaly.commands.signature import Signature, signature_of
 from anomaly.errors import UsageError
-from anomaly.registry import model_class
 from anomaly.system.suggestions import nearest
 
 RENAMED_OPTIONS = {
@@ -27,16 +26,6 @@ RENAMED_OPTIONS = {
     "marks": "labels",
 }
 """Option of an earlier version -> its name today"""
-
-
-class VerbParser(NamedTuple):
-    """The parser of a verb, and the type of every option."""
-
-    parser: ArgumentParser
-    hints: dict[str, Any]
-    """key, such as `alpha` or `model.epochs` -> its type, without None"""
-    words: dict[str, Any]
-    """words that stand without an option name -> their default, or `inspect.Parameter.empty` where they are required"""
 
 
 def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -58,57 +47,37 @@ def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
         SystemExit: after `--help`.
     """
     file = _read_yaml(_value_of("config", arguments))
-    made = verb_parser(verb, function, detector=_detector(function, file, arguments))
+    signature = signature_of(function, detector=_detector(function, file, arguments))
     if "--help" in arguments or "-h" in arguments:
-        print(help_text(made.parser))
+        print(help_text(verb, signature))
         raise SystemExit(0)
-    spelled = _spelled(made, arguments)
-    _check_names(made, spelled, file)
+    spelled = _spelled(signature, arguments)
+    _check_names(signature, spelled, file)
+    parser = _parser(verb, signature)
     try:
-        values = made.parser.parse_args(spelled)
+        values = parser.parse_args(spelled)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise UsageError(f"{verb}: {error}") from error
-    found: dict[str, Any] = made.parser.instantiate_classes(values).as_dict()
+    found: dict[str, Any] = parser.instantiate_classes(values).as_dict()
     found.pop("config", None)
-    empty = inspect.Parameter.empty
-    defaults = {name: default for name, default in made.words.items() if default is not empty and found[name] is None}
-    return found | defaults
+    return found | {name: signature.defaults[name] for name in _optional_words(signature) if found[name] is None}
 
 
-def verb_parser(verb: str, function: Callable[..., Any], *, detector: str | None = None) -> VerbParser:
-    """Build the parser of a verb.
-
-    Args:
-        verb: name of the verb.
-        function: function whose parameters are the options.
-        detector: name of the detector or sampler whose constructor gives the options `--model.NAME`; None for none.
-
-    Raises:
-        UsageError: an unknown detector.
-    """
+def _parser(verb: str, signature: Signature) -> ArgumentParser:
     parser = ArgumentParser(prog=f"anomaly {verb}", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with these options, see configs/")
-    parameters = inspect.signature(function).parameters
-    words = {name: p.default for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
-    optional = {name for name, default in words.items() if default is not inspect.Parameter.empty}
-    skip: set[str | int] = {"model"} if "detector" in parameters else set()
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip | optional)
-    hints = {name: _without_none(hint) for name, hint in get_type_hints(function).items() if name in {*parameters} - skip}
+    parser.add_argument("--config", action=ActionConfigFile)
+    optional = _optional_words(signature)
+    skip: set[str | int] = {*optional, "model"} if "detector" in signature.hints else {*optional}
+    parser.add_function_arguments(signature.function, as_group=False, as_positional=True, skip=skip)
     for name in optional:
-        parser.add_argument(name, nargs="?", type=str, help=_parameter_text(function, name))
-    if detector is not None:
-        constructor = model_class(detector)
-        parser.add_class_arguments(constructor, "model", as_group=False)
-        for kind in reversed(constructor.__mro__):
-            if "__init__" in vars(kind) and kind is not object:
-                found = get_type_hints(kind.__init__)  # type: ignore[misc]
-                hints |= {f"model.{name}": _without_none(hint) for name, hint in found.items()}
-    return VerbParser(parser, hints, words)
+        parser.add_argument(name, nargs="?", type=str)
+    if signature.constructor is not None:
+        parser.add_class_arguments(signature.constructor, "model", as_group=False)
+    return parser
 
 
-def help_text(parser: ArgumentParser) -> str:
-    """Help of a verb, with options spelled as people type them: `--batch-size`."""
-    return re.sub(r"--[a-z0-9_.]+", lambda found: found[0].replace("_", "-"), parser.format_help())
+def _optional_words(signature: Signature) -> list[str]:
+    return [name for name in signature.words if signature.defaults[name] is not inspect.Parameter.empty]
 
 
 def _detector(function: Callable[..., Any], file: dict[str, Any], arguments: Sequence[str]) -> str | None:
@@ -132,29 +101,15 @@ def _detector(function: Callable[..., Any], file: dict[str, Any], arguments: Seq
     return None if name in ("auto", "None") else name  # chosen later: it takes no options here
 
 
-def _without_none(hint: Any) -> Any:
-    """Type of an optional option without None."""
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-        return kinds[0] if len(kinds) == 1 else hint
-    return hint
-
-
-def _parameter_text(function: Callable[..., Any], name: str) -> str:
-    """Text of a parameter in the docstring of a function."""
-    found = re.search(rf"^    {name}: (.*(?:\n {{8}}.*)*)", inspect.getdoc(function) or "", flags=re.MULTILINE)
-    return " ".join(found[1].split()) if found else ""
-
-
-def _spelled(made: VerbParser, arguments: Sequence[str]) -> list[str]:
+def _spelled(signature: Signature, arguments: Sequence[str]) -> list[str]:
     """Spell options as the parser does.
 
     `--max-pixels` becomes `--max_pixels`, a bare `--resume` becomes `--resume=true`, and `--interpolate A B`, an option of
     two values, becomes `--interpolate=["A", "B"]`. Where the verb begins with a list, the words `A B` become `["A", "B"]`;
     words that may be left out are moved to the front.
     """
-    takes_list = any(get_origin(made.hints.get(name)) is list for name in made.words)
-    gathers = takes_list or any(default is not inspect.Parameter.empty for default in made.words.values())
+    takes_list = any(get_origin(signature.hints.get(name)) is list for name in signature.words)
+    gathers = takes_list or bool(_optional_words(signature))
     spelled: list[str] = []
     first: list[str] = []
     rest = list(arguments)
@@ -167,7 +122,7 @@ def _spelled(made: VerbParser, arguments: Sequence[str]) -> list[str]:
             name, equals, value = argument.partition("=")
             key = name[2:].replace("-", "_")
             argument = f"--{key}{equals}{value}"
-            hint = None if equals else made.hints.get(key)
+            hint = None if equals else signature.hints.get(key)
             if hint is bool and (not rest or rest[0] not in ("true", "false")):
                 argument += "=true"
             elif get_origin(hint) is tuple:
@@ -213,17 +168,17 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
     return content
 
 
-def _check_names(made: VerbParser, arguments: Sequence[str], file: dict[str, Any]) -> None:
+def _check_names(signature: Signature, arguments: Sequence[str], file: dict[str, Any]) -> None:
     """Refuse an option or a key that is not written in full, before the parser guesses."""
-    keys = [name for name in made.hints if name not in made.words]
+    keys = [name for name in signature.hints if name not in signature.words]
     options = ["--help", "--config", "--print_config", *(f"--{key}" for key in keys)]
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and len(name) > 2 and name not in options:
             raise UsageError(_unknown(name, options))
     for key in _flat(file):
-        if key not in made.hints:
-            raise UsageError(f"no option {key!r} (in the YAML file); nearest: {nearest(key, made.hints)!r}")
+        if key not in signature.hints:
+            raise UsageError(f"no option {key!r} (in the YAML file); nearest: {nearest(key, signature.hints)!r}")
 
 
 def _unknown(name: str, options: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
 import subprocess
@@ -15,13 +16,16 @@ import anomaly
 from anomaly.commands import main as cli
 from anomaly.commands.calibrate import calibrate
 from anomaly.commands.fit import fit
+from anomaly.commands.help import help_text, options_of
 from anomaly.commands.main import VERBS, run
 from anomaly.commands.merge import merge
 from anomaly.commands.parser import parse
 from anomaly.commands.score import score
 from anomaly.commands.serve import serve
+from anomaly.commands.signature import signature_of
 from anomaly.detectors.autoencoder import Autoencoder
 from anomaly.errors import CalibrationError, UsageError
+from anomaly.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 VERB_OF_FOLDER: dict[str, Callable[..., Any]] = {"detectors": fit, "samplers": fit}
@@ -58,7 +62,13 @@ def function_of(verb: str) -> Callable[..., Any]:
 
 def test_every_module_of_the_commands_is_a_verb() -> None:
     folder = Path(cli.__file__).parent
-    assert {path.stem for path in folder.glob("[a-z]*.py")} - {"__init__", "main", "parser"} == set(VERBS)
+    assert {path.stem for path in folder.glob("[a-z]*.py")} - {
+        "__init__",
+        "help",
+        "main",
+        "parser",
+        "signature",
+    } == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -79,6 +89,19 @@ def test_text_of_an_option_reads_alone(verb: str) -> None:
             verb,
             parameter,
         )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_help_of_fit_has_a_text_for_every_option_of_a_detector(name: str) -> None:
+    if name == "anomalib" and importlib.util.find_spec("anomalib") is None:
+        pytest.skip("needs anomalib")
+    groups = options_of(signature_of(fit, detector=name))
+    for option in groups[f"options of {name}"]:
+        first = option.text.split()[0].lower()
+        assert first not in {"of", "that", "which", "what", "it", "its", "how", "for", "to", "in"}, (name, option)
+    text = help_text("fit", signature_of(fit, detector=name))
+    assert "--model.batch-size N" in text
+    assert max(map(len, text.splitlines())) <= 110
 
 
 @pytest.mark.parametrize(("old", "new"), [("test", "evaluate"), ("bench", "profile"), ("offline", "bundle")])
@@ -196,7 +219,7 @@ def test_word_that_may_be_left_out_stands_anywhere(capsys: pytest.CaptureFixture
         parse("calibrate", calibrate, ["m.onnx", "good", "more"])
     with pytest.raises(SystemExit):
         parse("calibrate", calibrate, ["--help"])
-    assert "good images that the model was not trained on: a folder" in " ".join(capsys.readouterr().out.split())
+    assert "good images that were not used in training: a folder" in " ".join(capsys.readouterr().out.split())
 
 
 def write(folder: Path, text: str) -> str:
@@ -308,7 +331,7 @@ def test_help_of_a_verb_lists_its_options_with_hyphens(capsys: pytest.CaptureFix
             run(["score", option])
         assert stop.value.code == 0
         told = capsys.readouterr().out
-        assert "--batch-size BATCH_SIZE" in told
+        assert "--batch-size N" in told
         assert "images per inference" in told
 
 

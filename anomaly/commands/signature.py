@@ -1,0 +1,70 @@
+"""The parameters of a verb: names, types, defaults and texts, and those of the detector that it takes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from anomaly.registry import model_class
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Parameters of a verb by key, such as `alpha`, or `model.epochs` for the detector's constructor."""
+
+    function: Callable[..., Any]
+    detector: str | None
+    """name of the detector or sampler whose options the verb takes"""
+    constructor: type | None
+    """its class"""
+    hints: dict[str, Any]
+    """key -> type, without None"""
+    defaults: dict[str, Any]
+    """key -> default; `inspect.Parameter.empty` where it is required"""
+    words: tuple[str, ...]
+    """keys of words that stand without an option name"""
+
+
+def signature_of(function: Callable[..., Any], *, detector: str | None = None) -> Signature:
+    """Read the parameters of a verb.
+
+    Args:
+        function: the verb; a parameter `model` beside `detector` stands for the detector's constructor.
+        detector: name of the detector or sampler whose options the verb takes; None for none.
+
+    Raises:
+        UsageError: an unknown detector.
+    """
+    parameters = dict(inspect.signature(function).parameters)
+    if "detector" in parameters:
+        parameters.pop("model", None)
+    found = get_type_hints(function)
+    hints = {name: _without_none(found[name]) for name in parameters}
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    words = tuple(name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    constructor = None if detector is None else model_class(detector)
+    if constructor is not None:
+        found = get_type_hints(constructor.__init__)  # type: ignore[misc]
+        for name, parameter in inspect.signature(constructor).parameters.items():
+            hints[f"model.{name}"] = _without_none(found[name])
+            defaults[f"model.{name}"] = parameter.default
+    return Signature(function, detector, constructor, hints, defaults, words)
+
+
+def docstring_texts(documented: Callable[..., Any] | type) -> dict[str, str]:
+    """Parameter -> its text in the section `Args` of a docstring."""
+    section = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", inspect.getdoc(documented) or "", flags=re.MULTILINE)
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _without_none(hint: Any) -> Any:
+    """Type of an optional parameter without None."""
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else hint
+    return hint
