@@ -1,1 +1,1 @@
-"""Benchmarks: cells measured one by one, leaks looked for in their images, and one table beside published figures."""
+"""Benchmarks: cells measured one by one, leak checks on their images, and a table beside published figures."""

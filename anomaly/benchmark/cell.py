@@ -1,4 +1,4 @@
-"""One cell of a benchmark in a process of its own: fit, export, verify, test through the exported file, time, look for leaks.
+"""One cell of a benchmark in its own process: fit, export, verify, evaluate the exported file, profile, look for leaks.
 
 python -m anomaly.benchmark.cell CELL.json DATA OUT.json
 """
@@ -23,59 +23,59 @@ from anomaly.benchmark.plan import Cell
 from anomaly.benchmark.shortcuts import measure_shortcuts
 from anomaly.data.folders import Category, find_category
 from anomaly.errors import ParityError
-from anomaly.evaluation.evaluate import evaluate
-from anomaly.export.detector import export
-from anomaly.export.parity import verify
+from anomaly.evaluation.evaluate import THRESHOLD, evaluate_samples
+from anomaly.export.acceptance import Bounds
+from anomaly.export.model_file import export_model
+from anomaly.export.parity import check_certificate, compare_files
 from anomaly.imaging.image_file import read_image
 from anomaly.imaging.statistics import image_statistics
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.system.files import write_json
 from anomaly.system.run_card import RunCard
-from anomaly.training.fit import fit
-from anomaly.training.fitted_model import Description, load
+from anomaly.training.fit import fit_model
+from anomaly.training.fitted_model import Description, FittedModel
 
 MAX_PIXELS = 100_000_000
 TIMING_SECONDS = 2.0
-"""Most time for one batch size's timing; at least three runs are made"""
+"""Longest timing of one batch size; at least three runs are made"""
 
 
 def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
     """Measure one cell.
 
     Args:
-        cell: what to measure.
+        cell: request.
         data: folder of the data sets.
-        folder: an empty folder for the run.
+        folder: empty folder for the fitted model.
 
     Returns:
-        The cell's JSON: what was asked, versions, hardware, seconds, counts, figures with intervals, parity and leaks.
+        JSON values: versions, hardware, seconds, counts, figures with intervals, parity and leaks.
     """
     category = find_category(data / cell.category)
     card = RunCard("benchmark", config={})
     begin = time.perf_counter()
-    run = fit(
+    fitted = fit_model(
         data / cell.category,
-        out=folder / "run",
+        out=folder / "fitted",
         detector=cell.detector,
-        model=cell.model,
+        options=cell.model,
         seed=cell.seed,
-        part_group=cell.group or None,
+        part_group=cell.part_group,
         precision=cell.precision,
         **cell.fit,
     )
-    fitted = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    seconds = {key: fitted["seconds"][key] for key in ("fit", "calibrate")}
+    seconds = {key: fitted.seconds[key] for key in ("fit", "calibrate")}
     seconds["fit with everything"] = round(time.perf_counter() - begin, 3)
     with card.timed("export"):
-        model = export(run)
+        model = export_model(fitted)
     with card.timed("verify"):
-        parity = _parity(run)
-    _, description = load(run)
+        parity = _parity(fitted)
+    description = fitted.description
     scorer = OnnxScorer(model, device="auto", num_threads=cell.threads)
     with card.timed("test"):
-        evaluation = evaluate(
-            category.test, scorer=scorer, resize=scorer.metadata.resize, white=scorer.metadata.white, threshold=1.0,
-            max_pixels=MAX_PIXELS, batch_size=8, seed=0,
+        evaluation = evaluate_samples(
+            category.test, scorer=scorer, resize=scorer.metadata.resize, white=scorer.metadata.white,
+            threshold=THRESHOLD, max_pixels=MAX_PIXELS, batch_size=8, seed=0,
         )  # fmt: skip
     leaks, num_made = _leaks(cell, category, description, data=data)
     shortcuts = _shortcuts(category, description)
@@ -88,7 +88,7 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
         "commit": card.facts["commit"],
         "date": card.facts["date"],
         "seconds": seconds | card.facts["seconds"],
-        "seconds_per_image": _timed(scorer, category, threads=cell.threads),
+        "seconds_per_image": _seconds_per_image(scorer, category, threads=cell.threads),
         "counts": {
             "train": len(description.train),
             "calibration_images": len(description.calibration_images),
@@ -106,19 +106,19 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def _parity(run: Path) -> dict[str, Any]:
-    """The certificate's figures; one that refuses is a figure too."""
+def _parity(fitted: FittedModel) -> dict[str, Any]:
+    """Give the certificate's figures, and the reason of a refusal."""
+    certificate = compare_files(fitted)[-1]
     refused = ""
     try:
-        certificate = verify(run)
+        check_certificate(certificate, bounds=Bounds(auroc_loss=0.0, flips=0.0))
     except ParityError as error:
-        refused = str(error).replace(f"{run}/", "")
-        certificate = json.loads((run / "model.certificate.json").read_text(encoding="utf-8"))
-    return {key: certificate[key] for key in ("score", "map", "num_flips", "provider")} | {"refused": refused}
+        refused = str(error).replace(f"{fitted.folder}/", "")
+    return {key: certificate.values[key] for key in ("score", "map", "num_flips", "provider")} | {"refused": refused}
 
 
-def _timed(scorer: OnnxScorer, category: Category, *, threads: int) -> dict[str, float | int]:
-    """Median seconds per image of the exported file at batch 1 and 16, from raw images of the first one's size."""
+def _seconds_per_image(scorer: OnnxScorer, category: Category, *, threads: int) -> dict[str, float | int]:
+    """Measure median seconds per image at batch sizes 1 and 16, on raw images of one size."""
     images = [read_image(s.path, white=scorer.metadata.white, max_pixels=MAX_PIXELS) for s in category.test[:16]]
     images = [image for image in images if image.shape == images[0].shape]
     found: dict[str, float | int] = {"threads": threads}
@@ -135,17 +135,17 @@ def _timed(scorer: OnnxScorer, category: Category, *, threads: int) -> dict[str,
 
 
 def _leaks(cell: Cell, category: Category, description: Description, *, data: Path) -> tuple[list[dict[str, Any]], int]:
-    """What the linter finds in the protocol of this cell, and how many checks it made."""
-    looked_at = [s.path for name in cell.chosen_on for s in find_category(data / name).test]
+    """Find the leaks in the protocol of this cell, and count the checks."""
+    selection = [s.path for name in cell.chosen_on for s in find_category(data / name).test]
     roles = Roles(
         train=tuple(Path(p) for p in description.train),
-        threshold_from=tuple(Path(p) for p in description.calibration_images),
+        calibration=tuple(Path(p) for p in description.calibration_images),
         stopping=tuple(Path(p) for p in description.stopping),
-        chosen_by=tuple(looked_at),
+        selection=tuple(selection),
         test_good=tuple(s.path for s in category.test if not s.label),
         test_defect=tuple(s.path for s in category.test if s.label),
         masks=tuple((s.path, s.mask_path) for s in category.test if s.mask_path is not None),
-        group=cell.group,
+        part_group=cell.part_group,
         root=category.root,
         labels_from="folder",
         mask_size="own",
@@ -155,7 +155,7 @@ def _leaks(cell: Cell, category: Category, description: Description, *, data: Pa
 
 
 def _shortcuts(category: Category, description: Description) -> dict[str, dict[str, float]]:
-    """What the test set of this cell tells without a detector."""
+    """Measure the separation of the test set by statistics of whole images."""
 
     def measured(paths: Iterable[Path]) -> list[dict[str, float]]:
         return [image_statistics(read_image(p, white=description.white, max_pixels=MAX_PIXELS)) for p in paths]
@@ -168,9 +168,9 @@ def _shortcuts(category: Category, description: Description) -> dict[str, dict[s
 
 
 def main() -> None:
-    """Measure the cell that the arguments name and write its JSON."""
-    asked, data, out = (Path(argument) for argument in sys.argv[1:4])
-    values = json.loads(asked.read_text(encoding="utf-8"))
+    """Measure the cell that the arguments name and write its JSON file."""
+    request, data, out = (Path(argument) for argument in sys.argv[1:4])
+    values = json.loads(request.read_text(encoding="utf-8"))
     cell = Cell(**{**values, "chosen_on": tuple(values["chosen_on"])})
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:

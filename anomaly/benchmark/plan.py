@@ -1,22 +1,23 @@
-"""What a benchmark is to measure: detectors × categories × seeds, from one YAML file.
+"""The plan of a benchmark: detectors × categories × seeds, from one YAML file.
 
-benchmark: reduced                  # its name
-precision: bf16                     # of training: fp32, bf16 or fastest
-threads: 1                          # of each process
+benchmark: reduced                  # name
+precision: bf16                     # number format of training: fp32, bf16 or fastest
+threads: 1                          # threads of each process
 data:
-  - categories: [mvtec_ad/bottle]   # folders below --data; a pattern such as visa/* is spelled out
+  - categories: [mvtec_ad/bottle]   # folders below --data; patterns such as visa/* are allowed
     seeds: [0, 1, 2]
-    group: ''                       # images of one part, as of `anomaly fit --part-group`
+    part_group: 'lot([0-9]+)'       # joins the images of one part, as in `anomaly fit --part-group`
 detectors:
-  fastflow:                         # the row's name
+  fastflow:                         # name of the row
     role: ours                      # or baseline
     config: ../detectors/fastflow.yaml
-    model: {epochs: 8}              # over those of the file
-    fit: {brightness: levelled}     # what else `anomaly fit` is asked: brightness, tile or windows
-    schedule: reduced               # full where it is the published one
-    note: 8 of 500 epochs           # how it is reduced
-    seeds: [0]                      # only these
-    chosen_on: [mvtec_ad/bottle]    # categories whose test images were looked at when the recipe was settled
+    model: {epochs: 8}              # replaces values of the config file
+    fit: {brightness: levelled}     # further options of `anomaly fit`: brightness, tile or windows
+    schedule: reduced               # full for the published schedule
+    note: 8 of 500 epochs           # description of the reduction
+    seeds: [0]                      # subset of the seeds
+    sets: [mvtec_ad]                # subset of the sets or categories
+    chosen_on: [mvtec_ad/bottle]    # categories whose test images were seen when the recipe was chosen
 """
 
 from __future__ import annotations
@@ -42,15 +43,17 @@ class Cell:
     benchmark: str
     set: str
     category: str
-    """folder below the data root, its first part being the set"""
-    group: str
+    """folder below the data root; its first part is the set"""
+    part_group: str | None
+    """as in `anomaly fit --part-group`; None for no part groups"""
     name: str
-    """of the row in the table"""
+    """name of the row in the table"""
     role: Literal["ours", "baseline"]
     detector: str
     model: dict[str, Any] = field(default_factory=dict)
+    """arguments of the constructor"""
     fit: dict[str, Any] = field(default_factory=dict)
-    """options of `anomaly fit` beside these"""
+    """further options of `anomaly fit`"""
     schedule: Literal["full", "reduced"]
     note: str
     chosen_on: tuple[str, ...]
@@ -59,45 +62,47 @@ class Cell:
     seed: int
 
     def file(self, out: Path) -> Path:
-        """Where the cell's JSON is written below the results folder."""
+        """Path of the cell's JSON file below the results folder."""
         return out / self.category / f"{self.name}-{self.seed}.json"
 
     def fingerprint(self) -> str:
-        """Hash of all that was asked: a cell whose file has another one is measured again."""
-        asked = {key: value for key, value in asdict(self).items() if key != "fit" or value}
-        text = json.dumps(asked, sort_keys=True, default=str)
+        """Hash of the request; a cell whose file has another fingerprint is measured again."""
+        request = {key: value for key, value in asdict(self).items() if key != "fit" or value}
+        text = json.dumps(request, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _PLAN = {"benchmark", "precision", "threads", "data", "detectors"}
-_DATA = {"categories", "seeds", "group"}
+_DATA = {"categories", "seeds", "part_group"}
 _DETECTOR = {"role", "config", "model", "fit", "schedule", "note", "precision", "seeds", "sets", "chosen_on"}
 _FIT = {"brightness", "tile", "windows"}
 
 
-def read_plan(file: Path, *, data: Path, own: str, own_model: dict[str, Any]) -> list[Cell]:
-    """Read a benchmark's YAML as its cells: first seeds first, then categories, then detectors, in the file's order.
+def read_plan(
+    file: Path, *, data: Path, detector: str | None = None, options: dict[str, Any] | None = None
+) -> list[Cell]:
+    """Read a plan as its cells, ordered by seed, then category, then detector.
 
     Args:
-        file: the YAML file.
+        file: YAML file.
         data: folder of the data sets.
-        own: a detector beside those of the file, package.module:Class or a registry name; empty for none.
-        own_model: its options.
+        detector: further detector beside those of the file: registry name or package.module:Class.
+        options: arguments of its constructor.
 
     Raises:
-        UsageError: a file that cannot be read, a key that is not known, a class path in the file, no such category.
+        UsageError: an unreadable file, an unknown key, a class path in the file, or a missing category.
     """
     plan = _read(file)
     _check(plan, _PLAN, f"benchmark {file}")
     rows = plan.get("detectors") or {}
-    if own:
-        rows = {**rows, own.rpartition(":")[2]: {"role": "ours", "own": own, "model": own_model}}
+    if detector is not None:
+        rows = {**rows, detector.rpartition(":")[2]: {"class": detector, "model": options or {}}}
     cells = []
     for part in plan.get("data") or []:
         _check(part, _DATA, f"data of {file}")
         for category in _categories(part["categories"], data=data):
             for name, row in rows.items():
-                asked = _detector(name, row, file=file)
+                request = _detector(name, row, file=file)
                 if row.get("sets") and not {category, category.partition("/")[0]} & set(row["sets"]):
                     continue
                 cells += [
@@ -105,19 +110,19 @@ def read_plan(file: Path, *, data: Path, own: str, own_model: dict[str, Any]) ->
                         benchmark=str(plan.get("benchmark", file.stem)),
                         set=category.partition("/")[0],
                         category=category,
-                        group=str(part.get("group", "")),
+                        part_group=part.get("part_group"),
                         name=name,
                         precision=row.get("precision", plan.get("precision", "fp32")),
                         threads=int(plan.get("threads", 1)),
                         seed=int(seed),
-                        **asked,
+                        **request,
                     )
                     for seed in part.get("seeds", [0])
                     if seed in row.get("seeds", part.get("seeds", [0]))
                 ]
     if not cells:
-        raise UsageError(f"benchmark {file} has nothing to measure: give it data with categories, and detectors")
-    return sorted(cells, key=lambda cell: cell.seed)  # stable: one seed of everything before the next
+        raise UsageError(f"benchmark {file} has no cells: give it data with categories, and detectors")
+    return sorted(cells, key=lambda cell: cell.seed)  # stable: all cells of one seed before the next seed
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -126,23 +131,28 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read as YAML: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{file} holds no options: write NAME: VALUE, one a line")
+        raise UsageError(f"{file} holds no options: write NAME: VALUE, one per line")
     return found
 
 
 def _check(found: Any, known: set[str], where: str) -> None:
+    """Refuse a value that is not a table, and unknown keys.
+
+    Raises:
+        UsageError: the key, with the nearest known one.
+    """
     if not isinstance(found, dict):
-        raise UsageError(f"{where}: {found!r} is no table of {', '.join(sorted(known))}")
+        raise UsageError(f"{where}: {found!r} is not a table with the keys {', '.join(sorted(known))}")
     for key in found:
         if key not in known:
-            raise UsageError(f"{where} has no key {key!r}; nearest: {nearest(str(key), sorted(known))!r}")
+            raise UsageError(f"{where}: unknown key {key!r}; nearest: {nearest(str(key), sorted(known))!r}")
 
 
 def _detector(name: str, row: dict[str, Any], *, file: Path) -> dict[str, Any]:
-    """What a cell says of its detector."""
-    if "own" in row:
+    """Read the fields of a cell that concern its detector."""
+    if isinstance(row, dict) and "class" in row:
         return {
-            "role": "ours", "detector": row["own"], "model": dict(row["model"]), "schedule": "reduced",
+            "role": "ours", "detector": row["class"], "model": dict(row["model"]), "schedule": "reduced",
             "note": "from the command line", "chosen_on": (),
         }  # fmt: skip
     _check(row, _DETECTOR, f"detector {name!r} of {file}")
@@ -150,9 +160,9 @@ def _detector(name: str, row: dict[str, Any], *, file: Path) -> dict[str, Any]:
     config = _read(file.parent / row["config"]) if "config" in row else {}
     detector = str(config.get("detector", name))
     if ":" in detector:
-        raise UsageError(f"detector {detector!r} in a YAML file: a class to import is named by --detector only")
+        raise UsageError(f"detector {detector!r} in a YAML file: give a class path with --detector only")
     if row.get("schedule", "reduced") == "reduced" and not row.get("note"):
-        raise UsageError(f"detector {name!r} of {file} has a reduced schedule: say in `note` how it is reduced")
+        raise UsageError(f"detector {name!r} of {file} has a reduced schedule: describe the reduction in `note`")
     return {
         "role": row.get("role", "ours"),
         "detector": detector,
@@ -164,14 +174,16 @@ def _detector(name: str, row: dict[str, Any], *, file: Path) -> dict[str, Any]:
     }
 
 
-def _categories(asked: Any, *, data: Path) -> list[str]:
-    """Folders below the data root, patterns spelled out."""
+def _categories(names: Any, *, data: Path) -> list[str]:
+    """Find the folders below the data root, and expand patterns."""
     found: list[str] = []
-    for one in [asked] if isinstance(asked, str) else asked:
-        if one.endswith("/*"):
-            found += [folder.relative_to(data).as_posix() for folder in find_categories(data / one[:-2])]
-        elif (data / one).is_dir():
-            found.append(one)
+    for name in [names] if isinstance(names, str) else names:
+        if name.endswith("/*"):
+            found += [folder.relative_to(data).as_posix() for folder in find_categories(data / name[:-2])]
+        elif (data / name).is_dir():
+            found.append(name)
         else:
-            raise UsageError(f"category {one!r} is not in {data}: mend the YAML file or name another folder by --data")
+            raise UsageError(
+                f"category {name!r} is not in {data}: correct the YAML file, or give another folder by --data"
+            )
     return found

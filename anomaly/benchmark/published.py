@@ -1,8 +1,7 @@
-"""Figures that others published for MVTec AD, category by category in %, with their sources and what is known against them.
+"""Published figures for MVTec AD, by category in %, with their sources and caveats.
 
-They stand beside measured rows to compare with; none was measured here, and all were measured on the original images.
-A row marked as recalled was checked against its published mean only. Methods without a table of their own
-(f-AnoGAN, STFPM) have no row.
+They are shown beside measured rows. None was measured here, and all were measured on the original images. A recalled row was
+checked against its published mean only. Methods without a published table (f-AnoGAN, STFPM) have no row.
 """
 
 from __future__ import annotations
@@ -22,22 +21,21 @@ STOPPED_ON_TEST = "early stopping on the AUROC of the test images, patience 3"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """A published row of MVTec AD.
-
-    `detector` is the name of the detector that it stands beside, ours or anomalib's. `image_auroc` and `pixel_auroc`
-    are by category, in %, empty where there are none; `image_mean` and `pixel_mean` are the means as published, 0 for
-    none. `caveats` are leaks and doubts.
-    """
+    """A published row of MVTec AD."""
 
     method: str
     detector: str
+    """detector for comparison, of this package or of anomalib"""
     source: str
     setting: str
     image_auroc: Mapping[str, float]
-    image_mean: float
+    """category -> %; empty where none was published"""
+    image_mean: float | None
+    """published mean; None where none was published"""
     pixel_auroc: Mapping[str, float]
-    pixel_mean: float
+    pixel_mean: float | None
     caveats: tuple[str, ...]
+    """known leaks and doubts"""
 
 
 def _by_category(figures: str) -> dict[str, float]:
@@ -64,7 +62,7 @@ PUBLISHED = (
         image_auroc=_by_category("69.9 70.8 84.2 79.4 83.4 89.2 75.7 73.2 78.5 70.0 74.3 74.6 65.3 79.2 74.5"),
         image_mean=76.1,
         pixel_auroc={},
-        pixel_mean=0,
+        pixel_mean=None,
         caveats=(RECALLED, "GANomaly's own code keeps the epoch with the best AUROC on test"),
     ),
     PublishedRow(
@@ -75,8 +73,8 @@ PUBLISHED = (
         image_auroc=_by_category("20.3 40.4 41.3 40.8 74.4 25.1 45.7 68.2 53.7 27.0 47.2 23.1 37.2 44.0 43.4"),
         image_mean=42.1,
         pixel_auroc={},
-        pixel_mean=0,
-        caveats=("below 50 on 12 of 15 categories: ranks worse than chance, no measure of the method",),
+        pixel_mean=None,
+        caveats=("below 50 on 12 of 15 categories, worse than chance: not representative of the method",),
     ),
     PublishedRow(
         method="DifferNet, paper",
@@ -86,10 +84,10 @@ PUBLISHED = (
         image_auroc=_by_category("92.9 84.0 97.1 99.4 99.8 99.0 95.9 86.9 99.3 96.1 88.8 96.3 98.6 91.1 95.1"),
         image_mean=94.9,
         pixel_auroc={},
-        pixel_mean=0,
+        pixel_mean=None,
         caveats=(
-            "recalled from the literature; the rows average 94.7 and the paper says 94.9, so one may be off",
-            "the original code prints the best AUROC on test over the epochs beside the last",
+            "recalled from the literature; the mean of the figures is 94.7, the paper states 94.9, so one may be wrong",
+            "the original code prints the best AUROC on test over all epochs beside the last one",
         ),
     ),
     PublishedRow(
@@ -120,7 +118,7 @@ PUBLISHED = (
         source="gathierry/FastFlow, README",
         setting="256 × 256, ResNet-18, last epoch",
         image_auroc={},
-        image_mean=0,
+        image_mean=None,
         pixel_auroc=_by_category("98.6 97.3 99.1 91.6 89.4 97.5 94.2 97.9 92.2 95.0 95.5 95.2 96.7 97.0 96.9"),
         pixel_mean=95.6,
         caveats=(),
@@ -144,7 +142,7 @@ PUBLISHED = (
         image_auroc=_by_category("94.5 85.7 98.2 95.0 97.6 99.4 84.4 90.1 75.0 96.1 86.3 75.9 88.9 92.0 78.0"),
         image_mean=89.1,
         pixel_auroc={},
-        pixel_mean=0,
+        pixel_mean=None,
         caveats=(),
     ),
     PublishedRow(
@@ -155,7 +153,7 @@ PUBLISHED = (
         image_auroc=_by_category("97.0 94.7 100 99.7 99.7 100 98.6 96.5 100 99.1 91.6 94.3 93.1 99.6 95.3"),
         image_mean=97.3,
         pixel_auroc={},
-        pixel_mean=0,
+        pixel_mean=None,
         caveats=(),
     ),
     PublishedRow(
@@ -167,7 +165,7 @@ PUBLISHED = (
         image_mean=99.2,
         pixel_auroc=_by_category("99.1 98.8 99.3 95.7 95.1 98.5 98.4 99.0 98.7 98.3 97.8 99.5 98.6 96.1 98.9"),
         pixel_mean=98.1,
-        caveats=("judges the central 224 of 256 pixels, borders cut away",),
+        caveats=("evaluates the central 224 of 256 pixels, without borders",),
     ),
     PublishedRow(
         method="Reverse Distillation, anomalib",
@@ -177,7 +175,7 @@ PUBLISHED = (
         image_auroc=_by_category("98.4 100 100 100 99.7 100 96.6 97.4 100 100 97.2 98.5 95.3 97.0 97.8"),
         image_mean=98.5,
         pixel_auroc={},
-        pixel_mean=0,
+        pixel_mean=None,
         caveats=(),
     ),
     PublishedRow(
@@ -188,7 +186,7 @@ PUBLISHED = (
         image_auroc=_by_category("98.6 96.2 100 99.9 99.3 100 89.3 94.5 100 99.5 92.4 90.8 89.7 94.3 98.4"),
         image_mean=96.2,
         pixel_auroc={},
-        pixel_mean=0,
+        pixel_mean=None,
         caveats=(),
     ),
     PublishedRow(
@@ -199,7 +197,7 @@ PUBLISHED = (
         image_auroc=_by_category("98.2 100 99.7 100 98.6 100 95.2 95.0 95.2 97.9 98.7 96.0 99.7 99.9 99.4"),
         image_mean=98.2,
         pixel_auroc={},
-        pixel_mean=0,
+        pixel_mean=None,
         caveats=(),
     ),
     PublishedRow(
@@ -222,7 +220,7 @@ PUBLISHED = (
         image_mean=99.7,
         pixel_auroc=_by_category("99.3 99.4 99.2 97.6 97.7 99.0 98.5 98.6 99.4 96.6 98.0 99.7 98.9 95.1 99.1"),
         pixel_mean=98.4,
-        caveats=("the method judges the central 392 of 448 pixels: defects at the border are cut away",),
+        caveats=("evaluates the central 392 of 448 pixels, without defects at the border",),
     ),
     PublishedRow(
         method="AE-SSIM",
@@ -230,7 +228,7 @@ PUBLISHED = (
         source="Bergmann et al., CVPR 2019, pixel AUROC",
         setting="128 × 128 patches of textures, whole objects",
         image_auroc={},
-        image_mean=0,
+        image_mean=None,
         pixel_auroc=_by_category("87 94 78 59 73 93 82 94 97 89 91 96 92 90 88"),
         pixel_mean=87,
         caveats=(RECALLED, "some later tables print these pixel figures as image AUROC"),
@@ -241,7 +239,7 @@ PUBLISHED = (
         source="Bergmann et al., CVPR 2019, pixel AUROC",
         setting="128 × 128 patches of textures, whole objects",
         image_auroc={},
-        image_mean=0,
+        image_mean=None,
         pixel_auroc=_by_category("59 90 75 51 73 86 86 88 95 86 85 96 93 86 77"),
         pixel_mean=82,
         caveats=(RECALLED,),
@@ -250,9 +248,9 @@ PUBLISHED = (
         method="AnoGAN",
         detector="fanogan",
         source="Bergmann et al., CVPR 2019, pixel AUROC",
-        setting="the method before f-AnoGAN, which has no table of its own",
+        setting="predecessor of f-AnoGAN, which has no published table",
         image_auroc={},
-        image_mean=0,
+        image_mean=None,
         pixel_auroc=_by_category("54 58 64 50 62 86 78 84 87 76 87 80 90 80 78"),
         pixel_mean=74,
         caveats=(RECALLED,),

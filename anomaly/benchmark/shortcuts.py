@@ -1,8 +1,7 @@
-"""What a test set tells without a detector: statistics of whole images that alone rank defective above good ones, or below.
+"""Shortcuts in a test set: statistics of whole images that separate defective from good images without a detector.
 
-Where good and defective test images were taken in another light, a detector that sees the light is measured by it: far above
-its worth, or far below chance where the good test images are the odd ones. Geirhos et al., "Shortcut Learning in Deep Neural
-Networks", 2020, arXiv 2004.07780.
+Where good and defective test images were taken in different light, the light alone ranks them, and the figures of a detector
+that sees it measure the light. R. Geirhos et al., "Shortcut Learning in Deep Neural Networks", 2020, arXiv 2004.07780.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import numpy as np
 from anomaly.metrics.image_level import auroc
 
 CLEAR = 0.9
-"""AUROC, of a statistic or of its negative, from which it tells defective from good test images"""
-OTHER = 0.75
-"""AUROC, either way, from which good test images count as taken otherwise than those of training"""
+"""AUROC, of a statistic or of its negative, from which it separates defective from good test images"""
+DIFFERENT = 0.75
+"""AUROC, in either direction, from which good test images differ from the training images"""
 DEFECT_ABOVE_GOOD, TEST_ABOVE_TRAIN = "defect_above_good", "test_above_train"
 
 Statistics = Mapping[str, float]
+"""Name of a statistic -> value of one image"""
 
 
 def measure_shortcuts(
@@ -28,16 +28,16 @@ def measure_shortcuts(
     """Rank images by each of their statistics alone.
 
     Args:
-        train: statistics by name (`anomaly.imaging.statistics`) of good training images.
-        good: of good test images.
-        defect: of defective test images.
+        train: statistics (`anomaly.imaging.statistics`) of good training images.
+        good: statistics of good test images.
+        defect: statistics of defective test images.
 
     Returns:
-        By statistic two AUROCs in [0, 1]: `defect_above_good` among the test images, and `test_above_train` of the good
-        test images above those of training, 0.5 where both look alike.
+        Two AUROCs in [0, 1] per statistic: `defect_above_good` within the test images, and `test_above_train` of good test
+        images above training images; 0.5 means no difference.
 
     Raises:
-        DataError: one of the three is empty.
+        DataError: an empty argument.
     """
 
     def above(low: Sequence[Statistics], high: Sequence[Statistics], name: str) -> float:
@@ -51,17 +51,17 @@ def measure_shortcuts(
     }
 
 
-def tell_shortcuts(measured: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
-    """Say in a sentence each which statistics tell defective from good test images, the clearest first."""
+def describe_shortcuts(measured: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
+    """Describe each statistic that separates defective from good test images, the clearest first."""
     found = [(name, one[DEFECT_ABOVE_GOOD], one[TEST_ABOVE_TRAIN]) for name, one in measured.items()]
     for name, defect, test in sorted(found, key=lambda one: (-abs(one[1] - 0.5), one[0])):
         if max(defect, 1 - defect) >= CLEAR:
+            cause = (
+                "The good test images differ from the training images in it, and figures of detectors that see it are biased."
+                if max(test, 1 - test) >= DIFFERENT
+                else "The good test images agree with the training images in it, so the defects cause the difference."
+            )
             yield (
                 f"{name.capitalize()} of the whole image ranks defective above good test images with an AUROC of"
-                f" {100 * defect:.1f}. Good test images stand above those of training with {100 * test:.1f}: "
-                + (
-                    "they were taken otherwise, and a detector that sees it is measured by that"
-                    if max(test, 1 - test) >= OTHER
-                    else "they are alike in it, and it is the defects that show"
-                )
+                f" {100 * defect:.1f}, and good test images above training images with {100 * test:.1f}. {cause}"
             )

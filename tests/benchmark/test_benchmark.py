@@ -1,4 +1,4 @@
-"""The verb `benchmark`: plans, cells in processes of their own, going on, crashes, and a detector of one's own."""
+"""Benchmarks: plans, one process per cell, resuming, crashes, and a detector of the user."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_cells_are_measured_once_and_a_crash_costs_one(
         detectors={"broken": broken, "small_autoencoder": ROW},
     )
     out = tmp_path / "results"
-    assert benchmark(plan, data=data, out=out, jobs=2) == 3
+    assert benchmark(plan, data=data, out=out, jobs=2).num_failed == 1
     failed = json.loads((out / "small/parts/plate/broken-0.json").read_text())
     assert failed["status"] == "failed"
     assert "no weights for backbone" in failed["message"]
@@ -76,15 +76,16 @@ def test_cells_are_measured_once_and_a_crash_costs_one(
     assert "no weights for backbone" in table
     capsys.readouterr()
     (tmp_path / "broken.yaml").write_text("detector: fastflow\nmodel: {weights: /elsewhere.safetensors}\n")
-    assert benchmark(plan, data=data, out=out, only="autoencoder") == 0
-    assert "1 of 1 cells are measured; 0 to go" in capsys.readouterr().out
-    assert benchmark(plan, data=data, out=out) == 3
-    assert "1 of 2 cells are measured; 1 to go" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="'nothing' fits none of the 2 cells"):
+    again = benchmark(plan, data=data, out=out, only="autoencoder")
+    assert (again.num_cells, again.num_reused, again.num_failed) == (1, 1, 0)
+    assert capsys.readouterr().out == ""
+    assert run(["benchmark", str(plan), "--data", str(data), "--out", str(out)]) == 3
+    assert "2 cells, 1 measured before, 0 measured now, 1 failed" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="'nothing' matches none of the 2 cells"):
         benchmark(plan, data=data, out=out, only="nothing")
 
 
-def test_detector_of_ones_own_stands_in_the_table(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detector_of_the_user_is_in_the_table(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "from anomaly.detectors.autoencoder import Autoencoder\n\n\nclass Mine(Autoencoder):\n    pass\n"
     )
@@ -97,32 +98,34 @@ def test_detector_of_ones_own_stands_in_the_table(data: Path, tmp_path: Path, mo
     assert json.loads((tmp_path / "r/small/parts/plate/Mine-0.json").read_text())["detector"] == "mine:Mine"
 
 
-def test_time_that_is_up_ends_a_cell(data: Path, tmp_path: Path) -> None:
+def test_cell_beyond_its_time_limit_is_stopped(data: Path, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, data=[{"categories": ["parts/plate"]}])
-    assert benchmark(plan, data=data, out=tmp_path / "results", hours=0.0) == 3
+    assert benchmark(plan, data=data, out=tmp_path / "results", hours=0.0).num_failed == 1
     cell = json.loads((tmp_path / "results/small/parts/plate/small_autoencoder-0.json").read_text())
     assert "longer than --hours" in cell["message"]
 
 
-def test_seeds_come_before_categories_and_rows_may_have_fewer(data: Path, tmp_path: Path) -> None:
+def test_cells_are_ordered_by_seed_and_rows_may_have_fewer_seeds(data: Path, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, detectors={"a": ROW, "b": ROW | {"seeds": [1]}})
-    cells = read_plan(plan, data=data, own="", own_model={})
+    cells = read_plan(plan, data=data)
     assert [(c.seed, c.name) for c in cells] == [(0, "a"), (1, "a"), (1, "b")]
     assert len({c.fingerprint() for c in cells}) == 3
-    again = read_plan(plan, data=data, own="", own_model={})
+    again = read_plan(plan, data=data)
     assert [c.fingerprint() for c in again] == [c.fingerprint() for c in cells]
 
 
-def test_rows_may_ask_more_of_the_fit(data: Path, tmp_path: Path) -> None:
-    asked = {"brightness": "levelled"}
-    plan = write_plan(tmp_path, data=[{"categories": ["parts/plate"]}], detectors={"a": ROW, "b": ROW | {"fit": asked}})
-    plain, levelled = read_plan(plan, data=data, own="", own_model={})
-    assert (plain.fit, levelled.fit) == ({}, asked)
+def test_rows_may_have_further_options_of_the_fit(data: Path, tmp_path: Path) -> None:
+    options = {"brightness": "levelled"}
+    plan = write_plan(
+        tmp_path, data=[{"categories": ["parts/plate"]}], detectors={"a": ROW, "b": ROW | {"fit": options}}
+    )
+    plain, levelled = read_plan(plan, data=data)
+    assert (plain.fit, levelled.fit) == ({}, options)
     older = {key: value for key, value in asdict(plain).items() if key != "fit"}
-    text = json.dumps(older, sort_keys=True, default=str)  # cells from before there was such a key stay measured
+    text = json.dumps(older, sort_keys=True, default=str)  # cells from before this key stay measured
     assert plain.fingerprint() == hashlib.sha256(text.encode()).hexdigest()[:16]
     assert levelled.fingerprint() != dataclasses.replace(levelled, fit={}).fingerprint()
-    assert benchmark(plan, data=data, out=tmp_path / "results", only="/b") == 0
+    assert benchmark(plan, data=data, out=tmp_path / "results", only="/b").num_failed == 0
     cell = json.loads((tmp_path / "results/small/parts/plate/b-0.json").read_text())
     assert cell["config"]["brightness"] == "levelled"
     assert cell["parity"]["refused"] == ""
@@ -131,34 +134,32 @@ def test_rows_may_ask_more_of_the_fit(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": [1]}, "no key 'seed'; nearest: "),
+        ({"seed": [1]}, "unknown key 'seed'; nearest: "),
         ({"data": [{"categories": ["parts/plat"]}]}, "'parts/plat' is not in"),
-        ({"data": []}, "nothing to measure"),
-        ({"detectors": {"a": {"model": {}}}}, "say in `note` how it is reduced"),
-        ({"detectors": {"a": ROW | {"epochs": 3}}}, "no key 'epochs'"),
-        ({"detectors": {"a": ROW | {"fit": {"alpha": 0.1}}}}, "fit of detector 'a' .* no key 'alpha'"),
-        ({"detectors": {"os:system": {"note": "x"}}}, "is named by --detector only"),
-        ({"detectors": {"a": "autoencoder"}}, "is no table of"),
+        ({"data": []}, "has no cells"),
+        ({"detectors": {"a": {"model": {}}}}, "describe the reduction in `note`"),
+        ({"detectors": {"a": ROW | {"epochs": 3}}}, "unknown key 'epochs'"),
+        ({"detectors": {"a": ROW | {"fit": {"alpha": 0.1}}}}, "fit of detector 'a' .* unknown key 'alpha'"),
+        ({"detectors": {"os:system": {"note": "x"}}}, "give a class path with --detector only"),
+        ({"detectors": {"a": "autoencoder"}}, "is not a table"),
     ],
 )
-def test_plans_that_cannot_be_meant_are_refused(
-    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_invalid_plans_are_refused(data: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        read_plan(write_plan(tmp_path, **changes), data=data, own="", own_model={})
+        read_plan(write_plan(tmp_path, **changes), data=data)
 
 
 @pytest.mark.parametrize("plan", sorted(PLANS.glob("*.yaml")), ids=lambda plan: plan.stem)
-def test_plans_of_the_project_can_be_read_and_their_detectors_have_their_options(plan: Path, tmp_path: Path) -> None:
+def test_plans_of_the_project_are_valid(plan: Path, tmp_path: Path) -> None:
     import inspect
 
-    from anomaly.registry import detector_class
+    from anomaly.registry import model_class
 
-    asked = yaml.safe_load(plan.read_text())
-    for part in asked["data"]:
+    content = yaml.safe_load(plan.read_text())
+    for part in content["data"]:
         for one in [part["categories"]] if isinstance(part["categories"], str) else part["categories"]:
             (tmp_path / one.replace("*", "some") / "train" / "good").mkdir(parents=True)
-    cells = read_plan(plan, data=tmp_path, own="", own_model={})
+    cells = read_plan(plan, data=tmp_path)
     for cell in {c.name: c for c in cells}.values():
-        known = set(inspect.signature(detector_class(cell.detector)).parameters)
+        known = set(inspect.signature(model_class(cell.detector)).parameters)
         assert set(cell.model) <= known, cell.name
