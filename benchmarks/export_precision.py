@@ -22,12 +22,12 @@ import onnxruntime as ort
 
 from anomaly.errors import ParityError
 from anomaly.export.detector import trace_graph
-from anomaly.export.model_file import export_model
+from anomaly.export.model_file import export_files
 from anomaly.export.reduced_precision import read_images
 from anomaly.inference.artifact import INPUT, Precision
 from anomaly.inference.session import open_session
 from anomaly.system.run_card import RunCard
-from anomaly.training.fitted_model import load
+from anomaly.training.fitted_model import load_fitted_model
 
 KEPT = (
     "auroc_before",
@@ -69,7 +69,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--note", default="", help="other load on the machine")
     arguments = parser.parse_args()
-    detector, description = load(arguments.run)
+    fitted = load_fitted_model(arguments.run)
+    detector, description = fitted.detector, fitted.description
+    if detector is None:
+        raise SystemExit(f"{arguments.run} holds a sampler that cannot score; give the folder of a detector")
     config = {
         "detector": description.detector,
         "category": description.category,
@@ -84,20 +87,18 @@ def main() -> None:
     models = {"fp32 before folding": trace_graph(detector).SerializeToString()}
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     with tempfile.TemporaryDirectory() as folder:
-        for name, precision, fixed in (*((p, p, "") for p in precisions), ("fixed", "fp32", f"1,{height},{width}")):
+        for name, precision, fixed in (*((p, p, None) for p in precisions), ("fixed", "fp32", f"1,{height},{width}")):
             file = Path(folder) / f"{name}.onnx"
             begin = time.perf_counter()
             try:
-                export_model(arguments.run, out=str(file), precision=precision, fixed=fixed)
+                exported = export_files(fitted, file, precision=precision, fixed=fixed)
             except ParityError as error:
                 result[name] = {"refused": str(error).replace(str(file), name)}
                 continue
             models[name] = file.read_bytes()
             result[name] = {"seconds_of_export": round(time.perf_counter() - begin, 1), "bytes": len(models[name])}
-            certificate = file.with_suffix(".certificate.json")
-            if certificate.is_file():
-                found = json.loads(certificate.read_text(encoding="utf-8"))
-                result[name] |= {key: found[key] for key in KEPT if key in found}
+            certificate = exported.certificate or {}
+            result[name] |= {key: certificate[key] for key in KEPT if key in certificate}
     sessions = {
         name: open_session(model, name=name, device="cpu", num_threads=1, precision="fp32", is_fixed=False)[0]
         for name, model in models.items()

@@ -109,7 +109,7 @@ def take(page: Page, files: list[Path], out: Path) -> None:
     expect(page.locator("#stop")).to_be_hidden()
     page.locator("#gallery select").select_option("highest")
     page.locator(".tile.is-defect").nth(2).click()
-    page.locator("#what-if").fill("1.68")
+    page.locator("#tried-threshold").fill("1.68")
     write_screenshot(page, out)
 
 
