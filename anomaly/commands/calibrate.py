@@ -40,7 +40,7 @@ def calibrate(
             labels alone, the alpha of the file.
         guarantee: whether alpha bounds the expected rate or its 95 % upper bound; `expected` by default; with labels
             alone, the guarantee of the file.
-        device: auto, cpu, cuda or tensorrt.
+        device: inference device; `auto` takes a GPU where one works, else the CPU.
         max_pixels: largest width × height that is decoded.
     """
     card = RunCard("calibrate", config=dict(locals()))

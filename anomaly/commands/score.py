@@ -68,7 +68,7 @@ def score(
         alpha: share of good parts that may be rejected; it sets the threshold on the model's calibration scores.
         guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
         review_threshold: calibrated score above which the verdict is `review`, below the threshold; not used by default.
-        device: auto, cpu, cuda or tensorrt.
+        device: inference device; `auto` takes a GPU where one works, else the CPU.
         batch_size: images per inference; a model of tiles scores one image at a time.
         overlays: folder for overlay pictures, with --out; not written by default.
         overlays_of: verdicts whose overlays are drawn; a run keeps them in its overlays/.

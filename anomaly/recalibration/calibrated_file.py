@@ -75,7 +75,7 @@ def write_calibrated(
         excluded: names of excluded images.
         alpha: share of good parts that may be rejected; without images, the alpha of the file.
         guarantee: whether alpha bounds the expected rate or its 95 % upper bound; without images, that of the file.
-        device: auto, cpu, cuda or tensorrt.
+        device: inference device; `auto` takes a GPU where one works, else the CPU.
         max_pixels: largest width × height that is decoded.
         labelled: labelled images.
 

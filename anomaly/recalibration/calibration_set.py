@@ -1,6 +1,6 @@
 """Calibration scores of a recalibration: from new good images, or from the model file.
 
-Values come in pairs, `score` and `map` (the maximum of an image's anomaly map), as arrays with one number per image.
+Values come in pairs: `score`, and `map`, the maximum of the anomaly map. Each is an array with one number per image.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def set_label(file: str | Path, row: Values, *, label: LabelKind, by: str | None
     file = as_path(file, name="file")
     check_has_score(row)
     made = Label(row["path"], row["sha256"], label, row["verdict"], row["score"], now(), by or "")
-    made = _checked([str(value) for value in astuple(made)], place=str(row["path"]))
+    made = _parse([str(value) for value in astuple(made)], source=str(row["path"]))
     with _locked(file):
         _write(file, read_labels(file) | {made.sha256: made})
     return made
@@ -153,7 +153,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, Label]]:
                 raise DataError(f"{file}, line 1: the columns are {','.join(head)!r}; give {','.join(COLUMNS)}")
             line = reader.line_num + 1
             for values in reader:
-                yield line, _checked(values, place=f"{file}, line {line}")
+                yield line, _parse(values, source=f"{file}, line {line}")
                 line = reader.line_num + 1
     except FileNotFoundError:
         return
@@ -165,10 +165,10 @@ def _read_lines(file: Path) -> Iterator[tuple[int, Label]]:
         raise DataError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
 
 
-def _checked(values: list[str], *, place: str) -> Label:
+def _parse(values: list[str], *, source: str) -> Label:
     """Convert the values of a line to a label; refuse invalid values."""
     if len(values) != len(COLUMNS):
-        raise DataError(f"{place}: {len(values)} values, and a label has {len(COLUMNS)}; correct or remove the line")
+        raise DataError(f"{source}: {len(values)} values, and a label has {len(COLUMNS)}; correct or remove the line")
     path, sha256, label, verdict, score, labelled_at, by = values
     problem = None
     if not path or not _SHA256.fullmatch(sha256):
@@ -182,7 +182,7 @@ def _checked(values: list[str], *, place: str) -> Label:
     elif not _is_utc(labelled_at):
         problem = f"labelled_at {labelled_at!r}: give a date in UTC, as {now()}"
     if problem:
-        raise DataError(f"{place}: {problem}; correct or remove the line")
+        raise DataError(f"{source}: {problem}; correct or remove the line")
     return Label(path, sha256, cast(LabelKind, label), cast(Verdict, verdict), float(score), labelled_at, by)
 
 

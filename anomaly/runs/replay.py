@@ -74,7 +74,7 @@ def replay(
         sample: number of windows to score again, drawn at random; all by default.
         seed: random seed of the sample.
         images: folder, glob or list to search for moved images, by their SHA-256.
-        device: auto, cpu, cuda or tensorrt; the recorded device by default.
+        device: inference device; the recorded device by default.
         batch_size: images per inference; the recorded batch size by default.
 
     Raises:

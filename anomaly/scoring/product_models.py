@@ -34,7 +34,7 @@ def open_models(models: Mapping[str, Path], *, device: Device) -> dict[str, Onnx
 
     Args:
         models: product -> model file.
-        device: auto, cpu, cuda or tensorrt.
+        device: inference device; `auto` takes a GPU where one works, else the CPU.
 
     Raises:
         ModelError: a file that cannot be loaded.

@@ -79,7 +79,7 @@ def profile(
         width: width of the raw images in pixels.
         batch_sizes: images per inference, each timed; larger batches after a failure are skipped.
         seconds: duration of each timing; at least five runs are made.
-        device: auto, cpu, cuda or tensorrt.
+        device: inference device; `auto` takes a GPU where one works, else the CPU.
         num_threads: threads of one inference on the CPU; all processors by default.
 
     Raises:
