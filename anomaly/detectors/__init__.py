@@ -1,4 +1,4 @@
-"""Detectors: one paper per file, and the registry of their names."""
+"""Detectors, one paper per file, and the registry of their names."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ DETECTORS: dict[str, str] = {
     "frozen_features": "anomaly.detectors.frozen_features:FrozenFeatures",
     "anomalib": "anomaly.detectors.anomalib.adapter:AnomalibModel",
 }
-"""Name -> `module:Class`, imported only when asked for"""
+"""Name -> `module:Class`, imported on first use"""

@@ -1,14 +1,14 @@
-"""Reconstruction autoencoder: what the network cannot rebuild is anomalous.
+"""Reconstruction autoencoder: the residual of the reconstruction is the anomaly map.
 
 P. Bergmann et al., "Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders", 2018,
 arXiv 1807.02011 (network of table 1; L2 and SSIM losses, eq. 1 to 3).
-The denoising variant: the network sees a corrupted image and must give the clean one back (P. Vincent et al., 2008), with
-coarse noise (A. Kascenas et al., 2022) or structured patterns, as in V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610,
-scored by the multi-scale gradient similarity of their RIAD, 2021.
+Denoising variant: the network restores the clean image from a corrupted one (P. Vincent et al., 2008). The corruption is
+coarse noise (A. Kascenas et al., 2022) or structured patterns (V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610). The map
+is the multi-scale gradient similarity of RIAD (V. Zavrtanik et al., 2021).
 
-Notation: x -> image in [0, 1]; x_hat -> its reconstruction; r -> residual map.
-What differs, and why: the map is averaged over a window before its maximum is taken, as RIAD does, because a single
-ill-fitting pixel is no defect; the rate follows one cosine to zero, so that the last epoch is a settled one.
+Notation: x -> image in [0, 1], (N, 3, h, w); x_hat -> its reconstruction; r -> residual map, (N, h, w).
+What differs, and why: the map is averaged over a window before its maximum is taken, as in RIAD, because a single pixel with
+a high residual is not a defect. The learning rate follows one cosine to zero, so that the last epoch is a converged one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from anomaly.nn.batch import Batch
 from anomaly.nn.convolutional import StridedAutoencoder, UNet
 from anomaly.nn.corruption import add_noise, corrupt
 from anomaly.nn.feature_cache import FeatureCache
-from anomaly.nn.map_scaling import PixelScale, smoothed
+from anomaly.nn.map_scaling import PixelScale, check_window, smoothed
 from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.similarity import GradientSimilarity, Ssim
@@ -40,23 +40,23 @@ class Autoencoder(Detector):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 32.
-        resize: `stretch` or `letterbox`.
-        network: `strided` is the paper's, `unet` one with skips, for the repair variant.
-        latent: channels of the code of `strided`; the paper's is 100 for textures, 500 for objects.
-        width: channels of the finest level of `unet`.
-        skips: how many inner levels of `unet` pass their maps across.
-        corruption: what the network learns to repair: `none`, coarse `noise`, `structured` patterns, or defects `drawn` as
-            `anomaly synthesize` draws them.
-        loss: what training minimises; `l2`, `ssim`, or both with gradients (`ssim+msgms` adds L2).
-        score: what the map measures.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        learning_rate: of Adam, at the start of the cosine.
-        weight_decay: of Adam.
+        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        network: architecture: `strided` (table 1 of the paper) or `unet` (for the denoising variant).
+        latent: channels of the code of network `strided`; 100 for textures and 500 for objects in the paper.
+        width: channels of the finest level of network `unet`.
+        skips: number of levels of network `unet` with a skip connection.
+        corruption: corruption of the training images: `none`, coarse `noise`, `structured` patterns, or synthetic defects
+            (`drawn`, as in `anomaly synthesize`).
+        loss: training loss: `l2`, `ssim`, `msgms` (gradients), or `ssim+msgms`, which adds L2.
+        score: measure of the anomaly map: `l2`, `ssim`, `msgms` (gradients) or `ssim+msgms`.
+        smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
+        standardise: standardise each pixel of the anomaly map by its mean and deviation over the training images.
+        learning_rate: learning rate of Adam at the start of the cosine.
+        weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
-        batch_size: images per step.
-        seed: of the corruption.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        batch_size: images per optimisation step.
+        seed: random seed of the corruption.
+        cache_gib: memory in GiB for preprocessed images that stay in memory between epochs; 0 for none.
     """
 
     max_gradient_norm = 1.0  # one batch of heavy corruption must not undo the training
@@ -84,11 +84,10 @@ class Autoencoder(Detector):
     ) -> None:
         if size % 32 or size < 64:
             raise UsageError(
-                f"size {size}: the autoencoder's input is a multiple of 32 from 64 on, e.g. {max(64, size // 32 * 32)}"
+                f"size {size}: the autoencoder needs a multiple of 32 from 64 up, e.g. {max(64, size // 32 * 32)}"
             )
-        if smooth % 2 == 0:
-            raise UsageError(f"smooth {smooth}: the averaging window has an odd side, e.g. {smooth + 1}")
-        # images in [0, 1]: both ends of the autoencoder speak the same unit
+        check_window(smooth)
+        # images in [0, 1], the range of the sigmoid output
         preprocess = Preprocess(size=(size, size), resize=resize, mean=(0.0,) * 3, std=(1.0,) * 3)
         super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
         self.save_hyperparameters()
@@ -107,7 +106,7 @@ class Autoencoder(Detector):
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
 
     def _residual(self, measure: Measure, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Residual map (N, H, W), 0 where x_hat equals x."""
+        """Residual map r (N, h, w), 0 where x_hat equals x (L2: eq. 1; SSIM: eq. 2 and 3)."""
         r = torch.zeros((), device=x.device)
         if measure == "l2":
             r = r + ((x - x_hat) ** 2).mean(dim=1)
@@ -118,19 +117,21 @@ class Autoencoder(Detector):
         return r
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Mean residual of the reconstruction against the clean image."""
+        """Compute the mean residual between the reconstruction and the clean image."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
-        seen = x
+        corrupted = x
         if self.corruption == "noise":
-            seen = add_noise(x, generator=self._random)
+            corrupted = add_noise(x, generator=self._random)
         elif self.corruption == "structured":
-            seen = corrupt(x, generator=self._random)[0]
+            corrupted = corrupt(x, generator=self._random)[0]
         elif self.corruption == "drawn":
-            seen = draw_defects(x, generator=self._random)
+            corrupted = draw_defects(x, generator=self._random)
         if self.preprocess.has_roi:
-            seen = seen * self.preprocess.roi
-        x_hat = self.network(seen).float()
-        with torch.autocast(self.device.type, enabled=False):  # a variance as difference of squares needs all digits
+            corrupted = corrupted * self.preprocess.roi
+        x_hat = self.network(corrupted).float()
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # a variance as a difference of squares needs full precision
             r = self._residual(self.loss, x, x_hat)
             if self.loss == "ssim+msgms":
                 r = r + ((x - x_hat) ** 2).mean(dim=1)
@@ -151,7 +152,7 @@ class Autoencoder(Detector):
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Measure the residual at each pixel over the training images, with the final weights."""
+        """Measure mean and deviation of each pixel's residual over the training images, with the final weights."""
         if self.standardise:
             self.eval()
             self.scale.measure((self._map(x) for x in self.training_inputs()), roi=self.preprocess.roi)
@@ -160,7 +161,7 @@ class Autoencoder(Detector):
         return smoothed(self._residual(self.score, x, self.network(x)), window=self.smooth)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by the residual of the reconstruction, smoothed, in its scale: score is the map's maximum."""
+        """Compute the smoothed, standardised residual map; the score is its maximum."""
         r = self._map(x)
         anomaly_map = self.inside_roi(self.scale(r) if self.standardise else r)
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)

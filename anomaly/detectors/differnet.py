@@ -3,20 +3,24 @@
 M. Rudolph et al., "Same Same But DifferNet: Semi-Supervised Defect Detection with Normalizing Flows", WACV 2021,
 arXiv 2008.12577.
 
-Notation: x -> image; K -> number of rotations; y -> feature vector of three scales; z -> its latent; D -> their length;
-loss -> (|z|²/2 - log |det dz/dy|) / D, the negative log-likelihood per feature.
+Notation: x -> image (N, 3, h, w); K -> number of rotations; y -> feature vector of three scales (N, D); z -> its latent
+(N, D); loss -> (|z|²/2 - log |det dz/dy|) / D, the negative log-likelihood per feature.
 
-What is the paper's: frozen backbone at three scales, global averages, eight couplings, the loss, the score (the mean of z²
-over rotations), the map (the loss's derivative by the pixels, its absolute value averaged over channels, turned back and
-averaged over rotations, blurred).
-What differs, and why: training sees a fixed set of rotations, so that features are computed once, not once an epoch
-(`augment: random` is the paper's way); the learning rate rises shortly and follows one cosine to zero, so that the last epoch
-is a settled one; the flow begins with a linear step that whitens, without which a short training does not get far, and its
-subnets are smooth and see bounded values (see `vector_coupling`); the smaller scales are means of 2×2 pixels; the map takes
-absolute values before the blur, not after it, and is not squared at the end, which changes no rank; it is divided by what it
-typically is at that pixel on good training images, because some places (dark flat ones) move the loss on every part. The
-derivative is written by hand, so that the exported graph has it; corners of the backbone are rounded in it, so that every
-runtime gives the same (see `input_gradient`).
+As in the paper: frozen backbone at three scales, global averages, eight couplings, the loss, the score (the mean of z² over
+rotations), and the map. The map is the derivative of the loss with respect to the pixels: its absolute value is averaged over
+channels, rotated back, averaged over rotations and blurred.
+What differs, and why:
+* Training uses a fixed set of rotations, so that features are computed once, not once per epoch (`augment: random` is the
+  paper's way).
+* The learning rate rises shortly and follows one cosine to zero, so that the last epoch is a converged one.
+* The flow starts with a whitening linear step, because a short training fails without it. Its subnets are smooth and their
+  inputs are bounded (see `coupling_1d`).
+* The smaller scales are 2×2 means.
+* The map takes absolute values before the blur, and it is not squared, which keeps the ranks.
+* The map is divided by its typical value at each pixel on good training images, because dark flat regions change the loss on
+  every part.
+* The derivative is written by hand, so that the exported graph contains it. Corners of the backbone are rounded in it, so that
+  all runtimes agree (see `input_gradient`).
 """
 
 from __future__ import annotations
@@ -44,34 +48,34 @@ from anomaly.nn.rotation import equally_spaced, rotate
 Augment = Literal["fixed", "random"]
 NUM_SCALES = 3
 SIGMA = 3.0
-"""Deviation in pixels of the blur of the derivative"""
+"""Standard deviation in pixels of the blur of the derivative"""
 NUM_TYPICAL = 48
-"""Good training images, about, that say what the map usually is"""
+"""Approximate number of training images for the typical map"""
 FLOOR = 0.3
-"""Share of the mean over the image that is added to it: a pixel that never mattered must not outweigh all others"""
+"""Share of the image's mean that is added to the typical map, so that insensitive pixels do not dominate"""
 
 
 class DifferNet(Detector):
     """DifferNet on a CNN.
 
     Args:
-        size: height and width of the network's input at the largest scale in pixels, a multiple of 4.
-        resize: `stretch` or `letterbox`.
-        backbone: a timm CNN, or `alexnet` (the paper's) or `squeezenet1_1` of torchvision.
-        layers: the one feature level that is averaged.
-        weights: `pretrained`, `none`, or a path (see `Backbone`).
-        num_rotations: equally spaced rotations that a score is averaged over; 1 for parts that always lie alike.
-        train_rotations: rotations of each image per step.
-        augment: `fixed` trains on equally spaced rotations, whose features are kept; `random` on rotations drawn anew.
-        num_steps: couplings.
-        hidden: units of each hidden layer of a coupling; 2048 in the paper.
-        learning_rate: of Adam, at its highest.
-        weight_decay: of Adam.
+        size: side of the network's square input at the largest scale in pixels, a multiple of 4.
+        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        backbone: name of a timm CNN, or torchvision's `alexnet` (in the paper) or `squeezenet1_1`.
+        layers: feature level of the backbone, exactly one.
+        weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
+        num_rotations: number of equally spaced rotations in a score; 1 for aligned parts.
+        train_rotations: number of rotations of each training image per step.
+        augment: rotations in training: `fixed` (equally spaced, with cached features) or `random` (new ones in each step).
+        num_steps: number of couplings.
+        hidden: units in each hidden layer of a coupling; 2048 in the paper.
+        learning_rate: highest learning rate of Adam.
+        weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
-        batch_size: images per step.
-        standardise: whether the map is divided, pixel by pixel, by its mean over good training images.
-        cache_gib: memory in GiB for features kept between epochs; 0 computes them anew each time.
-        seed: of the random rotations.
+        batch_size: images per optimisation step.
+        standardise: divide each pixel of the anomaly map by its mean over good training images.
+        cache_gib: memory in GiB for features that stay in memory between epochs; 0 computes them each time.
+        seed: random seed of the rotations of augment `random`.
     """
 
     tiling = WindowsOnly("its features are means over the whole input")
@@ -100,14 +104,14 @@ class DifferNet(Detector):
         seed: int = 0,
     ) -> None:
         if size % 4:
-            raise UsageError(f"size {size} cannot be halved twice: take a multiple of 4, e.g. {size - size % 4 + 4}")
+            raise UsageError(f"size {size} cannot be halved twice: use a multiple of 4, e.g. {size - size % 4 + 4}")
         if len(layers) != 1:
             raise UsageError(
-                f"layers {list(layers)}: DifferNet averages one feature level, e.g. {list(layers)[-1:] or [3]}"
+                f"layers {list(layers)}: DifferNet needs exactly one feature level, e.g. {list(layers)[-1:] or [3]}"
             )
         if min(num_rotations, train_rotations) < 1:
             raise UsageError(
-                f"num_rotations {num_rotations}, train_rotations {train_rotations}: at least 1 each, the image itself"
+                f"num_rotations {num_rotations}, train_rotations {train_rotations}: use at least 1 for both"
             )
         network = Backbone(backbone, layers=layers, size=(size, size), weights=weights)
         super().__init__(
@@ -129,14 +133,14 @@ class DifferNet(Detector):
         self.standardise = standardise
         self.register_buffer("typical", torch.ones(size, size))
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
-        self._drawn = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
         reach = int(4 * SIGMA)
         at = torch.arange(-reach, reach + 1, dtype=torch.float32)
         kernel = torch.exp(-(at**2) / (2 * SIGMA**2))
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
 
-    def _turned(self, x: Tensor, degrees: float) -> Tensor:
-        """Rotate the network's input; black comes in from outside, as in a image that is turned."""
+    def _rotated(self, x: Tensor, degrees: float) -> Tensor:
+        """Rotate the network's input, with black outside."""
         if degrees % 90 == 0:
             return rotate(x, degrees)
         black = -self.preprocess.mean / self.preprocess.std
@@ -148,7 +152,7 @@ class DifferNet(Detector):
         scaled = x
         for scale in range(NUM_SCALES):
             if scale:
-                scaled = functional.avg_pool2d(scaled, 2)  # bilinear interpolation to half the size
+                scaled = functional.avg_pool2d(scaled, 2)  # equal to bilinear interpolation to half the size
             level, back = self._network(scaled)
             averages.append(level.mean(dim=(2, 3)))
             backs.append((level, back))
@@ -157,7 +161,7 @@ class DifferNet(Detector):
             g_x = torch.zeros((), device=g.device)
             for (level, back), share in reversed(list(zip(backs, g.chunk(NUM_SCALES, dim=1), strict=True))):
                 g_level = (share / (level.shape[2] * level.shape[3]))[:, :, None, None].expand_as(level)
-                if g_x.dim():  # what the next smaller scale says
+                if g_x.dim():  # gradient of the next smaller scale
                     g_x = functional.interpolate(g_x / 4, scale_factor=2.0, mode="nearest")
                 g_x = back(g_level) + g_x
             return g_x
@@ -170,29 +174,30 @@ class DifferNet(Detector):
         def compute() -> list[Tensor]:
             x = self.preprocessed(batch)
             if self.augment == "fixed":
-                turned = (self._turned(x, angle) for angle in equally_spaced(self.train_rotations))
+                rotated = (self._rotated(x, angle) for angle in equally_spaced(self.train_rotations))
             else:
-                turned = (self._turned_at_random(x) for _ in range(self.train_rotations))
-            return [torch.stack([self._features(t)[0] for t in turned], dim=1)]
+                rotated = (self._rotated_at_random(x) for _ in range(self.train_rotations))
+            return [torch.stack([self._features(r)[0] for r in rotated], dim=1)]
 
-        with torch.autocast(self.device.type, enabled=False), torch.no_grad():  # as calibration and export see them
+        # in full precision, equal to the features in calibration and export
+        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
             (y,) = self._cache.lookup(batch.path, compute) if self.augment == "fixed" else compute()
         return y.flatten(0, 1)
 
-    def _turned_at_random(self, x: Tensor) -> Tensor:
-        angles = 360 * torch.rand(len(x), generator=self._drawn)
-        return torch.cat([self._turned(x[n : n + 1], float(angle)) for n, angle in enumerate(angles)])
+    def _rotated_at_random(self, x: Tensor) -> Tensor:
+        angles = 360 * torch.rand(len(x), generator=self._generator)
+        return torch.cat([self._rotated(x[n : n + 1], float(angle)) for n, angle in enumerate(angles)])
 
     def on_train_start(self) -> None:
-        """Look once at all training features, which are then kept, to whiten them."""
+        """Compute (and cache) all training features, and initialise the whitening with them."""
         if not self.flow.is_initialized:
             loader: Any = self.trainer.train_dataloader
             self.flow.initialize(torch.cat([self._training_features(batch) for batch in loader]))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Negative log-likelihood of the features, per feature."""
+        """Compute the negative log-likelihood per feature."""
         y = self._training_features(batch)
-        if not self.flow.is_initialized:  # without a trainer the first batch stands for all
+        if not self.flow.is_initialized:  # without a trainer, from the first batch
             self.flow.initialize(y)
         z, log_det = self.flow(y)
         loss: Tensor = (0.5 * (z * z).sum(dim=1) - log_det).mean() / self.dim
@@ -200,7 +205,7 @@ class DifferNet(Detector):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam as in the paper; the rate rises over the first 15 % of the steps, then follows one cosine to zero."""
+        """Adam as in the paper, with a learning rate that rises over 15 % of the steps, then follows one cosine to zero."""
         return one_cycle_adam(
             self.flow.parameters(),
             num_steps=self.trainer.estimated_stepping_batches,
@@ -212,7 +217,7 @@ class DifferNet(Detector):
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Take the mean map of some good training images, with the final weights."""
+        """Compute the typical map: the mean map of some training images, with the final weights."""
         if not self.standardise:
             return
         self.eval()
@@ -226,12 +231,12 @@ class DifferNet(Detector):
         self.typical.copy_(mean + FLOOR * mean[self.preprocess.roi].mean())
 
     def _sensitivity(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Score (N,), and how much the loss moves with each pixel, (N, h, w)."""
+        """Score (N,), and the absolute derivative of the loss with respect to each pixel (N, h, w)."""
         num = len(self.angles)
-        y, to_pixels = self._features(torch.cat([self._turned(x, angle) for angle in self.angles]))  # (K·N, D)
+        y, to_pixels = self._features(torch.cat([self._rotated(x, angle) for angle in self.angles]))  # (K·N, D)
         z, _, to_features = self.flow.with_pullback(y)
         score = (z * z).mean(dim=1).reshape(num, -1).mean(dim=0)
-        # times the number of pixels: the derivative by a change that is spread over the whole image
+        # times the number of pixels: the derivative by a change spread over the whole image
         one = torch.full_like(z[:, :1], x.shape[2] * x.shape[3] / self.dim)
         g = to_pixels(to_features(z * one, -one)).abs().mean(dim=1, keepdim=True).reshape(num, -1, 1, *x.shape[2:])
         back = torch.stack([rotate(g[k], -angle) for k, angle in enumerate(self.angles)]).mean(dim=0)  # (N, 1, h, w)
@@ -240,6 +245,6 @@ class DifferNet(Detector):
         return score, functional.conv2d(across, self.kernel.view(1, 1, -1, 1))[:, 0]
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by the mean of z² over rotations; the map is the derivative of the loss by the pixels, over its usual one."""
+        """Compute the score, the mean of z² over rotations, and the map, the derivative of the loss over its typical value."""
         score, sensitivity = self._sensitivity(x)
         return Anomaly(score, self.inside_roi(sensitivity / self.typical))

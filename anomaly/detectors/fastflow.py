@@ -2,14 +2,15 @@
 
 J. Yu et al., "FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows", 2021, arXiv 2111.07677.
 
-Notation: y_i -> feature map of level i, (N, C, h, w); z_i -> its latent; e_i -> its energy, the mean over channels of z_i²/2.
+Notation: y_i -> feature map of level i, (N, C, h, w); z_i -> its latent, same shape; e_i -> its energy (N, h, w), the mean
+over channels of z_i²/2.
 
-What is the paper's: frozen backbone, one 2-D flow per level (eq. 1 and 2: the likelihood of y is that of z under a standard
-normal times |det dz/dy|), averaged maps of the levels.
-What differs, and why: the public implementation's map is -mean_i exp(-e_i) with e_i the mean over channels of z_i²/2,
-enlarged; it saturates at clear defects. Here it is -log mean_i exp(-e_i): a monotone function of the same quantity, so the
-same ranks, with the range kept. Features are computed once, not once an epoch: frozen means frozen. The learning rate rises
-shortly and follows one cosine to zero, so that the last epoch is a settled one and nothing has to be chosen on test images.
+As in the paper: frozen backbone, one 2-D flow per level (eq. 1 and 2: the likelihood of y is the standard normal density of z
+times |det dz/dy|), and the mean of the levels' maps.
+What differs, and why: the public implementation's map is -mean_i exp(-e_i), which saturates at clear defects. Here it is
+-log mean_i exp(-e_i), a monotone function of the same quantity with equal ranks and without saturation. Features are computed
+once, not once per epoch, because the backbone is frozen. The learning rate rises shortly and follows one cosine to zero, so
+that the last epoch is a converged one and no epoch is selected on test images.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from anomaly.nn.preprocess import Preprocess, Resize
 class MapNorm(nn.Module):
     """Layer norm over a whole map (C, h, w) with one weight and bias per element.
 
-    Written as means over (h, w), then over channels: one mean over all three loses four digits in some runtimes.
+    The mean is taken over (h, w), then over channels: a single mean over all three loses four digits in some runtimes.
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -50,7 +51,7 @@ class MapNorm(nn.Module):
 
 
 class Flow2d(nn.Module):
-    """The flow of one level: `num_steps` couplings."""
+    """Flow of one level: `num_steps` couplings."""
 
     def __init__(
         self, shape: tuple[int, int, int], *, norm: bool, num_steps: int, hidden_ratio: float, conv3x3_only: bool
@@ -69,7 +70,7 @@ class Flow2d(nn.Module):
         )
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Map features (N, C, h, w) to z (N, C, h, w) and the log-determinant's share of each pixel (N, h, w)."""
+        """Map features (N, C, h, w) to z (N, C, h, w) and each pixel's share of the log-determinant (N, h, w)."""
         z = self.norm(y)
         log_det = torch.zeros((), device=y.device)
         for step in self.steps:
@@ -83,19 +84,19 @@ class FastFlow(Detector):
 
     Args:
         size: height and width of the network's input in pixels.
-        resize: `stretch` or `letterbox`.
-        backbone: a timm model name; the paper's are `resnet18`, `wide_resnet50_2`, `deit_base_distilled_patch16_384`
-            (size 384, layers 7) and `cait_m48_448` (size 448, layers 40).
-        layers: feature levels; for CNNs one per stride, for ViTs block numbers.
-        weights: `pretrained`, `none`, or a path (see `Backbone`).
-        num_steps: couplings per level; 8 for ResNets, 20 for ViTs.
-        hidden_ratio: hidden channels of a coupling's convolutions per input channel; 1.0 for ResNets, 0.16 for ViTs.
-        conv3x3_only: whether all kernels are 3×3, instead of 3×3 and 1×1 in turn.
-        learning_rate: of Adam, at its highest.
-        weight_decay: of Adam.
+        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        backbone: timm model name; `resnet18`, `wide_resnet50_2`, `deit_base_distilled_patch16_384` (size 384, layers 7) and
+            `cait_m48_448` (size 448, layers 40) in the paper.
+        layers: feature levels of the backbone: one per stride for CNNs, block numbers for ViTs.
+        weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
+        num_steps: number of couplings per level; 8 for ResNets and 20 for ViTs in the paper.
+        hidden_ratio: hidden channels of a coupling per input channel; 1.0 for ResNets and 0.16 for ViTs in the paper.
+        conv3x3_only: use 3×3 kernels in all couplings, instead of 3×3 and 1×1 alternately.
+        learning_rate: highest learning rate of Adam.
+        weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
-        batch_size: images per step.
-        cache_gib: memory in GiB for features kept between epochs; 0 computes them anew each time.
+        batch_size: images per optimisation step.
+        cache_gib: memory in GiB for features that stay in memory between epochs; 0 computes them each time.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class FastFlow(Detector):
         self.flows = nn.ModuleList(
             Flow2d(
                 shape,
-                norm=not network.is_transformer,  # ViTs bring their own, pretrained
+                norm=not network.is_transformer,  # the maps of ViTs are already normalised by their pretrained norm
                 num_steps=num_steps,
                 hidden_ratio=hidden_ratio,
                 conv3x3_only=conv3x3_only,
@@ -145,13 +146,13 @@ class FastFlow(Detector):
 
     def _features(self, batch: Batch) -> list[Tensor]:
         def compute() -> list[Tensor]:
-            with torch.autocast(self.device.type, enabled=False):  # the features that calibration and export see
+            with torch.autocast(self.device.type, enabled=False):  # equal to the features in calibration and export
                 return self.backbone(self.preprocessed(batch))  # type: ignore[no-any-return]
 
         return self._cache.lookup(batch.path, compute)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Negative log-likelihood of the features in nats per image, summed over levels (eq. 2)."""
+        """Compute the negative log-likelihood of the features in nats per image, summed over levels (eq. 2)."""
         loss = torch.zeros((), device=self.device)
         for feature, flow in zip(self._features(batch), self.flows, strict=True):
             z, log_det = flow(feature)
@@ -164,7 +165,7 @@ class FastFlow(Detector):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam; the rate rises over the first 15 % of the steps, then follows one cosine to zero."""
+        """Adam with a learning rate that rises over 15 % of the steps, then follows one cosine to zero."""
         return one_cycle_adam(
             self.flows.parameters(),
             num_steps=self.trainer.estimated_stepping_batches,
@@ -173,14 +174,14 @@ class FastFlow(Detector):
         )
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by latent energy: the map is -log mean_i exp(-e_i) over the levels i, the score its maximum."""
+        """Compute the map -log mean_i exp(-e_i) over the levels i; the score is its maximum."""
         energy = []
         for feature, flow in zip(self.backbone(x), self.flows, strict=True):
             z, _ = flow(feature)
             level = 0.5 * (z * z).mean(dim=1, keepdim=True)  # e_i, (N, 1, h, w)
             energy.append(functional.interpolate(level, self.preprocess.size, mode="bilinear", align_corners=False))
         levels = torch.cat(energy, dim=1)
-        least = levels.amin(dim=1)  # taken out of the exponent, so that nothing underflows
+        least = levels.amin(dim=1)  # subtracted from the exponent against underflow
         anomaly_map = least - torch.log(torch.exp(least[:, None] - levels).mean(dim=1))
         anomaly_map = self.inside_roi(anomaly_map)
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)

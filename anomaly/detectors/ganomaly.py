@@ -1,17 +1,18 @@
-"""GANomaly: an adversarial autoencoder whose code, encoded again from the reconstruction, should come back.
+"""GANomaly: an adversarial autoencoder that compares the code of an image with the code of its reconstruction.
 
 S. Akcay et al., "GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training", 2018, arXiv 1805.06725.
 
-Notation: x -> image in [-1, 1]; z = G_E(x) -> its code; x_hat = G_D(z) -> its reconstruction; z_hat = E(x_hat) -> the code
-of that; D -> discriminator, f -> its features before the last layer; r -> residual map.
+Notation: x -> image in [-1, 1], (N, 3, h, w); z = G_E(x) -> its code; x_hat = G_D(z) -> its reconstruction;
+z_hat = E(x_hat) -> code of the reconstruction; D -> discriminator; f -> its features before the last layer; r -> residual map.
 
-What is the paper's: the three networks after DCGAN, the losses of eq. 1 to 4 with their weights, one step of the generator
-and then one of the discriminator on the same reconstruction, the score `latent` (eq. 5).
-What differs, and why: the weights of the last epoch are kept, where the public code keeps the epoch with the best test
-figure. The paper has no map; here it is the residual |x - x_hat|, or how unlike its gradients are, averaged over a window and
-standardised by what good training images show at each pixel: edges that no code holds are high everywhere on a good part
-too. A discriminator that is drawn anew forgets its optimiser's moments as well. The binary cross entropy is computed from
-logits, the same function without its overflow.
+As in the paper: the three DCGAN networks, the losses of eq. 1 to 4 with their weights, one generator step and then one
+discriminator step on the same reconstruction, and the score `latent` (eq. 5).
+What differs, and why:
+* The weights of the last epoch are kept; the public code keeps the epoch with the best test result.
+* The paper has no map. Here it is the residual |x - x_hat| or the dissimilarity of gradients, averaged over a window and
+  standardised by good training images at each pixel, because sharp edges have a high residual on good parts too.
+* A newly initialised discriminator starts with empty optimiser moments.
+* The binary cross entropy is computed from logits, the same function without overflow.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.dcgan import DcganDecoder, DcganEncoder, init_dcgan
 from anomaly.nn.feature_cache import FeatureCache
-from anomaly.nn.map_scaling import PixelScale, smoothed
+from anomaly.nn.map_scaling import PixelScale, check_window, smoothed
 from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.similarity import GradientSimilarity
@@ -36,14 +37,14 @@ from anomaly.nn.similarity import GradientSimilarity
 ADVERSARIAL, RECONSTRUCTION, LATENT = 1.0, 50.0, 1.0
 """Weights of the generator's three losses (eq. 4)"""
 COLLAPSED = 1e-5
-"""Below this loss the discriminator teaches nothing any more and is drawn anew"""
+"""Discriminator loss below which the discriminator is initialised again"""
 
 
 class Generator(nn.Module):
-    """Encoder, decoder, and the second encoder that reads the reconstruction.
+    """Generator: encoder, decoder, and a second encoder of the reconstruction.
 
     Args:
-        size: side of the square images.
+        size: side of the square images in pixels.
         width: channels of the finest level.
         latent: channels of the code.
     """
@@ -69,23 +70,23 @@ class Ganomaly(Detector):
     """GANomaly.
 
     Args:
-        size: side of the network's square input in pixels, a power of two from 16 on; the paper's is 32.
-        resize: `stretch` or `letterbox`.
-        width: channels of the finest level of all networks; the paper's are 64.
+        size: side of the network's square input in pixels, a power of two from 16 up; 32 in the paper.
+        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        width: channels of the finest level of all networks; 64 in the paper.
         latent: channels of the code.
-        score: `latent` is the paper's, the mean squared distance of the two codes; `map` is the maximum of the map.
-        measure: what the map measures, `l1` the residual of colours, `msgms` that of gradients.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        standardise: whether each pixel of the map is measured by mean and deviation of the training images there.
-        learning_rate: of both Adams, at the start; the paper's is 2e-4.
-        schedule: of the rate: `constant` is the paper's, `cosine` falls to zero over the whole training.
-        epochs: passes over the training images; the paper's 15 are some 10,000 steps on its tens of thousands of images,
-            the 30 here are 330 steps on 170 images.
-        batch_size: images per step, 2 or more.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        score: image score: `latent`, the paper's mean squared distance of the codes, or `map`, the map's maximum.
+        measure: measure of the anomaly map: `l1`, the residual of colours, or `msgms`, gradients at four scales.
+        smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
+        standardise: standardise each pixel of the anomaly map by its mean and deviation over the training images.
+        learning_rate: initial learning rate of both Adam optimisers; 2e-4 in the paper.
+        schedule: schedule of the learning rate: `constant`, as in the paper, or `cosine`, which falls to zero.
+        epochs: passes over the training images; 15 in the paper, about 10,000 steps on its data, where 30 epochs on 170
+            images are 330 steps.
+        batch_size: images per optimisation step, at least 2.
+        cache_gib: memory in GiB for preprocessed images that stay in memory between epochs; 0 for none.
 
     Raises:
-        UsageError: a size, window or batch that it cannot have.
+        UsageError: invalid size, window or batch size.
     """
 
     tiling = WindowsOnly("its encoder outputs one code for the whole input")
@@ -107,11 +108,10 @@ class Ganomaly(Detector):
         batch_size: int = 16,
         cache_gib: float = 2.0,
     ) -> None:
-        if smooth % 2 == 0:
-            raise UsageError(f"smooth {smooth}: the averaging window has an odd side, e.g. {smooth + 1}")
+        check_window(smooth)
         if batch_size < 2:
-            raise UsageError(f"batch_size {batch_size}: batch norm needs two images or more, e.g. 2")
-        # images in [-1, 1]: what the decoder's tanh speaks
+            raise UsageError(f"batch_size {batch_size}: batch norm needs at least two images, e.g. 2")
+        # images in [-1, 1], the range of the decoder's tanh
         preprocess = Preprocess(size=(size, size), resize=resize, mean=(0.5,) * 3, std=(0.5,) * 3)
         super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
         self.save_hyperparameters()
@@ -125,9 +125,9 @@ class Ganomaly(Detector):
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
 
     def training_step(self, batch: Batch, index: int) -> None:
-        """One step of the generator, then one of the discriminator on the same reconstruction.
+        """Train the generator, then the discriminator on the same reconstruction.
 
-        A batch of one image, the rest of a set, is left out: batch norm would see that image alone.
+        A batch of one image is skipped, because batch norm needs at least two.
         """
         if len(batch.path) < 2:
             return
@@ -146,7 +146,7 @@ class Ganomaly(Detector):
         self.log("latent", latent)
         loss = ADVERSARIAL * adversarial + RECONSTRUCTION * reconstruction + LATENT * latent  # eq. 4
         generator_optimizer.zero_grad()
-        # each network's gradients only, so that one pass through the discriminator serves both steps
+        # gradients of one network only, so that one pass through the discriminator serves both steps
         self.manual_backward(loss, inputs=list(self.generator.parameters()), retain_graph=True)
         generator_optimizer.step()
 
@@ -167,7 +167,7 @@ class Ganomaly(Detector):
             schedule.step()
 
     def configure_optimizers(self) -> Any:
-        """One Adam for the generator's three networks, one for the discriminator."""
+        """One Adam for the generator's three networks, and one for the discriminator."""
         networks, betas = (self.generator, self.discriminator), (0.5, 0.999)
         if self.schedule == "constant":
             return [torch.optim.Adam(network.parameters(), lr=self.learning_rate, betas=betas) for network in networks]
@@ -179,7 +179,7 @@ class Ganomaly(Detector):
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Measure the residual at each pixel over the training images, with the final weights."""
+        """Measure mean and deviation of each pixel's residual over the training images, with the final weights."""
         if self.standardise:
             self.eval()
             roi = self.preprocess.roi
@@ -187,12 +187,12 @@ class Ganomaly(Detector):
             self.scale.measure(residuals, roi=roi)
 
     def _residual(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Smoothed residual map (N, size, size), 0 where x_hat equals x."""
+        """Smoothed residual map r (N, h, w), 0 where x_hat equals x."""
         r = (x - x_hat).abs().mean(dim=1) if self.measure == "l1" else 1 - self.msgms((x + 1) / 2, (x_hat + 1) / 2)
         return smoothed(r, window=self.smooth)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Map the standardised residual; score by the distance of the codes (eq. 5) or by the map's maximum."""
+        """Compute the standardised residual map; the score is the distance of the codes (eq. 5) or the map's maximum."""
         x_hat, z, z_hat = self.generator(x, roi=self.preprocess.roi)
         anomaly_map = self.inside_roi(self.scale(self._residual(x, x_hat)))
         if self.score == "latent":

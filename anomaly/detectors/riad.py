@@ -1,20 +1,21 @@
-"""RIAD: what a network cannot inpaint from its surroundings is anomalous.
+"""RIAD: the residual of inpainting from the surroundings is the anomaly map.
 
 V. Zavrtanik et al., "Reconstruction by inpainting for visual anomaly detection", Pattern Recognition 112, 2021.
 
-Notation: x -> image in [-1, 1]; k -> side of a region in pixels; S_i -> the i-th of n disjoint sets of regions (cells of the
-k×k grid) that together cover the image; M_i -> 0 on S_i, 1 elsewhere; x_hat = sum_i net(x · M_i) · (1 - M_i), so no pixel of
-x_hat has seen the region it lies in.
+Notation: x -> image in [-1, 1], (N, 3, h, w); k -> side of a region in pixels; S_i -> the i-th of n disjoint sets of regions
+(cells of the k×k grid) that together cover the image; M_i -> 0 on S_i, 1 elsewhere;
+x_hat = sum_i net(x · M_i) · (1 - M_i), so that no pixel of x_hat depends on its own region.
 
-What is the paper's: the U-Net with concatenated skips, the loss (§3.2: gradient similarity at four scales, SSIM and squared
-error, one to one to one), one region size drawn per step, and the map: 1 - MSGMS of x and x_hat, averaged over the region
-sizes, then over a window; the score is its maximum.
-What may be chosen: a score by the map with each pixel in units of its spread over the training images (`standardised`), for
-what no surroundings tell of a good part, such as its print, is inpainted ill on every one; the map stays as it is.
-What differs, and why: the sets of regions are drawn once for scoring and are part of the state, so that an image has one
-score and not a random one; each region size weighs the same in the map, where a public implementation weighs the largest 64
-times the smallest; the n passes of a step share one batch norm statistic; convolutions before a batch norm have no bias,
-which that would take out again.
+As in the paper: the U-Net with concatenated skips, the loss (§3.2: gradient similarity at four scales, SSIM and squared error
+with equal weights), one random region size per step, and the map: 1 - MSGMS of x and x_hat, averaged over the region sizes,
+then over a window. The score is the map's maximum.
+Option: `score: standardised` measures each pixel in units of its spread over the training images. Some details of a good part,
+such as print, are never inpainted well. The map stays unchanged.
+What differs, and why:
+* The sets of regions for scoring are drawn once and are part of the state, so that scores are deterministic.
+* Each region size has the same weight in the map; a public implementation weighs the largest 64 times the smallest.
+* The n passes of a step share one batch-norm statistic.
+* Convolutions before a batch norm have no bias, because the norm removes it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from anomaly.detectors.tiling_support import Seamless, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
-from anomaly.nn.map_scaling import PixelScale, smoothed
+from anomaly.nn.map_scaling import PixelScale, check_window, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
@@ -41,10 +42,10 @@ _NUM_HALVINGS = 4
 
 
 class InpaintingUNet(nn.Module):
-    """The paper's U-Net: four halvings, concatenated skips, tanh output.
+    """U-Net of the paper: four halvings, concatenated skips, tanh output.
 
     Args:
-        width: channels at full resolution; the levels below have 2, 4, 8 and 8 times as many. The paper's is 64.
+        width: channels at full resolution; the lower levels have 2, 4, 8 and 8 times as many. 64 in the paper.
     """
 
     def __init__(self, *, width: int) -> None:
@@ -77,16 +78,16 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> tup
 
 
 def draw_sets(*, size: int, region: int, num_sets: int, generator: torch.Generator) -> Tensor:
-    """Share the cells of a grid out to disjoint sets of equal size, at random.
+    """Distribute the cells of a grid at random over disjoint sets of equal size.
 
     Args:
         size: side of the square image in pixels.
-        region: side of a cell in pixels; divides `size`.
-        num_sets: sets that together cover the image.
-        generator: of the permutation, on the CPU.
+        region: side of a cell in pixels, a divisor of `size`.
+        num_sets: number of sets, which together cover the image.
+        generator: random generator of the permutation, on the CPU.
 
     Returns:
-        (size, size) uint8, the number of the set that each pixel is in, 0 to num_sets - 1.
+        (size, size) uint8, index of each pixel's set, 0 to num_sets - 1.
     """
     grid = size // region
     sets = (torch.randperm(grid * grid, generator=generator) % num_sets).to(torch.uint8).view(grid, grid)
@@ -97,25 +98,25 @@ class Riad(Detector):
     """Reconstruction by inpainting.
 
     Args:
-        size: side of the network's square input in pixels, a multiple of 16 that every region divides.
-        resize: `stretch` or `letterbox`.
-        width: channels of the U-Net at full resolution; the paper's is 64.
-        regions: sides k in pixels of the regions that are inpainted; the paper's are 2, 4, 8 and 16 at size 256.
-        num_sets: n, sets of regions that are inpainted one after the other.
-        smooth: side in pixels of the averaging window over the map, odd; 1 leaves it.
-        score: `map` is the paper's, the maximum of the map; `standardised` that of the map with each pixel measured by mean
-            and deviation of the training images there.
-        learning_rate: of Adam, a tenth of it from 5/6 of the training on.
-        weight_decay: of Adam.
+        size: side of the network's square input in pixels, a multiple of 16 and of every region.
+        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        width: channels of the U-Net at full resolution; 64 in the paper.
+        regions: sides k in pixels of the inpainted regions; 2, 4, 8 and 16 at size 256 in the paper.
+        num_sets: number n of sets of regions, inpainted one after the other.
+        smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
+        score: image score: `map`, the paper's maximum of the map, or `standardised`, the maximum after each pixel is
+            standardised by its mean and deviation over the training images.
+        learning_rate: learning rate of Adam; the last sixth of the training uses a tenth of it.
+        weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
-        batch_size: images per step.
-        patience: epochs without a lower loss on the stopping images after which training ends; 0 trains all epochs.
-        seed: of the sets of regions, in training and for scoring.
-        cache_gib: memory in GiB for preprocessed images kept between epochs.
+        batch_size: images per optimisation step.
+        patience: number of epochs without a lower validation loss before training stops early; 0 trains all epochs.
+        seed: random seed of the sets of regions, in training and for scoring.
+        cache_gib: memory in GiB for preprocessed images that stay in memory between epochs; 0 for none.
     """
 
     sets: Tensor
-    """(len(regions), size, size) uint8, the set that each pixel is in when an image is scored"""
+    """(len(regions), size, size) uint8, index of each pixel's set for scoring"""
 
     def __init__(
         self,
@@ -138,26 +139,25 @@ class Riad(Detector):
         step = 2**_NUM_HALVINGS
         if size % step or size < 2 * step:
             raise UsageError(
-                f"size {size}: RIAD's input is a multiple of {step} from {2 * step} on,"
+                f"size {size}: RIAD needs a multiple of {step} from {2 * step} up,"
                 f" e.g. {max(2 * step, size // step * step)}"
             )
-        if smooth % 2 == 0:
-            raise UsageError(f"smooth {smooth}: the averaging window has an odd side, e.g. {smooth + 1}")
+        check_window(smooth)
         if num_sets < 2:
-            raise UsageError(f"num_sets {num_sets}: a single set would hide the whole image; take 2 or more, e.g. 3")
+            raise UsageError(f"num_sets {num_sets}: a single set would hide the whole image; use 2 or more, e.g. 3")
         if not regions:
-            raise UsageError("regions (): nothing to inpaint; give sides of regions in pixels, e.g. (2, 4, 8, 16)")
+            raise UsageError("regions () is empty: give sides of regions in pixels, e.g. (2, 4, 8, 16)")
         for region in regions:
             if region < 1 or size % region or (size // region) ** 2 < num_sets:
                 fitting = [k for k in (1, 2, 4, 8, 16) if (size // k) ** 2 >= num_sets]
                 raise UsageError(
-                    f"region {region}: its side has to divide size {size} and leave at least {num_sets} regions,"
+                    f"region {region}: its side must divide size {size} and leave at least {num_sets} regions,"
                     f" e.g. {', '.join(map(str, fitting))}"
                 )
         preprocess = Preprocess(size=(size, size), resize=resize, mean=(0.5,) * 3, std=(0.5,) * 3)
         super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
         self.save_hyperparameters()
-        self.network = InpaintingUNet(width=width).to(memory_format=torch.channels_last)  # a quarter faster on CPUs
+        self.network = InpaintingUNet(width=width).to(memory_format=torch.channels_last)  # 25 % faster on CPUs
         self.size, self.regions, self.num_sets, self.smooth = size, tuple(regions), num_sets, smooth
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.patience = patience
@@ -178,36 +178,38 @@ class Riad(Detector):
         return draw_sets(size=self.size, region=region, num_sets=self.num_sets, generator=generator)
 
     def reconstruct(self, x: Tensor, sets: Tensor) -> Tensor:
-        """Inpaint every set of regions from the rest of the image and put the pieces together.
+        """Inpaint every set of regions from the rest of the image, and combine the results.
 
         Args:
             x: (N, 3, h, w) in [-1, 1].
-            sets: (h, w), the number of the set that each pixel is in.
+            sets: (h, w) uint8, index of each pixel's set.
 
         Returns:
-            x_hat, of x's shape, float32 in [-1, 1].
+            x_hat (N, 3, h, w) float32 in [-1, 1].
         """
-        # the sets lie on the batch axis, the region sizes do not: few copies of the network in the graph, bounded memory
+        # sets are on the batch axis, region sizes are not: few copies of the network in the graph, bounded memory
         hidden = sets == torch.arange(self.num_sets, device=x.device, dtype=torch.uint8)[:, None, None, None]  # 1 - M_i
-        seen = x[:, None].masked_fill(hidden, 0.0)  # (N, n, 3, size, size)
-        inpainted = self.network(seen.flatten(0, 1)).float().unflatten(0, (-1, self.num_sets))
+        visible = x[:, None].masked_fill(hidden, 0.0)  # (N, n, 3, h, w)
+        inpainted = self.network(visible.flatten(0, 1)).float().unflatten(0, (-1, self.num_sets))
         return torch.where(hidden, inpainted, 0.0).sum(dim=1)
 
     def _loss(self, x: Tensor, sets: Tensor) -> dict[str, Tensor]:
-        """The three terms of the loss, each a mean over the region of interest."""
+        """Three terms of the loss, each a mean over the region of interest."""
         x_hat = self.reconstruct(x, sets)
-        with torch.autocast(self.device.type, enabled=False):  # a variance as difference of squares needs all digits
-            image, rebuilt = (x + 1) / 2, (x_hat + 1) / 2
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # a variance as a difference of squares needs full precision
+            image, reconstruction = (x + 1) / 2, (x_hat + 1) / 2
             maps = {
-                "msgms": 1 - self.msgms(image, rebuilt),
-                "ssim": 1 - self.ssim(image, rebuilt),
+                "msgms": 1 - self.msgms(image, reconstruction),
+                "ssim": 1 - self.ssim(image, reconstruction),
                 "l2": ((x - x_hat) ** 2).mean(dim=1),
             }
             inside = self.preprocess.roi
             return {name: part[:, inside].mean() for name, part in maps.items()}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Loss of the reconstruction under one region size and one partition, both drawn anew for the batch."""
+        """Compute the loss of the reconstruction for a random region size and random sets."""
         (x,) = self._cache.lookup(batch.path, lambda: [self.preprocessed(batch)])
         region = self.regions[int(torch.randint(len(self.regions), (), generator=self._generator))]
         terms = self._loss(x, self._draw(region, self._generator).to(x.device))
@@ -218,17 +220,17 @@ class Riad(Detector):
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Log the loss of stopping images, mean over the region sizes, under the fixed sets, as `stopping`."""
+        """Log the mean loss of early-stopping validation images over the region sizes, with the fixed sets."""
         x = self.preprocessed(batch)
         losses = [torch.stack(list(self._loss(x, sets).values())).sum() for sets in self.sets]
         self.log("stopping", torch.stack(losses).mean(), batch_size=len(x))
 
     def configure_callbacks(self) -> list[Callback]:
-        """Early stopping on the stopping images where `patience` asks for it."""
+        """Early stopping if `patience` is not 0."""
         return [EarlyStopping(monitor="stopping", patience=self.patience)] if self.patience else []
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam at one rate, a tenth of it over the last sixth of the steps."""
+        """Adam with a constant learning rate, and a tenth of it over the last sixth of the steps."""
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         milestone = max(1, int(self.trainer.estimated_stepping_batches) * 5 // 6)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [milestone], gamma=0.1)
@@ -236,25 +238,25 @@ class Riad(Detector):
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Measure the map at each pixel over the training images, with the final weights."""
+        """Measure mean and deviation of each pixel of the map over the training images, with the final weights."""
         if isinstance(self.scale, PixelScale):
             self.eval()
             self.scale.measure((self._map(x) for x in self.training_inputs()), roi=self.preprocess.roi)
 
     def _sets_of(self, x: Tensor) -> list[Tensor]:
-        """The sets of each region size for x (N, 3, h, w), (h, w) each; over a large image they come again and again."""
+        """Sets (h, w) of each region size for x (N, 3, h, w), repeated periodically over a large image."""
         if self.preprocess.resize != "native":
             return list(self.sets)
         rows, columns = (torch.arange(length, device=x.device) % self.size for length in x.shape[2:])
         return [sets.index_select(0, rows).index_select(1, columns) for sets in self.sets]
 
     def dependence(self, x: Tensor) -> Tensor:
-        """The map of the first region size alone; the others look as far."""
+        """Compute the map of the first region size only; the other sizes have the same receptive field."""
         r = 1 - self.msgms(x, self.reconstruct(x, self._sets_of(x)[0]))
         return smoothed(r, window=self.smooth)
 
     def _map(self, x: Tensor) -> Tensor:
-        """1 - MSGMS of x and x_hat, its mean over the region sizes, smoothed."""
+        """Smoothed mean of 1 - MSGMS of x and x_hat over the region sizes, (N, h, w)."""
         image = (x + 1) / 2
         r = torch.zeros((), device=x.device)
         for sets in self._sets_of(x):
@@ -262,6 +264,6 @@ class Riad(Detector):
         return smoothed(r / len(self.regions), window=self.smooth)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by the mean of 1 - MSGMS over the region sizes, smoothed: the score is its maximum, in its scale."""
+        """Compute the smoothed map 1 - MSGMS; the score is its maximum, standardised if requested."""
         r = self._map(x)
         return Anomaly(self.inside_roi(self.scale(r)).amax(dim=(1, 2)), self.inside_roi(r))

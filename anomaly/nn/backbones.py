@@ -1,4 +1,4 @@
-"""Frozen pretrained feature networks from timm, and two of torchvision, with weights that may lie in a local folder."""
+"""`Backbone`: frozen pretrained feature networks from timm and torchvision, with weights from a local folder or a hub."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from anomaly.errors import UsageError, WeightsError
 
 WEIGHTS_FOLDER_VARIABLE = "ANOMALY_WEIGHTS"
 FROM_TORCHVISION = ("alexnet", "squeezenet1_1")
-"""Networks that timm does not have: their convolutional part, as one feature level"""
+"""Networks of torchvision without a timm version; their convolutional part is the only feature level"""
 
 
 class _NormedMaps(FeatureGetterNet):  # type: ignore[misc]
-    """Maps of transformer blocks after the network's last norm, which timm leaves out unless asked at construction."""
+    """Maps of transformer blocks after the network's last norm, which timm skips by default."""
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         super().__init__(model, norm=True, **options)
 
 
 class _TorchvisionFeatures(nn.Module):
-    """The convolutional part of a torchvision network, under torchvision's own keys."""
+    """Convolutional part of a torchvision network, with torchvision's state-dict keys."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -47,26 +47,26 @@ class _TorchvisionFeatures(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A network cut into feature maps, frozen: never trained, always in eval mode.
+    """Frozen network that outputs feature maps; always in eval mode.
 
     Args:
-        name: a timm model name, e.g. `resnet18` or `cait_m48_448`, or torchvision's `alexnet` or `squeezenet1_1`.
-        layers: which feature levels (`out_indices` of timm: for CNNs one per stride, for ViTs block numbers; torchvision's
-            networks have the level 0).
-        size: height and width of the input, which fixes those of the maps.
-        weights: `pretrained` (the folder of `ANOMALY_WEIGHTS`, then timm's cache, then a download), `none` (random;
-            only for tests and for loading a state afterwards), or the path of a `.safetensors` file or of a folder of
-            them.
+        name: timm model name, e.g. `resnet18` or `cait_m48_448`, or torchvision's `alexnet` or `squeezenet1_1`.
+        layers: feature levels (timm's `out_indices`): one per stride for CNNs, block numbers for ViTs, and 0 for
+            torchvision's networks.
+        size: height and width of the input in pixels.
+        weights: `pretrained` (first the folder `ANOMALY_WEIGHTS`, then timm's cache, then a download), `none` (random
+            weights, for tests and for a state loaded later), or the path of a `.safetensors` file or of a folder of such
+            files.
 
     Raises:
-        UsageError: a name that timm does not know, or layers that the network does not have.
-        WeightsError: weights that are nowhere to be had or do not fit the network.
+        UsageError: unknown name, or a layer that the network does not have.
+        WeightsError: weights not found, or not matching the network.
     """
 
     def __init__(self, name: str, *, layers: Sequence[int], size: tuple[int, int], weights: str) -> None:
         super().__init__()
         self.is_transformer = name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
-        """Whether the maps come from transformer blocks, with the network's last norm, as in the FastFlow paper"""
+        """Whether the maps come from transformer blocks, after the network's last norm (as in the FastFlow paper)"""
         network = _build(name, layers=tuple(layers), size=size, transformer=self.is_transformer)
         self.provenance = load_weights(network, name, weights)
         config = timm.get_pretrained_cfg(name)
@@ -84,13 +84,13 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of normalised images.
+        """Compute feature maps of normalised images.
 
         Args:
             x: (N, 3, h, w) float.
 
         Returns:
-            One (N, C, h_i, w_i) float map per level; `shapes` holds their (C, h_i, w_i).
+            One map (N, C, h_i, w_i) per level; `shapes` holds their shapes (C, h_i, w_i).
         """
         maps: list[Tensor] = self.network(x)
         return maps
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
 def _build(name: str, *, layers: tuple[int, ...], size: tuple[int, int], transformer: bool) -> nn.Module:
     if name in FROM_TORCHVISION:
         if layers != (0,):
-            raise UsageError(f"backbone {name!r} has no feature levels {layers}: its one level is 0, take layers [0]")
+            raise UsageError(f"backbone {name!r} has no feature levels {layers}: its only level is 0, use layers [0]")
         return _TorchvisionFeatures(name)
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"{name.split('.')[0][:6]}*")[:5])
@@ -114,32 +114,44 @@ def _build(name: str, *, layers: tuple[int, ...], size: tuple[int, int], transfo
     return network
 
 
-def weights_at_hand(name: str) -> str:
-    """Say where pretrained weights of a backbone lie on this machine, empty where they would have to be downloaded."""
-    local = local_weights_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE, ""))
+def available_weights(name: str) -> str | None:
+    """Path of a backbone's pretrained weights on this machine; None if they need a download.
+
+    Args:
+        name: backbone name, as in `Backbone`.
+    """
+    local = local_weights_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE))
     return str(local) if local else _cached_file(name)
 
 
-def _cached_file(name: str) -> str:
+def _cached_file(name: str) -> str | None:
     if name in FROM_TORCHVISION:
         kept = Path(torch.hub.get_dir(), "checkpoints", Path(_torchvision_weights(name).url).name)
-        return str(kept) if kept.is_file() else ""
+        return str(kept) if kept.is_file() else None
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        return ""
+        return None
     for file in ("model.safetensors", "pytorch_model.bin"):
         cached = try_to_load_from_cache(config.hf_hub_id, file)
         if isinstance(cached, str):
             return cached
-    return ""
+    return None
 
 
 def _torchvision_weights(name: str) -> Any:
     return torchvision.models.get_model_weights(name).DEFAULT
 
 
-def local_weights_file(name: str, place: str) -> Path | None:
-    """The one .safetensors file for `name` in a folder, or the file itself."""
+def local_weights_file(name: str, place: str | None) -> Path | None:
+    """Find the `.safetensors` file of a backbone; None if there is none.
+
+    Args:
+        name: backbone name.
+        place: path of a file, which is returned, or of a folder with `NAME.TAG.safetensors`.
+
+    Raises:
+        WeightsError: several files for the same backbone.
+    """
     if not place:
         return None
     path = Path(place)
@@ -148,15 +160,29 @@ def local_weights_file(name: str, place: str) -> Path | None:
     found = sorted(p for p in path.glob("*.safetensors") if p.name.startswith(f"{name}."))
     if len(found) > 1:
         listing = ", ".join(p.name for p in found)
-        raise WeightsError(f"{path} holds {len(found)} files for backbone {name!r} ({listing}): name one as weights")
+        raise WeightsError(
+            f"{path} holds {len(found)} files for backbone {name!r} ({listing}): give the path of one of them"
+        )
     return found[0] if found else None
 
 
 def load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
-    """Fill a network with a backbone's weights, by the rules of `Backbone`; gives where they came from, with their hash."""
+    """Load a backbone's weights into a network.
+
+    Args:
+        network: network with the backbone's architecture.
+        name: backbone name.
+        weights: source of the weights, as in `Backbone`.
+
+    Returns:
+        The origin of the weights and, for a local file, its hash.
+
+    Raises:
+        WeightsError: weights not found, or not matching the network.
+    """
     if weights == "none":
         return {"weights": "none (random)"}
-    place = os.environ.get(WEIGHTS_FOLDER_VARIABLE, "") if weights == "pretrained" else weights
+    place = os.environ.get(WEIGHTS_FOLDER_VARIABLE) if weights == "pretrained" else weights
     local = local_weights_file(name, place)
     if local is not None:
         return _load_local(network, name, local)
@@ -169,12 +195,12 @@ def load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
     host = urllib.parse.urlparse(
         _torchvision_weights(name).url if name in FROM_TORCHVISION else constants.ENDPOINT
     ).hostname
-    if not _cached_file(name) and not _answers(host or ""):
-        looked = f"folder {place}" if place else f"{WEIGHTS_FOLDER_VARIABLE} is not set"
+    if not _cached_file(name) and not _is_reachable(host or ""):
+        searched = f"folder {place}" if place else f"{WEIGHTS_FOLDER_VARIABLE} is not set"
         raise WeightsError(
-            f"no weights for backbone {name!r} ({looked}; not in {library}'s cache; the model hub does not answer)."
-            f" Either put {name}.<tag>.safetensors into a folder and name it by {WEIGHTS_FOLDER_VARIABLE}, or run once"
-            f" with a network so that {library} can fetch it. A detector that needs no backbone: --detector autoencoder"
+            f"no weights for backbone {name!r} ({searched}; not in {library}'s cache; the model hub is not reachable)."
+            f" Put {name}.<tag>.safetensors into a folder and set {WEIGHTS_FOLDER_VARIABLE} to the folder, or run once"
+            f" with network access so that {library} can download it. A detector without a backbone: --detector autoencoder"
         )
     if name in FROM_TORCHVISION:
         chosen = _torchvision_weights(name)
@@ -188,21 +214,21 @@ def load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
 
 
 def save_weights(name: str, folder: Path) -> dict[str, str]:
-    """Write a backbone's pretrained weights into a folder, from where they are at hand or from the model hub.
+    """Write a backbone's pretrained weights into a folder, from this machine or from the model hub.
 
     Args:
-        name: of the backbone.
-        folder: where NAME.TAG.safetensors is written; a file in the folder of `ANOMALY_WEIGHTS` is copied as it is.
+        name: backbone name.
+        folder: output folder for NAME.TAG.safetensors; a file from the folder `ANOMALY_WEIGHTS` is copied unchanged.
 
     Returns:
-        `file`, `source` and `licence`, that of timm's pretrained configuration; none that is not stated is guessed.
+        `file`, `source` and `licence`. The licence comes from timm's pretrained configuration and is never guessed.
 
     Raises:
-        UsageError, WeightsError: as `Backbone`.
+        WeightsError: weights not found, or not matching the network.
     """
-    local = local_weights_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE, ""))
+    local = local_weights_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE))
     if local is not None:
-        load_file(local)  # refuse what cannot be opened there
+        load_file(local)  # refuse a damaged file
         shutil.copyfile(local, folder / local.name)
         return {"file": local.name, "source": local.name, "licence": _licence(".".join(local.name.split(".")[:2]))}
     network = _TorchvisionFeatures(name) if name in FROM_TORCHVISION else timm.create_model(name, pretrained=False)
@@ -218,16 +244,16 @@ def _licence(name: str) -> str:
         return "bsd-3-clause"
     try:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError:  # a tag that timm does not know
+    except RuntimeError:  # a tag unknown to timm
         config = None
-    return str(config.license) if config and config.license else "not stated: ask whoever made the file"
+    return str(config.license) if config and config.license else "not stated: ask the author of the file"
 
 
 def _load_local(network: nn.Module, name: str, file: Path) -> dict[str, str]:
     try:
         state = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} is no safetensors file ({error}): save the weights with safetensors") from error
+        raise WeightsError(f"{file} is not a safetensors file ({error}): save the weights with safetensors") from error
     _copy_state(network, state, name, str(file))
     return {"weights": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
@@ -237,25 +263,27 @@ def _copy_state(network: nn.Module, state: dict[str, Tensor], name: str, source:
     target = network.state_dict()
     prefix = "model." if isinstance(network, FeatureGetterNet) else ""
     wanted = {key: key.removeprefix(prefix) for key in target}
-    lacking = [plain for plain in wanted.values() if plain not in state and not plain.endswith("num_batches_tracked")]
-    if lacking:
-        raise WeightsError(f"{misfit}: it lacks {len(lacking)} tensors, first {lacking[0]!r}; take the file of {name}")
+    missing = [plain for plain in wanted.values() if plain not in state and not plain.endswith("num_batches_tracked")]
+    if missing:
+        raise WeightsError(
+            f"{misfit}: {len(missing)} tensors are missing, first {missing[0]!r}; use the file of {name}"
+        )
     found = {key: state[plain] for key, plain in wanted.items() if plain in state}
     for key, value in found.items():
         if value.shape != target[key].shape:
             raise WeightsError(
-                f"{misfit}: {wanted[key]} is {tuple(value.shape)}, wanted {tuple(target[key].shape)};"
-                f" take the file of {name}, and for a transformer the size it was trained at"
+                f"{misfit}: {wanted[key]} has shape {tuple(value.shape)}, expected {tuple(target[key].shape)};"
+                f" use the file of {name}, and for a transformer its training size"
             )
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()}, strict=False)
 
 
-def _answers(host: str) -> bool:
-    """Whether the host of the weights can be reached: one try of three seconds instead of the client's minute of retries."""
+def _is_reachable(host: str) -> bool:
+    """Whether the host of the weights is reachable: one attempt of 3 s, where the client retries for a minute."""
     if constants.HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies():
-        return True  # behind a proxy only the client itself can tell
+        return True  # behind a proxy, only the client itself can find out
     try:
         socket.create_connection((host, 443), timeout=3).close()
     except OSError:

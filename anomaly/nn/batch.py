@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What a loader yields: images as read from disk."""
+    """One batch of a data loader: images as read from disk."""
 
     image: Tensor | list[Tensor]
     """(N, H, W, 3) uint8 RGB, or N images (H, W, 3) of different sizes"""
     mask: Tensor | list[Tensor]
-    """(N, H, W) bool, all False for a good part, or N of them"""
+    """(N, H, W) bool, all False for a good part, or a list of N masks (H, W)"""
     label: Tensor
     """(N,) bool, True for a defect"""
     path: list[str]

@@ -1,4 +1,4 @@
-"""Encoder-decoder networks on images that several models share."""
+"""Encoder-decoder networks on images."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """A U-Net from images to images with sigmoid output.
+    """U-Net from images to images with sigmoid output.
 
-    O. Ronneberger et al., "U-Net", 2015, arXiv 1505.04597; strided convolutions in place of pooling, a strided stem so that
-    the full resolution costs little, and the additive skips of the `skips` coarsest levels only.
+    O. Ronneberger et al., "U-Net", 2015, arXiv 1505.04597. What differs: strided convolutions replace pooling, a strided
+    stem saves time at full resolution, and only the `skips` coarsest levels have additive skip connections.
 
     Args:
         widths: channels of each level, from half the resolution down.
-        skips: how many of the coarsest inner levels pass their map across; the finer ones have to come through the
-            bottleneck, which keeps a defect from being copied.
+        skips: number of coarsest inner levels with a skip connection; finer detail passes through the bottleneck, so that
+            a defect is not copied to the output.
     """
 
     def __init__(self, *, widths: tuple[int, ...], skips: int) -> None:
@@ -62,11 +62,11 @@ class UNet(nn.Module):
 
 
 class StridedAutoencoder(nn.Module):
-    """The convolutional autoencoder of P. Bergmann et al., 2018, arXiv 1807.02011, table 1, with sigmoid output.
+    """Convolutional autoencoder with sigmoid output: P. Bergmann et al., 2018, arXiv 1807.02011, table 1.
 
     Args:
-        size: side of the square input, a multiple of 16; the paper's is 128, from 256 on one strided layer more.
-        latent: channels of the code.
+        size: side of the square input in pixels, a multiple of 16; 128 in the paper, one more strided layer from 256 up.
+        latent: number of channels of the code.
     """
 
     def __init__(self, *, size: int, latent: int) -> None:

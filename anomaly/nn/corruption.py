@@ -1,9 +1,9 @@
-"""Corruption of good images, for models that learn to repair: coarse noise, and structured patterns.
+"""Corruption of good images for models that learn to repair: coarse noise, and structured patterns.
 
 Coarse noise: A. Kascenas et al., "Denoising autoencoders for unsupervised anomaly detection in brain MRI", 2022.
-After V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610 (§3.3: noise masks times a source texture, blended) with
-textures that need no outside data: noise at several scales, stripes, flat colours, and other parts of the batch's own
-images. Evidence that such patterns suffice: arXiv 2511.07233.
+Structured patterns: V. Zavrtanik et al., "DRAEM", 2021, arXiv 2108.07610 (§3.3: noise masks times a source texture,
+blended). What differs: the textures need no external data. They are noise at several scales, stripes, flat colours, and other
+regions of the batch's own images. arXiv 2511.07233 shows that such patterns suffice.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def corrupt(x: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
     Args:
         x: (N, 3, H, W) float in [0, 1].
-        generator: of all random choices, on the CPU.
+        generator: random generator on the CPU.
 
     Returns:
-        The corrupted images, in [0, 1], and the opacity of the patterns (N, 1, H, W) in [0, 1], 0 where nothing changed.
+        The corrupted images in [0, 1], and the opacity of the patterns (N, 1, H, W) in [0, 1], 0 in unchanged pixels.
     """
     opacity = torch.stack([_opacity(x.shape[2], x.shape[3], generator) for _ in range(len(x))]).to(x.device)
     pattern = torch.stack([_pattern(x, index, generator) for index in range(len(x))])
@@ -31,11 +31,11 @@ def corrupt(x: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def add_noise(x: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise that is as coarse as a defect may be: a grid of a random cell size per image, enlarged.
+    """Add coarse Gaussian noise: an enlarged grid with a random cell size per image, about the size of a defect.
 
     Args:
         x: (N, 3, H, W) float in [0, 1].
-        generator: of all random choices, on the CPU.
+        generator: random generator on the CPU.
 
     Returns:
         (N, 3, H, W) in [0, 1].
@@ -53,14 +53,14 @@ def _uniform(low: float, high: float, generator: torch.Generator) -> float:
 
 
 def _noise(channels: int, height: int, width: int, cell: float, generator: torch.Generator) -> Tensor:
-    """Smooth noise (channels, height, width) with features about `cell` pixels wide, zero mean, deviation about 1."""
+    """Smooth noise (channels, height, width) with features about `cell` pixels wide, mean 0, deviation about 1."""
     rows, columns = max(2, round(height / cell) + 1), max(2, round(width / cell) + 1)
     coarse = torch.randn(1, channels, rows, columns, generator=generator)
     return functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
 
 
 def _opacity(height: int, width: int, generator: torch.Generator) -> Tensor:
-    """One to three regions of a random scale and shape, (1, height, width)."""
+    """Opacity (1, height, width) of one to three regions with random scale and shape."""
     opacity = torch.zeros(1, height, width)
     short = min(height, width)
     for _ in range(int(torch.randint(1, 4, (), generator=generator))):
@@ -78,17 +78,17 @@ def _opacity(height: int, width: int, generator: torch.Generator) -> Tensor:
 
 
 def _pattern(x: Tensor, index: int, generator: torch.Generator) -> Tensor:
-    """What is painted onto image `index`: (3, H, W) in [0, 1]."""
+    """Random pattern for image `index`, (3, H, W) in [0, 1]."""
     height, width = x.shape[2:]
     kind = int(torch.randint(0, 4, (), generator=generator))
-    if kind == 0:  # other parts of the batch's own images
+    if kind == 0:  # another region of one of the batch's images
         other = x[int(torch.randint(0, len(x), (), generator=generator))]
         shift = [int(torch.randint(1, side, (), generator=generator)) for side in (height, width)]
         moved = torch.roll(other, shift, dims=(1, 2))
         flips = [axis for axis in (1, 2) if _uniform(0, 1, generator) < 0.5]
         return (moved.flip(flips) * _uniform(0.7, 1.3, generator) + _uniform(-0.15, 0.15, generator)).clamp(0, 1)
     colour = torch.rand(3, 1, 1, generator=generator)
-    if kind == 1:  # a flat colour, near the image's own or far from it
+    if kind == 1:  # a flat colour, close to the image's mean colour or far from it
         return (
             (x[index].mean(dim=(1, 2), keepdim=True) + 0.8 * (colour.to(x.device) - 0.5))
             .clamp(0, 1)

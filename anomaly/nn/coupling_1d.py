@@ -1,12 +1,12 @@
-"""Affine couplings on vectors, both halves updated, with the inverse and a derivative written by hand.
+"""Affine couplings on vectors that update both halves, with the inverse and a hand-written derivative.
 
 Sources: L. Dinh et al., "Density estimation using Real NVP", 2016, arXiv 1605.08803 (affine coupling, eq. 7 and 8); D. Kingma
 and P. Dhariwal, "Glow", 2018, arXiv 1807.03039; M. Rudolph et al., "Same Same But DifferNet", WACV 2021, arXiv 2008.12577
 (both halves in turn, three hidden layers, the soft clamp of the scale).
 
-Notation: x -> input vector, x1 and x2 its halves after the permutation; y -> output; a, t -> log-scale and translation;
-log_det -> log |det dy/dx|; g_v -> derivative of a scalar per row by v. A pullback takes g of the outputs to g of the input,
-by plain operations: it exports, and needs no recorded graph.
+Notation: x -> input vector, x1 and x2 -> its halves after the permutation; y -> output; a, t -> log-scale and translation;
+log_det -> log |det dy/dx|; g_v -> derivative of one scalar per row with respect to v. A pullback maps g of the outputs to g
+of the input by plain operations. It can be exported, and it records no graph.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor, nn
 
 NUM_HIDDEN_LAYERS = 3
 LARGEST = 1e6
-"""Bound of the output of a coupling: a step gone astray stays a finite number"""
+"""Bound of a coupling's output, so that it stays finite"""
 SLOPE = 0.636
-"""About 2/π: the log-scale clamp · SLOPE · atan(s / clamp) stays within ±clamp"""
+"""About 2/π: the log-scale clamp · SLOPE · atan(s / clamp) lies within ±clamp"""
 
 REACH = 5.0
-"""Where the soft bound of what a subnet sees lies, in deviations of the data"""
+"""Soft bound of a subnet's inputs, in standard deviations of the data"""
 SHRINKAGE = 0.01
-"""Share of the mean variance that whitening adds to every variance"""
+"""Share of the mean variance that whitening adds to each variance"""
 
 Pullback = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Subnet(nn.Module):
-    """Log-scale a and translation t of one half, said by the other half.
+    """Log-scale a and translation t of one half, computed from the other half.
 
-    The other half is seen softly bounded: far from the data eight couplings would else drive each other to numbers in which
-    rounding is all. The activation is x · sigmoid(x), not ReLU: the derivative of the whole flow is to be continuous.
+    The input is softly bounded. Without the bound, eight couplings amplify inputs far from the data until rounding errors
+    dominate. The activation is x · sigmoid(x), not ReLU, so that the derivative of the flow is continuous.
     """
 
     def __init__(self, num_in: int, num_out: int, *, hidden: int, clamp: float) -> None:
@@ -53,7 +53,7 @@ class _Subnet(nn.Module):
             gate = torch.sigmoid(linear)
             slopes.append(gate * (1 + linear * (1 - gate)))
             hidden = linear * gate
-        s, t = last(hidden).to(x.dtype).chunk(2, dim=1)  # under autocast only the products are of low precision
+        s, t = last(hidden).to(x.dtype).chunk(2, dim=1)  # autocast lowers the precision of the products only
         ratio = s / self.clamp
         a = self.clamp * SLOPE * torch.atan(ratio)
 
@@ -67,13 +67,13 @@ class _Subnet(nn.Module):
 
 
 class VectorCoupling(nn.Module):
-    """One step on vectors: permute, then x1 is scaled and moved by what x2 says, then x2 by what the new x1 says.
+    """One step on vectors: permute, scale and shift x1 by a function of x2, then x2 by a function of the new x1.
 
     Args:
         dim: length D of the vectors.
-        hidden: units of each of the three hidden layers of a subnet.
-        clamp: bound of |a|.
-        seed: of the fixed permutation.
+        hidden: units in each of the three hidden layers of a subnet.
+        clamp: upper bound of |a|.
+        seed: random seed of the fixed permutation.
     """
 
     order: Tensor
@@ -89,13 +89,13 @@ class VectorCoupling(nn.Module):
         self.register_buffer("inverse_order", torch.argsort(order))
 
     def with_pullback(self, x: Tensor) -> tuple[Tensor, Tensor, Pullback]:
-        """Map data towards the latent, and give the derivative of the step.
+        """Map data towards the latent, with the derivative of the step.
 
         Args:
             x: (N, D) float.
 
         Returns:
-            y (N, D), log_det (N,), and the pullback from g_y (N, D) and g_log_det (N, 1) to g_x (N, D).
+            y (N, D), log_det (N,), and the pullback that maps g_y (N, D) and g_log_det (N, 1) to g_x (N, D).
         """
         x1, x2 = torch.split(x.index_select(1, self.order), self.halves, dim=1)
         a1, t1, first_back = self.for_first(x2)
@@ -126,20 +126,20 @@ class VectorCoupling(nn.Module):
 
 
 class VectorFlow(nn.Module):
-    """A linear step that whitens, then couplings in a row, with permutations seeded by their number.
+    """A whitening linear step, then a sequence of couplings, with permutations seeded by their index.
 
     Args:
         dim: length D of the vectors.
-        num_steps: couplings.
-        hidden: units of each hidden layer of their subnets.
-        clamp: bound of a coupling's log-scales.
+        num_steps: number of couplings.
+        hidden: units in each hidden layer of their subnets.
+        clamp: upper bound of |a| in each coupling.
     """
 
     mean: Tensor
     whitening: Tensor
     whitening_log_det: Tensor
     is_initialized: Tensor
-    """Whether the linear step has seen data"""
+    """() bool, whether `initialize` has set the linear step"""
 
     def __init__(self, dim: int, *, num_steps: int, hidden: int, clamp: float) -> None:
         super().__init__()
@@ -153,12 +153,12 @@ class VectorFlow(nn.Module):
 
     @torch.no_grad()
     def initialize(self, y: Tensor) -> None:
-        """Set the linear step by data: zero mean and unit covariance, symmetric; as Glow does its first layer (§3.1).
+        """Set the linear step from data: zero mean and unit covariance, symmetric (as in Glow's first layer, §3.1).
 
-        A hundredth of the mean variance is added to each, so that directions that the data hardly know are not blown up.
+        `SHRINKAGE` times the mean variance is added to each variance, so that directions with little data stay bounded.
 
         Args:
-            y: (n, D) float, n at least 2; fewer than D will do.
+            y: (n, D) float, n at least 2; n may be less than D.
         """
         exact = y.double()
         centred = exact - exact.mean(dim=0)
@@ -190,7 +190,7 @@ class VectorFlow(nn.Module):
         return z, log_det, pullback
 
     def with_pullback(self, y: Tensor) -> tuple[Tensor, Tensor, Pullback]:
-        """Map data to the latent, as `VectorCoupling.with_pullback` does for one step."""
+        """Map data to the latent, with the derivative of the flow (see `VectorCoupling.with_pullback`)."""
         z, log_det, back = self._coupled((y - self.mean) @ self.whitening)
         return z, log_det, lambda g_z, g_log_det: back(g_z, g_log_det) @ self.whitening
 

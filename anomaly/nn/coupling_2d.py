@@ -1,4 +1,4 @@
-"""Affine coupling on feature maps: the step that normalizing flows on images share.
+"""Affine coupling on feature maps, a step of normalizing flows on images.
 
 Sources: L. Dinh et al., "Density estimation using Real NVP", 2016, arXiv 1605.08803 (coupling, eq. 7 and 8);
 D. Kingma and P. Dhariwal, "Glow", 2018, arXiv 1807.03039 (per-channel scale and offset); the soft clamp of the scale and
@@ -20,14 +20,14 @@ from torch.nn import functional
 class ConvCoupling(nn.Module):
     """One step y = permute(affine(couple(x))) on maps (N, C, H, W).
 
-    The second part of the channels is scaled and moved by what two convolutions say of the first part.
+    Two convolutions on the first part of the channels give scale and translation of the second part.
 
     Args:
-        channels: C of the map.
-        hidden_ratio: hidden channels of the two convolutions per channel of the first part.
-        kernel: size of their kernels, odd.
-        clamp: bound of |s|.
-        seed: of the fixed channel permutation.
+        channels: number of channels C of the map.
+        hidden_ratio: hidden channels between the convolutions, per channel of the first part.
+        kernel: side of the convolution kernels, odd.
+        clamp: upper bound of |s|.
+        seed: random seed of the fixed channel permutation.
     """
 
     order: Tensor
@@ -41,7 +41,7 @@ class ConvCoupling(nn.Module):
         hidden = max(1, int(self.num_first * hidden_ratio))
         self.first = nn.Conv2d(self.num_first, hidden, kernel, padding=kernel // 2)
         self.second = nn.Conv2d(hidden, 2 * self.num_second, kernel, padding=kernel // 2)
-        # per-channel scale softplus(rho) / softplus(0) starts at 1, offset at 0
+        # the per-channel scale softplus(rho) / softplus(0) starts at 1, the offset at 0
         self.rho = nn.Parameter(torch.zeros(channels))
         self.offset = nn.Parameter(torch.zeros(1, channels, 1, 1))
         order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed))
@@ -53,7 +53,7 @@ class ConvCoupling(nn.Module):
 
     def _scale_and_translation(self, first: Tensor) -> tuple[Tensor, Tensor]:
         hidden = functional.relu(self.first(first))
-        raw = self.second(hidden) * 0.1  # a gentle start, near the identity
+        raw = self.second(hidden) * 0.1  # starts near the identity
         s, t = torch.split(raw, self.num_second, dim=1)
         return self.clamp * torch.tanh(s), t
 
@@ -64,7 +64,7 @@ class ConvCoupling(nn.Module):
             x: (N, C, H, W) float.
 
         Returns:
-            y (N, C, H, W) and the log-determinant's share of each pixel (N, H, W).
+            y (N, C, H, W) and each pixel's share of the log-determinant (N, H, W).
         """
         first, second = torch.split(x, [self.num_first, self.num_second], dim=1)
         s, t = self._scale_and_translation(first)

@@ -1,4 +1,4 @@
-"""The pyramids of DCGAN: from an image down to a code by strided convolutions, and from a code up to an image.
+"""Networks of DCGAN: a strided convolutional encoder from images to codes, and its mirror as a decoder.
 
 A. Radford et al., "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks", 2015,
 arXiv 1511.06434 (§3: the guidelines; §4: the initial weights).
@@ -12,17 +12,17 @@ from anomaly.errors import UsageError
 
 
 class DcganEncoder(nn.Module):
-    """From images to codes: 4×4 convolutions of stride 2 with doubling channels down to 4×4, then one over the rest.
+    """Encoder from images to codes: 4×4 convolutions of stride 2 that double the channels down to 4×4, then one 4×4.
 
-    Leaky ReLU of slope 0.2; batch norm in all but the first and the last layer; no biases.
+    Leaky ReLU with slope 0.2; batch norm in all layers except the first and the last; no biases.
 
     Args:
-        size: side of the square input, a power of two from 16 on.
-        width: channels of the first level.
-        outputs: channels of the code; 1 makes it a discriminator, its code being the logit.
+        size: side of the square input in pixels, a power of two, at least 16.
+        width: number of channels of the first level.
+        outputs: number of channels of the code; 1 for a discriminator, whose code is the logit.
 
     Raises:
-        UsageError: another size.
+        UsageError: invalid size.
     """
 
     def __init__(self, *, size: int, width: int, outputs: int) -> None:
@@ -40,7 +40,7 @@ class DcganEncoder(nn.Module):
             )
             width *= 2
         self.features = nn.Sequential(*levels)
-        """Everything before the last layer, one entry a level: (N, width · 2^k, size / 2^(k + 1), size / 2^(k + 1))"""
+        """All layers before the last, one entry per level: (N, width · 2^k, size / 2^(k + 1), size / 2^(k + 1))"""
         self.head = nn.Conv2d(width, outputs, 4, bias=False)
         self.apply(init_dcgan)
 
@@ -50,15 +50,15 @@ class DcganEncoder(nn.Module):
 
 
 class DcganDecoder(nn.Module):
-    """From codes to images in [-1, 1]: the encoder's mirror of transposed convolutions, with ReLU and, at its end, tanh.
+    """Decoder from codes to images in [-1, 1]: the encoder's mirror of transposed convolutions, with ReLU and a final tanh.
 
     Args:
-        size: side of the square output, a power of two from 16 on.
-        width: channels of the last level before the image.
-        inputs: channels of the code.
+        size: side of the square output in pixels, a power of two, at least 16.
+        width: number of channels of the last level before the image.
+        inputs: number of channels of the code.
 
     Raises:
-        UsageError: another size.
+        UsageError: invalid size.
     """
 
     def __init__(self, *, size: int, width: int, inputs: int) -> None:
@@ -81,21 +81,21 @@ class DcganDecoder(nn.Module):
 
 
 def num_halvings(size: int) -> int:
-    """How often a square of `size` is halved until it is 4×4.
+    """Number of halvings from `size` to 4.
 
     Raises:
-        UsageError: a size that is no power of two from 16 on.
+        UsageError: the size is not a power of two, or less than 16.
     """
     if size < 16 or size & (size - 1):
         raise UsageError(
-            f"size {size}: this network halves its input down to 4, so give a power of two from 16 on,"
+            f"size {size}: this network halves its input down to 4, so use a power of two from 16 up,"
             f" e.g. {max(16, 2 ** (size.bit_length() - 1))}"
         )
     return size.bit_length() - 3
 
 
 def init_dcgan(module: nn.Module) -> None:
-    """Draw the initial weights of one layer: N(0, 0.02) of a convolution, N(1, 0.02) of a batch norm, its bias 0."""
+    """Initialise one layer (§4.1): convolution weights from N(0, 0.02²), batch norm weights from N(1, 0.02²), biases 0."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""The network of a diffusion model: diffusers' U-Net, small, on patches of the image."""
+"""`Denoiser`: the network of a diffusion model, a small U-Net of diffusers on patches of the image."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from anomaly.errors import UsageError
 
 
 def num_groups(widths: Sequence[int]) -> int:
-    """Give the groups of a network's norms: up to 8, of 4 channels or more; one channel alone is constant on flat images."""
+    """Number of groups in a network's norms: at most 8, with at least 4 channels each.
+
+    A group of one channel is constant on flat images.
+    """
     return math.gcd(8, max(1, math.gcd(*widths) // 4))
 
 
 class Denoiser(nn.Module):
-    """Says the noise in noisy images: a U-Net that knows the step, with attention at its coarsest level only.
+    """Predict the noise in noisy images: a U-Net conditioned on the step, with attention at its coarsest level only.
 
-    J. Ho et al., 2020, arXiv 2006.11239, appendix B (as diffusers' `UNet2DModel`); T. Luhman and E. Luhman, "Improving
-    Diffusion Model Efficiency Through Patching", 2022, arXiv 2207.04316 (patches of pixels stand in the place of channels,
-    which saves the levels of the highest resolution); T. Salimans and J. Ho, "Progressive Distillation for Fast Sampling of
-    Diffusion Models", 2022, arXiv 2202.00512 (the U-Net says the velocity v of appendix D, the noise follows from it: eps =
-    √(1 - ᾱ_t) x_t + √ᾱ_t v. So the image that a state comes from is bounded where hardly anything of it is left).
+    J. Ho et al., 2020, arXiv 2006.11239, appendix B (as diffusers' `UNet2DModel`). T. Luhman and E. Luhman, "Improving
+    Diffusion Model Efficiency Through Patching", 2022, arXiv 2207.04316: patches of pixels become channels, which saves the
+    levels of the highest resolution. T. Salimans and J. Ho, "Progressive Distillation for Fast Sampling of Diffusion
+    Models", 2022, arXiv 2202.00512, appendix D: the U-Net outputs the velocity v, and the noise is
+    eps = √(1 - ᾱ_t) x_t + √ᾱ_t v. The predicted image then stays bounded at high noise levels.
 
     Args:
-        size: side of the square input.
-        in_channels: of the input, conditions included.
-        out_channels: of the noise.
-        widths: channels of each level, each a multiple of 4, half the resolution from one to the next.
-        patch: side of the patches; 1 has none.
+        size: side of the square input in pixels.
+        in_channels: number of input channels, conditions included.
+        out_channels: number of channels of the noise.
+        widths: channels of each level, multiples of 4; each level has half the resolution of the one before.
+        patch: side of the patches in pixels; 1 for no patches.
         alphas_cumprod: ᾱ_t of all steps.
 
     Raises:
-        UsageError: widths or a size that do not go with the levels.
+        UsageError: invalid widths, or a size that the levels do not divide.
     """
 
     alphas_cumprod: Tensor
@@ -53,11 +56,11 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or any(width < 4 or width % 4 for width in widths):
-            raise UsageError(f"widths {list(widths)}: each level has a multiple of 4 channels, e.g. [32, 64, 96]")
+            raise UsageError(f"widths {list(widths)}: use a multiple of 4 for each level, e.g. [32, 64, 96]")
         step = patch * 2 ** (len(widths) - 1)
         if patch < 1 or size % step or size < step:
             raise UsageError(
-                f"size {size} with patch {patch} and {len(widths)} levels: the input is a multiple of {max(step, 1)},"
+                f"size {size} with patch {patch} and {len(widths)} levels: use a multiple of {max(step, 1)},"
                 f" e.g. {max(step, size // max(step, 1) * step)}"
             )
         num_levels = len(widths)
@@ -76,20 +79,20 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Say the noise in states.
+        """Predict the noise in states.
 
         Args:
-            x: (N, in_channels, size, size), the noisy state first, then what conditions it.
-            t: (N,) int64, from 0 on.
+            x: (N, in_channels, size, size), the noisy state, then the condition.
+            t: (N,) int64, step from 0.
 
         Returns:
             (N, out_channels, size, size) float32.
         """
-        said: Tensor = self.network(functional.pixel_unshuffle(x, self.patch), t, return_dict=False)[0]
-        velocity = functional.pixel_shuffle(said, self.patch).float()
+        output: Tensor = self.network(functional.pixel_unshuffle(x, self.patch), t, return_dict=False)[0]
+        velocity = functional.pixel_shuffle(output, self.patch).float()
         a = self.alphas_cumprod.index_select(0, t).reshape(-1, 1, 1, 1)
         return torch.sqrt(1 - a) * x[:, : velocity.shape[1]] + torch.sqrt(a) * velocity
 
-    def errors(self, said: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Squared errors of the velocity: those of the noise (N, C, h, w) over ᾱ_t, which weighs all steps much alike."""
-        return (said - noise) ** 2 / self.alphas_cumprod.index_select(0, t).reshape(-1, 1, 1, 1)
+    def errors(self, predicted: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Squared errors of the velocity: those of the noise (N, C, h, w) over ᾱ_t, with similar weight for all steps."""
+        return (predicted - noise) ** 2 / self.alphas_cumprod.index_select(0, t).reshape(-1, 1, 1, 1)

@@ -1,7 +1,7 @@
-"""Exponential moving average of a network's weights, whose state travels in checkpoints.
+"""`Ema`: exponential moving average of a network's weights.
 
-As in J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv 2006.11239 (appendix B: decay 0.9999), with a decay
-that rises from low values over the first updates, so that a short training does not average in its random beginning.
+J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv 2006.11239 (appendix B: decay 0.9999). What differs: the
+decay rises from low values over the first updates, so that a short training does not average its random initial weights.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 
 class Ema(nn.Module):
-    """A second network that follows the first one's weights: a ← d · a + (1 - d) · w.
+    """Average a of a network's weights w: a ← d · a + (1 - d) · w.
 
-    After n updates d is min(decay, (1 + n) / (10 + n)); buffers, such as the statistics of a batch norm, are copied. The
-    network that is averaged is not part of this module; its copy is, as `average`, in eval mode and without gradients.
+    After n updates d is min(decay, (1 + n) / (10 + n)). Buffers, such as batch-norm statistics, are copied. The module
+    contains the average, as `average` in eval mode and without gradients, but not the network itself.
 
     Args:
-        network: what is followed, with its initial weights.
-        decay: d in the long run, in [0, 1); about 1 / (1 - d) updates are averaged over.
+        network: network with its initial weights.
+        decay: final decay d in [0, 1); the average covers about 1 / (1 - d) updates.
     """
 
     num_updates: Tensor
@@ -34,21 +34,21 @@ class Ema(nn.Module):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     def train(self, mode: bool = True) -> Ema:
-        """Stay in eval mode: the average is never trained."""
+        """Keep the average in eval mode."""
         super().train(mode)
         self.average.eval()
         return self
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Follow the weights of `network`, of the same architecture; to be called after each optimiser step."""
+        """Update the average from `network`; call it after each optimisation step."""
         self.num_updates += 1
         num = int(self.num_updates)
         decay = min(self.decay, (1 + num) / (10 + num))
-        followed = [p.detach() for p in network.parameters()]
-        torch._foreach_lerp_(list(self.average.parameters()), followed, 1 - decay)
-        for kept, seen in zip(self.average.buffers(), network.buffers(), strict=True):
-            kept.copy_(seen)
+        weights = [p.detach() for p in network.parameters()]
+        torch._foreach_lerp_(list(self.average.parameters()), weights, 1 - decay)
+        for average, buffer in zip(self.average.buffers(), network.buffers(), strict=True):
+            average.copy_(buffer)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Run the averaged network."""

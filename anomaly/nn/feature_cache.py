@@ -1,4 +1,4 @@
-"""Frozen features, computed once and kept between epochs while they fit into memory."""
+"""`FeatureCache`: frozen features, computed once and kept in memory between epochs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """Features per image path, up to a bound in bytes; what does not fit is computed anew.
+    """Features per image path, up to a bound in bytes. Features beyond the bound are computed again each time.
 
     Args:
-        max_bytes: of all features kept; 0 keeps none.
+        max_bytes: upper bound of the memory for features; 0 keeps none.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
@@ -21,11 +21,11 @@ class FeatureCache:
         self._kept: dict[str, list[Tensor]] = {}
 
     def lookup(self, paths: Sequence[str], compute: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Give the features of a batch, computing them where any is not kept yet.
+        """Return the features of a batch, computed unless all of them are cached.
 
         Args:
-            paths: of the batch's N images.
-            compute: gives the batch's features, one (N, ...) tensor per level.
+            paths: paths of the batch's N images.
+            compute: function that computes the batch's features, one (N, ...) tensor per level.
 
         Returns:
             One (N, ...) tensor per level, without gradient.
@@ -44,6 +44,6 @@ class FeatureCache:
         return levels
 
     def clear(self) -> None:
-        """Forget all features."""
+        """Drop all features."""
         self._kept.clear()
         self._num_bytes = 0

@@ -1,4 +1,4 @@
-"""What reconstruction methods share after the residual: averaging over a window, and the unit of each pixel."""
+"""Post-processing of residual maps: averaging over a window, and standardisation of each pixel."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomaly.errors import UsageError
+
+
+def check_window(smooth: int) -> None:
+    """Check the side of an averaging window.
+
+    Raises:
+        UsageError: the side is even or not positive.
+    """
+    if smooth < 1 or smooth % 2 == 0:
+        raise UsageError(f"smooth {smooth}: the side of the averaging window must be odd, e.g. {max(1, smooth | 1)}")
+
 
 def smoothed(residual: Tensor, *, window: int) -> Tensor:
-    """Average maps (N, h, w) over a square window of an odd side in pixels; the border's values go on outside."""
+    """Average maps (N, h, w) over a square window with an odd side in pixels; border values are repeated outside."""
     if window == 1:
         return residual
     reach = window // 2
@@ -19,10 +31,10 @@ def smoothed(residual: Tensor, *, window: int) -> Tensor:
 
 
 class PixelScale(nn.Module):
-    """Measures each pixel of a residual map by mean and deviation of good training images there.
+    """Standardise each pixel of a residual map by its mean and deviation over good training images.
 
-    Edges that no code holds are high on every good part; where parts lie in register this takes them out. Until `measure`
-    is called the scale is that of the residual itself.
+    Some edges have a high residual on every good part; on aligned parts this removes them. Before `measure` the maps stay
+    unchanged.
 
     Args:
         size: height and width of the maps.
@@ -37,16 +49,16 @@ class PixelScale(nn.Module):
         self.register_buffer("spread", torch.ones(size))
 
     def forward(self, residual: Tensor) -> Tensor:
-        """Put maps (N, h, w) into units of the spread at each pixel, 0 being the typical value there."""
+        """Standardise maps (N, h, w): `(residual - typical) / spread` at each pixel."""
         return (residual - self.typical) / self.spread
 
     @torch.no_grad()
     def measure(self, residuals: Iterable[Tensor], *, roi: Tensor) -> None:
-        """Take mean and deviation per pixel from the maps of all training images.
+        """Compute mean and deviation of each pixel over the maps of all training images.
 
         Args:
-            residuals: maps (N, h, w) of any number of batches.
-            roi: (h, w) bool, the pixels that count.
+            residuals: batches of maps (N, h, w).
+            roi: (h, w) bool, pixels of the region of interest.
         """
         total, squares = (torch.zeros_like(self.typical, dtype=torch.float64) for _ in range(2))
         num = 0
@@ -57,7 +69,7 @@ class PixelScale(nn.Module):
             num += len(r)
         mean = total / num
         deviation = (squares / num - mean * mean).clamp(min=0.0).sqrt()
-        # half the usual deviation is added: a pixel that hardly varied in training must not outweigh all others
+        # half the mean deviation is added: a pixel that is nearly constant in training must not dominate
         floor = 0.5 * deviation[roi].mean().clamp(min=1e-6)
         self.typical.copy_(mean)
         self.spread.copy_(deviation + floor)

@@ -1,14 +1,14 @@
-"""Gated masked convolutions: the distribution of each value of a grid, given those before it in raster order.
+"""Gated masked convolutions: the distribution of each value of a grid, given the earlier values in raster order.
 
 A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", 2016, arXiv 1606.05328 (the gate, eq. 2; the
-vertical and the horizontal stack, figure 2; a condition that depends on the place, eq. 5); A. van den Oord et al., "Pixel
+vertical and the horizontal stack, figure 2; a condition on the position, eq. 5); A. van den Oord et al., "Pixel
 Recurrent Neural Networks", 2016, arXiv 1601.06759 (masks A and B over the colours of a pixel, section 3.4).
 
-Notation: v -> vertical stack, what the rows above tell; h -> horizontal stack, what the row so far tells as well;
-group -> the features that may know the values of a pixel up to their own; link -> what v adds to the gates of h.
-What differs, and why: the first vertical layer leaves its own row out, so that no later one has to be shifted. The condition
-is a learned map of the place, because the parts of a factory lie in register. v needs the rows above alone and h one row
-and the links alone, so that drawing asks for v once a row and for h once a value.
+Notation: v -> vertical stack, features of the rows above; h -> horizontal stack, features of the row to the left as well;
+group -> features that depend on the values of a pixel up to their own; link -> term that v adds to the gates of h.
+What differs, and why: the first vertical layer skips its own row, so that no later layer needs a shift. The condition is a
+learned map of the position, because industrial parts are aligned. v depends only on the rows above, and h only on one row
+and the links. Sampling therefore computes v once per row and h once per value.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch.nn import functional
 
 
 def _allowed(inputs: int, outputs: int, *, num_groups: int, own: bool) -> Tensor:
-    """Which inputs of a pixel an output of it may see, (outputs, inputs): those of earlier groups, and of its `own`."""
+    """Mask (outputs, inputs) bool within a pixel: an output depends on earlier groups and, if `own`, on its own group."""
     of_input = torch.arange(inputs) * num_groups // inputs
     of_output = torch.arange(outputs) * num_groups // outputs
     return of_output[:, None] >= of_input + (not own)
 
 
 class _RowConvolution(nn.Conv2d):
-    """A convolution over the pixels to the left and, group by group, the pixel itself.
+    """Convolution over the pixels to the left and, group by group, over the pixel itself.
 
     Args:
-        inputs: channels, the groups one after another.
-        outputs: channels of each of the `num_parts` results.
-        num_parts: results that are stacked along the channels, each with its groups one after another.
-        num_groups: values of a pixel.
-        left: pixels to the left that are seen in whole.
-        own: whether a group sees its own input at the pixel itself (mask B), or earlier ones only (mask A).
+        inputs: number of input channels, ordered by group.
+        outputs: number of channels of each of the `num_parts` results.
+        num_parts: number of results, stacked along the channels, each ordered by group.
+        num_groups: number of values per pixel.
+        left: number of visible pixels to the left.
+        own: whether a group depends on its own input at the pixel itself (mask B), or only on earlier groups (mask A).
     """
 
     mask: Tensor
@@ -64,7 +64,7 @@ class _Layer(nn.Module):
     ) -> None:
         super().__init__()
         self.reach, self.first = kernel // 2, first
-        rows = self.reach if first else self.reach + 1  # the first leaves its own row out
+        rows = self.reach if first else self.reach + 1  # the first layer skips its own row
         self.down = nn.Conv2d(inputs[0], 2 * width, (rows, kernel), padding=(0, self.reach))
         self.link = nn.Conv2d(2 * width + place, 2 * width, 1)
         self.across = _RowConvolution(
@@ -73,30 +73,30 @@ class _Layer(nn.Module):
         self.out = _RowConvolution(width, width, num_parts=1, num_groups=num_groups, left=0, own=True)
 
     def vertical(self, v: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the next v and the link."""
+        """Compute the next v and the link."""
         y = self.down(functional.pad(v, (0, 0, self.reach, 0)))[:, :, : v.shape[2]]
         return _gate(y), self.link(torch.cat((y, place), dim=1))
 
     def horizontal(self, h: Tensor, link: Tensor) -> Tensor:
-        """Give the next h."""
+        """Compute the next h."""
         y: Tensor = self.out(_gate(self.across(h) + link))
         return y if self.first else h + y
 
 
 class GatedMaskedNetwork(nn.Module):
-    """Logits of each value of a grid, of which each knows those before it in raster order and no other.
+    """Logits of each value of a grid. Each logit depends only on earlier values in raster order.
 
-    A pixel holds `num_groups` values, the later of which know the earlier ones.
+    A pixel holds `num_groups` values; later values depend on the earlier ones.
 
     Args:
         size: height and width of the grid.
-        num_groups: values of a pixel, 3 for colours.
-        inputs: channels that represent one value.
-        num_classes: values that one can take.
-        width: channels of both stacks, a multiple of `num_groups`.
-        num_layers: of both stacks.
-        kernel: side of the convolutions, odd.
-        place: channels of the learned map of the place.
+        num_groups: number of values per pixel, 3 for colours.
+        inputs: number of input channels per value.
+        num_classes: number of classes of one value.
+        width: number of channels of both stacks, a multiple of `num_groups`.
+        num_layers: number of layers of both stacks.
+        kernel: side of the convolutions in pixels, odd.
+        place: number of channels of the learned map of the position.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class GatedMaskedNetwork(nn.Module):
             _RowConvolution(2 * width, num_groups * num_classes, num_parts=1, num_groups=num_groups, left=0, own=True),
         )
         self.reach = num_layers * (kernel // 2)
-        """Rows above and columns to each side that are seen"""
+        """Receptive field: rows above, and columns on each side"""
 
     def forward(self, values: Tensor) -> Tensor:
         """Map grids (N, num_groups · inputs, h, w) to logits (N, num_groups, num_classes, h, w)."""
@@ -141,15 +141,15 @@ class GatedMaskedNetwork(nn.Module):
         return self.along_row(values, self.from_above(values, first))
 
     def from_above(self, rows: Tensor, first: Tensor) -> Tensor:
-        """Give what rows above add to the gates of each layer.
+        """Compute the links of all layers: the terms that the rows above add to the gates.
 
         Args:
             rows: (N, num_groups · inputs, R, w), successive rows of the grid.
-            first: (N,) int64, the number of the first of them.
+            first: (N,) int64, index of the first of these rows.
 
         Returns:
-            The links (N, num_layers · 2 · width, R, w), right in rows that are `reach` below the first, and in all where
-            the first is 0.
+            The links (N, num_layers · 2 · width, R, w). They are valid in rows at least `reach` below the first, and in all
+            rows if the first is row 0.
         """
         number = first[:, None] + torch.arange(rows.shape[2], device=rows.device)
         place = torch.unflatten(self.place.index_select(1, number.flatten()), 1, number.shape).transpose(0, 1)
@@ -160,15 +160,15 @@ class GatedMaskedNetwork(nn.Module):
         return torch.cat(links, dim=1)
 
     def along_row(self, rows: Tensor, links: Tensor) -> Tensor:
-        """Give the logits of successive columns of rows.
+        """Compute the logits of successive columns of rows.
 
         Args:
             rows: (N, num_groups · inputs, R, C).
-            links: (N, num_layers · 2 · width, R, C), at the same places.
+            links: (N, num_layers · 2 · width, R, C), at the same positions.
 
         Returns:
-            (N, num_groups, num_classes, R, C), right in columns that are `reach` right of the first, and in all where the
-            first is 0.
+            (N, num_groups, num_classes, R, C). They are valid in columns at least `reach` right of the first, and in all
+            columns if the first is column 0.
         """
         h = rows
         for layer, link in zip(self.layers, torch.chunk(links, len(self.layers), dim=1), strict=True):

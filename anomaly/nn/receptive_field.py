@@ -1,7 +1,7 @@
-"""How far a map's pixels look: which pixels of the input a network's output depends on, found by running it.
+"""Receptive field of an anomaly map, measured by running the network.
 
-What is no number stays no number through every layer that reads it, whatever the weights: an image whose one half is NaN
-shows, by the NaN of the map, how far the map depends on that half.
+NaN passes through every layer that reads it, for any weights. One half of the image is set to NaN; the NaN pixels of the
+map show how far the map depends on that half.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch import Tensor
 from anomaly.errors import UsageError
 
 LEAST, MOST = 256, 4096
-"""Pixels of the shortest and the longest image that is tried"""
+"""Lengths in pixels of the shortest and the longest test image"""
 
 
 @torch.no_grad()
 def reach(function: Callable[[Tensor], Tensor], *, stride: int) -> tuple[int, int]:
-    """Find how far a map depends on what lies beyond a cut at a multiple of the stride.
+    """Measure how far a map depends on pixels beyond a cut at a multiple of the stride.
 
     Args:
-        function: from x (1, 3, h, w) to a map (1, h, w), for all h and w that are multiples of the stride; in eval mode.
-        stride: of the network in pixels.
+        function: map (1, h, w) of an input x (1, 3, h, w), in eval mode; h and w are multiples of the stride.
+        stride: stride of the network in pixels.
 
     Returns:
-        Rows and columns of the map beside a cut that depend on the far side of it.
+        Numbers of rows and of columns beside a cut that depend on the other side of the cut.
 
     Raises:
-        UsageError: the map depends on all of an image of `MOST` pixels, or has not the input's size.
+        UsageError: the map depends on the whole of an image of `MOST` pixels, or its size differs from the input's.
     """
     return _reach(function, stride=stride, axis=2), _reach(function, stride=stride, axis=3)
 
@@ -42,15 +42,15 @@ def _reach(function: Callable[[Tensor], Tensor], *, stride: int, axis: int) -> i
         shape[axis] = 2 * half
         x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         found = []
-        for first in (True, False):  # the half that is NaN
+        for first in (True, False):  # the half set to NaN
             seen = x.clone()
             seen.narrow(axis, 0 if first else half, half).fill_(torch.nan)
-            said = function(seen)
-            if said.shape != (1, shape[2], shape[3]):
+            output = function(seen)
+            if output.shape != (1, shape[2], shape[3]):
                 raise UsageError(
-                    f"its map of {shape[2]}×{shape[3]} pixels is {tuple(said.shape[1:])}, not of that size"
+                    f"its map has size {tuple(output.shape[1:])} for an input of {shape[2]}×{shape[3]} pixels"
                 )
-            reached = torch.isnan(said[0]).any(dim=3 - axis).nonzero().flatten()
+            reached = torch.isnan(output[0]).any(dim=3 - axis).nonzero().flatten()
             found.append(int(reached[-1]) + 1 - half if first else half - int(reached[0]))
         if max(found) < half:
             return max(found)

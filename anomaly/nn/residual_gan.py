@@ -1,11 +1,11 @@
-"""Residual generator and critic of WGAN-GP, and the gradient penalty.
+"""Residual generator and critic of WGAN-GP, and its gradient penalty.
 
 I. Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, arXiv 1704.00028 (the ResNet for 64×64; the
 gradient penalty, eq. 3).
 
-Notation: x -> image, z -> code, G -> generator, D -> critic, f -> the maps of its last block.
-What differs, and why: a 3×3 convolution beside a change of the resolution is computed as one 4×4 convolution of stride 2
-with the same nine weights, which is the same function for 4/9 of the multiplications.
+Notation: x -> image; z -> code; G -> generator; D -> critic; f -> maps of the critic's last block.
+What differs, and why: a 3×3 convolution next to a change of resolution is computed as one 4×4 convolution of stride 2 from the
+same nine weights. The function is the same, with 4/9 of the multiplications.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from torch.nn import functional
 from anomaly.errors import UsageError
 
 GRID = 4
-"""Side of the coarsest map"""
+"""Side of the coarsest map in pixels"""
 Norm = Callable[[int], nn.Module]
-"""Builds the norm of so many channels"""
+"""Constructor of a norm for a number of channels"""
 
 
 def channels(size: int, *, width: int) -> list[int]:
-    """Channels of the maps of `size`, `size`/2, ..., 4: doubled at each level, 8 · `width` at most.
+    """Channels of the maps with sides `size`, `size`/2, …, 4: doubled at each level, at most 8 · `width`.
 
     Raises:
-        UsageError: a size that is no power of two from 16 on.
+        UsageError: the size is not a power of two, or less than 16.
     """
     if size < 16 or size & (size - 1):
-        raise UsageError(f"size {size}: the residual networks take a power of two from 16 on, e.g. 64 or 128")
+        raise UsageError(f"size {size}: the residual networks need a power of two from 16 up, e.g. 64 or 128")
     return [width * min(2**level, 8) for level in range(int(math.log2(size // GRID)) + 1)]
 
 
 class SampleNorm(nn.Module):
-    """Layer norm of each map (C, H, W) as a whole, with one scale and offset per channel; the critic's.
+    """Layer norm over a whole map (C, H, W), with one scale and offset per channel, for the critic.
 
-    Written as means over (H, W), then over channels: one mean over all three loses four digits in some runtimes.
+    The mean is taken over (H, W), then over channels: a single mean over all three loses four digits in some runtimes.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -58,7 +58,7 @@ class SampleNorm(nn.Module):
 
 
 class _Conv(nn.Conv2d):
-    """A 3×3 convolution, of an image enlarged twofold (`up`), with its result halved (`down`), or as it is (`keep`)."""
+    """3×3 convolution after doubling the resolution (`up`), before halving it (`down`), or without a change (`keep`)."""
 
     def __init__(self, inputs: int, outputs: int, *, resample: Literal["up", "down", "keep"], bias: bool) -> None:
         super().__init__(inputs, outputs, 3, padding=1, bias=bias)
@@ -67,7 +67,7 @@ class _Conv(nn.Conv2d):
     def forward(self, y: Tensor) -> Tensor:
         if self.resample == "keep":
             return super().forward(y)
-        # the kernel convolved with a box of 2×2: what nearest enlargement or the mean of 2×2 does beside it
+        # the kernel convolved with a 2×2 box: equal to nearest enlargement before, or a 2×2 mean after, the convolution
         kernel = functional.pad(self.weight, (1, 1, 1, 1))
         kernel = kernel[:, :, 1:, 1:] + kernel[:, :, :-1, 1:] + kernel[:, :, 1:, :-1] + kernel[:, :, :-1, :-1]
         if self.resample == "down":
@@ -76,13 +76,13 @@ class _Conv(nn.Conv2d):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, ReLU, 3×3, norm, ReLU, 3×3 beside a 1×1 shortcut, with the resolution doubled or halved in both.
+    """Norm, ReLU, 3×3, norm, ReLU, 3×3, plus a 1×1 shortcut; both branches double or halve the resolution.
 
     Args:
-        inputs: channels.
-        outputs: channels.
-        resample: `up` doubles before the first convolution, `down` takes the mean of 2×2 after the second.
-        norm: builds both norms.
+        inputs: number of input channels.
+        outputs: number of output channels.
+        resample: `up` doubles the resolution before the first convolution, `down` takes 2×2 means after the second.
+        norm: constructor of both norms.
     """
 
     def __init__(self, inputs: int, outputs: int, *, resample: Literal["up", "down"], norm: Norm) -> None:
@@ -99,7 +99,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, 2H, 2W) or (N, outputs, H/2, W/2)."""
-        if self.resample == "up":  # 1×1 and resampling commute: the shortcut is computed on the smaller map
+        if (
+            self.resample == "up"
+        ):  # a 1×1 convolution commutes with resampling, so the shortcut is computed on the smaller map
             shortcut = functional.interpolate(self.shortcut(y), scale_factor=2.0, mode="nearest")
         else:
             shortcut = self.shortcut(functional.avg_pool2d(y, 2))
@@ -109,11 +111,11 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """G: from codes to images, with batch norm.
+    """Generator G from codes to images, with batch norm.
 
     Args:
         size: side of the images in pixels, a power of two.
-        width: channels of the finest map; the paper's DIM, 64.
+        width: number of channels of the finest map; 64 in the paper (DIM).
         latent: length of the code.
     """
 
@@ -140,12 +142,12 @@ class Generator(nn.Module):
 
 
 class Trunk(nn.Module):
-    """What critic and encoder share: from images to the maps of the last block.
+    """Trunk of critic and encoder, from images to the maps of the last block.
 
     Args:
         size: side of the images in pixels, a power of two.
-        width: channels of the finest map; the paper's DIM, 64.
-        norm: builds a norm; `SampleNorm` in a critic, because the gradient penalty is per image.
+        width: number of channels of the finest map; 64 in the paper (DIM).
+        norm: constructor of a norm; `SampleNorm` for a critic, because the gradient penalty is per image.
     """
 
     def __init__(self, *, size: int, width: int, norm: Norm) -> None:
@@ -168,40 +170,40 @@ class Trunk(nn.Module):
 
 
 class Critic(nn.Module):
-    """D: from images to a number that is higher for real ones; `trunk` gives f.
+    """Critic D from images to a value that is higher for real images; `trunk` computes f.
 
     Args:
         size: side of the images in pixels, a power of two.
-        width: channels of the finest map; the paper's DIM, 64.
+        width: number of channels of the finest map; 64 in the paper (DIM).
     """
 
     def __init__(self, *, size: int, width: int) -> None:
         super().__init__()
         self.trunk = Trunk(size=size, width=width, norm=SampleNorm)
-        self.leave = nn.Linear(self.trunk.num_features, 1, bias=False)  # it would cancel in every difference
+        self.leave = nn.Linear(self.trunk.num_features, 1, bias=False)  # a bias would cancel in every difference
         _initialise(self.leave, gain=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Judge images (N, 3, size, size): (N,) float32."""
-        judged: Tensor = self.leave(self.trunk(x).flatten(1))[:, 0].float()
-        return judged
+        """Compute the critic's values (N,) float32 of images (N, 3, size, size)."""
+        value: Tensor = self.leave(self.trunk(x).flatten(1))[:, 0].float()
+        return value
 
 
 def gradient_penalty(
     critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, generator: torch.Generator
 ) -> Tensor:
-    """How far the critic's slope is from 1 between real and generated images: mean of (||grad D|| - 1)² (eq. 3).
+    """Gradient penalty, the mean of (||grad D|| - 1)² between real and generated images (eq. 3).
 
-    In float32 whatever autocast says: the second derivative needs the digits.
+    It is computed in float32, also under autocast, because the second derivative needs the precision.
 
     Args:
-        critic: maps images (N, 3, H, W) to (N,), each by itself.
-        real: (N, 3, H, W).
-        fake: (N, 3, H, W), without gradient.
-        generator: of the places between, on the CPU.
+        critic: function from images (N, 3, H, W) to values (N,), independent for each image.
+        real: real images (N, 3, H, W).
+        fake: generated images (N, 3, H, W), without gradient.
+        generator: random generator of the points between both, on the CPU.
 
     Returns:
-        A scalar, differentiable with respect to the critic's parameters.
+        Scalar, differentiable with respect to the critic's parameters.
     """
     share = torch.rand((len(real), 1, 1, 1), generator=generator).to(real.device)
     with torch.autocast(real.device.type, enabled=False):
@@ -212,7 +214,7 @@ def gradient_penalty(
 
 
 def _initialise(layer: nn.Conv2d | nn.Linear, *, gain: float) -> None:
-    """Uniform weights of variance 2 gain² / (inputs + outputs), and no bias; as the paper's code."""
+    """Initialise with uniform weights of variance 2 gain² / (inputs + outputs) and zero bias, as in the paper's code."""
     nn.init.xavier_uniform_(layer.weight, gain=gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

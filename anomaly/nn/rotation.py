@@ -1,4 +1,4 @@
-"""Rotation of square images by fixed angles, as operations that export."""
+"""Rotation of square images by fixed angles, in exportable operations."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional
 
 
 def rotate(x: Tensor, degrees: float) -> Tensor:
-    """Rotate images counterclockwise around their centre, bilinear, zeros coming in from outside.
+    """Rotate images counterclockwise around their centre (bilinear, zeros outside).
 
-    Quarter turns move pixels and change none; only the rest of an angle, below 90°, is interpolated.
+    Quarter turns are exact; only the remainder of an angle, below 90°, is interpolated.
 
     Args:
         x: (N, C, s, s) float.
-        degrees: any angle.
+        degrees: angle in degrees.
     """
     quarters, rest = divmod(degrees % 360.0, 90.0)
     if rest:
@@ -25,12 +25,12 @@ def rotate(x: Tensor, degrees: float) -> Tensor:
         right, down = at[None, :], at[:, None]
         cos, sin = math.cos(math.radians(rest)), math.sin(math.radians(rest))
         source = torch.stack((cos * right - sin * down, sin * right + cos * down), dim=-1)  # (s, s, 2)
-        # one grid for all: the images stand in the place of channels
+        # one grid for all images, which take the place of channels
         flat = x.reshape(1, -1, size, size)
         x = functional.grid_sample(flat, source[None], padding_mode="zeros", align_corners=False).reshape(x.shape)
     return torch.rot90(x, int(quarters), (2, 3)) if quarters else x
 
 
 def equally_spaced(num: int) -> list[float]:
-    """Give `num` angles in degrees, equally spaced over the full turn, the first 0."""
+    """Return `num` angles in degrees, equally spaced over the full turn, starting at 0."""
     return [360.0 * k / num for k in range(num)]

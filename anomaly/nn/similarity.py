@@ -1,4 +1,4 @@
-"""How alike two images are, pixel by pixel: SSIM and multi-scale gradient magnitude similarity.
+"""Similarity maps of two images: SSIM and multi-scale gradient magnitude similarity.
 
 Sources: Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004 (SSIM, eq. 13);
 W. Xue et al., "Gradient magnitude similarity deviation", 2013, arXiv 1308.3052 (GMS, eq. 4); V. Zavrtanik et al.,
@@ -17,7 +17,7 @@ class Ssim(nn.Module):
 
     Args:
         window: side of the window in pixels, odd.
-        sigma: deviation of the Gaussian in pixels.
+        sigma: standard deviation of the Gaussian in pixels.
     """
 
     kernel: Tensor
@@ -39,11 +39,13 @@ class Ssim(nn.Module):
         """Compare images (N, C, H, W) with values in [0, 1].
 
         Returns:
-            (N, H, W) in [-1, 1], 1 where they are alike; mean over channels.
+            (N, H, W) in [-1, 1], the mean over channels; 1 for equal images.
         """
         c1, c2 = 0.01**2, 0.03**2
         channels = x.shape[1]
-        level = x.mean(dim=(2, 3), keepdim=True)  # taken out first: the variance of a flat bright area cancels
+        level = x.mean(
+            dim=(2, 3), keepdim=True
+        )  # subtracted first, because the variance of a flat bright area would cancel
         x, y = x - level, y - level
         blurred = self._blur(torch.cat((x, y, x * x + y * y, x * y), dim=1))
         mean_x, mean_y, squares, product = torch.split(blurred, channels, dim=1)
@@ -51,15 +53,15 @@ class Ssim(nn.Module):
         mean_x, mean_y = mean_x + level, mean_y + level
         luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
         structure = (2 * covariance + c2) / (variances + c2)
-        alike: Tensor = (luminance * structure).mean(dim=1)
-        return alike
+        similarity: Tensor = (luminance * structure).mean(dim=1)
+        return similarity
 
 
 class GradientSimilarity(nn.Module):
     """Gradient magnitude similarity at several scales (MSGMS), averaged at full resolution.
 
     Args:
-        num_scales: scales, each half of the one before.
+        num_scales: number of scales, each with half the resolution of the one before.
     """
 
     edges: Tensor
@@ -72,14 +74,14 @@ class GradientSimilarity(nn.Module):
 
     def _magnitude(self, grey: Tensor) -> Tensor:
         gradient = functional.conv2d(functional.pad(grey, (1, 1, 1, 1), mode="replicate"), self.edges)
-        # 1e-6, not less: the ONNX exporter takes an added 1e-8 for 0 and drops it
+        # at least 1e-6: the ONNX exporter treats an added 1e-8 as 0 and drops it
         return torch.sqrt((gradient * gradient).sum(dim=1, keepdim=True) + 1e-6)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Compare images (N, C, H, W) with values in [0, 1] by the gradients of their channel mean.
 
         Returns:
-            (N, H, W) in [0, 1], 1 where the gradients are alike.
+            (N, H, W) in [0, 1], 1 for equal gradients.
         """
         c = 0.0026
         size = x.shape[2:]
@@ -89,6 +91,6 @@ class GradientSimilarity(nn.Module):
             if scale:
                 x, y = functional.avg_pool2d(x, 2), functional.avg_pool2d(y, 2)
             g, h = self._magnitude(x), self._magnitude(y)
-            alike = (2 * g * h + c) / (g * g + h * h + c)
-            total = total + functional.interpolate(alike, size, mode="bilinear", align_corners=False)
+            similarity = (2 * g * h + c) / (g * g + h * h + c)
+            total = total + functional.interpolate(similarity, size, mode="bilinear", align_corners=False)
         return total[:, 0] / self.num_scales

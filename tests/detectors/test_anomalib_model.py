@@ -1,4 +1,4 @@
-"""anomalib's models behind our contract: each trains on made-up parts with random weights, is kept, exported and compared."""
+"""anomalib's models as detectors: training with random weights, saved state, export, and comparison with anomalib."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from anomaly.detectors.anomalib import adapter as anomalib_model
 from anomaly.detectors.anomalib.adapter import AnomalibModel
 from anomaly.detectors.anomalib.build import NOT_OPTIONS, default_normalisation, model_class
 from anomaly.errors import UsageError, WeightsError
-from anomaly.export.detector import export, export_graph
-from anomaly.inference.scorer import OnnxScorer, relative_difference, score_bytes
+from anomaly.export.detector import export_graph
+from anomaly.export.model_file import export_model
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import OnnxScorer, score_bytes
 from anomaly.testing.toy_training import as_batch, train_on
-from anomaly.training.fit import fit
-from anomaly.training.fitted_model import load
+from anomaly.training.fit import fit_model
+from anomaly.training.fitted_model import load_fitted_model
 from anomaly.training.torch_scorer import TorchScorer
 from tests.plates import draw_part, draw_scratch
 
@@ -49,10 +51,10 @@ CASES: dict[str, dict[str, Any]] = {
     "ReverseDistillation": {"options": RESNET, "inner_epochs": 1},
     "Stfpm": {},
 }
-"""What of a model differs from `SMALL`; the others are too large for a test or need weights (benchmarks/anomalib_export)"""
+"""Options of each model beside `SMALL`; the other models are too large or need weights (benchmarks/anomalib_export)"""
 SMALL: dict[str, Any] = {"size": 64, "weights": "none", "inner_epochs": 2, "batch_size": 8}
 EXPORTED = ("Cflow", "Dfkde", "Patchcore")
-"""Exporting takes many seconds, so here only those whose inference is written anew"""
+"""Models with a new inference; only these are exported, because an export takes many seconds"""
 
 
 def build(model: str, **others: Any) -> AnomalibModel:
@@ -66,7 +68,7 @@ def parts(num: int, *, seed: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, AnomalibModel]:
-    """Models as they are fitted and calibrated, each once."""
+    """Fitted and calibrated models, one training each."""
     return {}
 
 
@@ -81,24 +83,22 @@ def fit_small(model: str, fitted: dict[str, AnomalibModel]) -> AnomalibModel:
 
 @pytest.mark.parametrize("model", CASES)
 @torch.no_grad()
-def test_model_trains_scores_each_image_alone_and_comes_back_from_its_state(
-    model: str, fitted: dict[str, AnomalibModel]
-) -> None:
+def test_scores_are_independent_and_restored_from_the_state(model: str, fitted: dict[str, AnomalibModel]) -> None:
     detector = fit_small(model, fitted)
     image = parts(5, seed=200)
-    said = detector(image)
-    assert said.score.shape == (5,)
-    assert said.anomaly_map.shape == (5, 64, 64)
-    assert said.score.dtype == said.anomaly_map.dtype == torch.float32
-    assert said.score.std() > 0
+    result = detector(image)
+    assert result.score.shape == (5,)
+    assert result.anomaly_map.shape == (5, 64, 64)
+    assert result.score.dtype == result.anomaly_map.dtype == torch.float32
+    assert result.score.std() > 0
     for n in range(5):
-        alone = detector(image[n : n + 1])
-        assert torch.allclose(alone.score[0], said.score[n], rtol=1e-4, atol=1e-3)
-        assert torch.allclose(alone.anomaly_map[0], said.anomaly_map[n], rtol=1e-4, atol=1e-3)
+        single = detector(image[n : n + 1])
+        assert torch.allclose(single.score[0], result.score[n], rtol=1e-4, atol=1e-3)
+        assert torch.allclose(single.anomaly_map[0], result.anomaly_map[n], rtol=1e-4, atol=1e-3)
     torch.manual_seed(99)
     again = AnomalibModel(**json.loads(json.dumps(dict(detector.hparams)))).eval()
     again.load_state_dict(load_tensors(save_tensors(detector.state_dict())))
-    for one, two in zip(again(image), said, strict=True):
+    for one, two in zip(again(image), result, strict=True):
         assert torch.equal(one, two)
     assert not any(p.requires_grad for p in detector.parameters())
     assert not any(part.training for part in detector.train().network.modules())
@@ -106,7 +106,7 @@ def test_model_trains_scores_each_image_alone_and_comes_back_from_its_state(
 
 @pytest.mark.parametrize("model", EXPORTED)
 @torch.no_grad()
-def test_exported_graph_gives_what_the_model_gives(model: str, fitted: dict[str, AnomalibModel]) -> None:
+def test_exported_graph_gives_equal_scores_and_maps(model: str, fitted: dict[str, AnomalibModel]) -> None:
     detector = fit_small(model, fitted)
     graph = export_graph(detector).SerializeToString()
     noise = torch.randint(0, 256, (2, 131, 57, 3), dtype=torch.uint8)
@@ -119,9 +119,7 @@ def test_exported_graph_gives_what_the_model_gives(model: str, fitted: dict[str,
 
 @pytest.mark.parametrize("model", ["Cflow", "MHPatchcore", "Patchcore"])
 @torch.no_grad()
-def test_inference_written_anew_gives_what_anomalib_gives_for_one_image(
-    model: str, fitted: dict[str, AnomalibModel]
-) -> None:
+def test_new_inference_equals_anomalib_for_one_image(model: str, fitted: dict[str, AnomalibModel]) -> None:
     detector = fit_small(model, fitted)
     for image in (parts(1, seed=400), 255 - parts(1, seed=401)):
         x = detector.preprocess(image).contiguous()
@@ -133,7 +131,7 @@ def test_inference_written_anew_gives_what_anomalib_gives_for_one_image(
 
 
 @torch.no_grad()
-def test_density_ranks_as_anomalib_and_goes_on_where_that_ends(fitted: dict[str, AnomalibModel]) -> None:
+def test_density_has_the_ranks_of_anomalib_without_underflow(fitted: dict[str, AnomalibModel]) -> None:
     detector = fit_small("Dfkde", fitted)
     x = detector.preprocess(torch.cat([parts(12, seed=500), 255 - parts(4, seed=500)])).contiguous()
     ours, theirs = detector.anomaly(x).score, detector.network(x).pred_score
@@ -145,22 +143,25 @@ def test_density_ranks_as_anomalib_and_goes_on_where_that_ends(fitted: dict[str,
 
 
 @torch.no_grad()
-def test_distances_of_the_memory_bank_are_those_of_its_rows(fitted: dict[str, AnomalibModel]) -> None:
+def test_memory_bank_has_no_duplicate_rows(fitted: dict[str, AnomalibModel]) -> None:
     network = fit_small("Patchcore", fitted).network
     bank: Any = network.memory_bank
     assert bank.shape == (int(0.1 * 24 * 64), 384)
-    assert torch.cdist(bank, bank).fill_diagonal_(1).min() > 1e-4  # a coreset keeps no row twice
+    assert torch.cdist(bank, bank).fill_diagonal_(1).min() > 1e-4  # a coreset has no duplicate row
 
 
-def test_fit_calibrates_saves_exports(category: Path, tmp_path: Path) -> None:
+def test_fit_calibrates_saves_and_exports(category: Path, tmp_path: Path) -> None:
     model = SMALL | {"model": "Padim", "options": {"n_features": 20}}
-    run = fit(category, out=tmp_path / "run", detector="anomaly.detectors.anomalib.adapter:AnomalibModel", model=model)
-    detector, description = load(run)
+    run = fit_model(
+        category, out=tmp_path / "run", detector="anomaly.detectors.anomalib.adapter:AnomalibModel", options=model
+    ).folder
+    fitted = load_fitted_model(run)
+    detector, description = fitted.detector, fitted.description
     assert description.config["options"] == {"n_features": 20}
     assert description.provenance == {"weights": "none (random)"}
     assert isinstance(detector, AnomalibModel)
     assert detector.network.gaussian.inv_covariance.shape == (256, 20, 20)  # type: ignore[union-attr]
-    scorer = OnnxScorer(export(run), device="cpu", num_threads=1)
+    scorer = OnnxScorer(export_model(run), device="cpu", num_threads=1)
     good = np.stack([draw_part(1000 + n) for n in range(4)])
     defect = np.stack([draw_scratch(image, n)[0] for n, image in enumerate(good)])
     assert scorer.score(defect).score.min() > max(1.0, float(scorer.score(good).score.max()))
@@ -169,31 +170,31 @@ def test_fit_calibrates_saves_exports(category: Path, tmp_path: Path) -> None:
         assert relative_difference(one, two).max() <= 1e-4
 
 
-def test_region_of_interest_rules_what_is_learned_and_shown() -> None:
+def test_pixels_outside_the_region_change_neither_training_nor_scores() -> None:
     mask = torch.zeros(72, 88, dtype=torch.bool)
     mask[8:50, 10:60] = True
     image = parts(8, seed=0)
     other = torch.where(mask[None, :, :, None], image, torch.randint(0, 256, image.shape, dtype=torch.uint8))
-    said = []
-    for shown in (image, other):
+    result = []
+    for images in (image, other):
         detector = build("Padim")
         detector.preprocess.set_roi(mask)
-        train_on(detector, shown)
+        train_on(detector, images)
         with torch.no_grad():
-            said.append(detector(shown))
-    assert torch.equal(said[0].score, said[1].score)
-    assert torch.equal(said[0].anomaly_map, said[1].anomaly_map)
-    outside = said[0].anomaly_map[:, ~detector.preprocess.roi]
-    assert torch.equal(outside, said[0].anomaly_map.amin(dim=(1, 2))[:, None].expand_as(outside))
+            result.append(detector(images))
+    assert torch.equal(result[0].score, result[1].score)
+    assert torch.equal(result[0].anomaly_map, result[1].anomaly_map)
+    outside = result[0].anomaly_map[:, ~detector.preprocess.roi]
+    assert torch.equal(outside, result[0].anomaly_map.amin(dim=(1, 2))[:, None].expand_as(outside))
 
 
 @torch.no_grad()
-def test_module_fitted_elsewhere_is_adapted() -> None:
+def test_module_fitted_by_anomalib_is_adapted() -> None:
     from anomalib.models import Stfpm
     from anomalib.pre_processing import PreProcessor
     from torchvision.transforms import v2
 
-    network = build("Stfpm").network  # random weights without a download
+    network = build("Stfpm").network  # random weights
     normal = v2.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     module = copy.copy(Stfpm.__new__(Stfpm))
     torch.nn.Module.__init__(module)
@@ -207,7 +208,7 @@ def test_module_fitted_elsewhere_is_adapted() -> None:
     assert torch.allclose(ours.score, theirs.pred_score.flatten(), rtol=1e-4)
     assert torch.allclose(ours.anomaly_map, theirs.anomaly_map[:, 0], rtol=1e-3, atol=1e-6)
     assert detector.hparams["options"] == {"backbone": "resnet18", "layers": ["layer1", "layer2", "layer3"]}
-    with pytest.raises(UsageError, match="was trained already"):
+    with pytest.raises(UsageError, match="is already trained"):
         detector.on_fit_start()
     for others in ([], [v2.CenterCrop(64), normal]):
         module.pre_processor = PreProcessor(transform=v2.Compose([v2.Resize((80, 80)), *others]))
@@ -215,7 +216,7 @@ def test_module_fitted_elsewhere_is_adapted() -> None:
             AnomalibModel.adapt(module)
 
 
-def test_local_weights_fill_the_networks_that_anomalib_asks_for(tmp_path: Path) -> None:
+def test_local_weights_are_loaded_into_anomalib_networks(tmp_path: Path) -> None:
     torch.manual_seed(5)
     state = build("Padim").network.feature_extractor.feature_extractor.state_dict()  # type: ignore[union-attr,operator]
     save_file(
@@ -230,19 +231,19 @@ def test_local_weights_fill_the_networks_that_anomalib_asks_for(tmp_path: Path) 
         ]
         assert len(found) == 1
         assert torch.equal(found[0], learned)
-    with pytest.raises(WeightsError, match=r"lacks .* tensors"):
+    with pytest.raises(WeightsError, match=r"tensors are missing"):
         build("Dfkde", options={"layers": ["layer4"]}, weights=str(tmp_path))
     with pytest.raises(WeightsError, match="no weights for torchvision's 'vgg19_bn'"):
         build("Cfa", options={"backbone": "vgg19_bn"}, weights=str(tmp_path))
 
 
-def test_interrupted_training_is_resumed_from_its_beginning(
-    category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_training_restarts(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(out: str, *, resume: bool) -> AnomalibModel:
         model = SMALL | {"model": "Dfm"} | CASES["Dfm"]
         name = "anomaly.detectors.anomalib.adapter:AnomalibModel"
-        detector, _ = load(fit(category, out=tmp_path / out, detector=name, model=model, resume=resume))
+        detector = load_fitted_model(
+            fit_model(category, out=tmp_path / out, detector=name, options=model, resume=resume).folder
+        ).detector
         assert isinstance(detector, AnomalibModel)
         return detector
 
@@ -269,13 +270,13 @@ def test_interrupted_training_is_resumed_from_its_beginning(
         ({"model": "Uflow", "options": {"backbone": "vgg"}}, "cannot be built"),
     ],
 )
-def test_what_anomalib_does_not_have_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         AnomalibModel(**(SMALL | options))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("anomalib_*.yaml")), ids=lambda p: p.stem)
-def test_shipped_options_are_those_of_anomalib(path: Path) -> None:
+def test_configs_use_valid_options(path: Path) -> None:
     model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
     assert set(model) <= set(inspect.signature(AnomalibModel).parameters)
     found = model_class(model["model"])
@@ -283,18 +284,18 @@ def test_shipped_options_are_those_of_anomalib(path: Path) -> None:
     assert set(default_normalisation(found)) <= {(0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.0,) * 3, (1.0,) * 3}
 
 
-def test_training_that_lacks_what_it_mixes_in_is_refused(tmp_path: Path) -> None:
+def test_missing_folder_of_additional_images_raises(tmp_path: Path) -> None:
     detector = build("EfficientAd", options={"imagenet_dir": str(tmp_path)})
-    with pytest.raises(UsageError, match=r"learns with everyday images .* options.imagenet_dir"):
+    with pytest.raises(UsageError, match=r"trains with everyday images.*: set options.imagenet_dir"):
         detector.on_fit_start()
 
 
-def test_what_was_not_fitted_does_not_score() -> None:
-    with pytest.raises(UsageError, match="Patchcore has learned from no image yet"):
+def test_untrained_model_raises() -> None:
+    with pytest.raises(UsageError, match="Patchcore is not trained: fit it first"):
         build("Patchcore")(parts(1, seed=0))
 
 
-def test_without_anomalib_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_anomalib_raises_with_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "anomalib"]:
         monkeypatch.delitem(sys.modules, name)
     real = builtins.__import__
@@ -306,5 +307,5 @@ def test_without_anomalib_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(builtins, "__import__", absent)
     monkeypatch.setitem(sys.modules, "anomalib", None)
-    with pytest.raises(UsageError, match=r"not here .*: pip install anomaly\[bench\]"):
+    with pytest.raises(UsageError, match=r"not installed .*: pip install anomaly\[bench\]"):
         build("Padim")

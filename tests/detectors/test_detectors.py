@@ -1,12 +1,10 @@
-"""The contract of a detector as checks over the registry, and what each detector's paper says of loss and map."""
+"""Contract checks of every detector, and losses and maps of Autoencoder and FastFlow against their papers."""
 
 from __future__ import annotations
 
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,90 +12,18 @@ from torch.nn import functional
 
 from anomaly.detectors import DETECTORS
 from anomaly.detectors.autoencoder import Autoencoder, Measure
-from anomaly.detectors.base import Detector
 from anomaly.detectors.fastflow import FastFlow
 from anomaly.errors import UsageError
-from anomaly.nn.batch import Batch
 from anomaly.registry import detector_class
 from anomaly.testing.checks import CHECKS
 from anomaly.testing.toy_training import Builder
 from anomaly.training.fitted_model import build_detector
-from tests.plates import draw_part
-
-FEATURES = {"size": 64, "backbone": "resnet10t", "layers": (1, 2), "weights": "none"}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "autoencoder": {
-        "size": 64, "width": 8, "smooth": 3, "loss": "l2", "score": "l2", "epochs": 10, "batch_size": 8, "learning_rate": 3e-3
-    },
-    "riad": {
-        "size": 64, "width": 8, "regions": (4, 8), "smooth": 3, "epochs": 10, "batch_size": 8, "learning_rate": 3e-3
-    },
-    "ganomaly": {
-        "size": 64, "width": 4, "latent": 16, "measure": "l1", "smooth": 3, "epochs": 10, "batch_size": 8,
-        "learning_rate": 3e-3
-    },
-    "fanogan": {
-        "size": 16, "width": 8, "latent": 8, "measure": "l1", "smooth": 3, "epochs": 60, "batch_size": 8, "critic_steps": 1,
-        "learning_rate": 3e-3, "encoder_learning_rate": 3e-3
-    },
-    "differnet": {
-        **FEATURES, "layers": (1,), "hidden": 32, "num_steps": 2, "num_rotations": 1, "train_rotations": 2,
-        "learning_rate": 3e-3, "epochs": 10, "batch_size": 8
-    },
-    "fastflow": {**FEATURES, "num_steps": 2, "epochs": 10},
-    "anomalib": {
-        "model": "Padim", "options": {"n_features": 20}, "size": 64, "weights": "none", "inner_epochs": 2, "batch_size": 8
-    },
-    "frozen_features": {**FEATURES, "num_patches": 400, "smooth": 3},
-}  # fmt: skip
-"""Small ones, with which each trains in a second or two and finds a large red patch"""
-
-
-def build(name: str, **options: Any) -> Detector:
-    torch.manual_seed(0)
-    return build_detector(name, OPTIONS[name] | options)
-
-
-def parts(num: int, *, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.stack([draw_part(seed + n) for n in range(num)]))
-
-
-def batch_of(image: Tensor, *, name: str = "") -> Batch:
-    num = len(image)
-    mask = torch.zeros(image.shape[:3], dtype=torch.bool)
-    return Batch(image, mask, torch.zeros(num, dtype=torch.bool), [f"{name}{n}" for n in range(num)])
-
-
-def without_trainer(detector: Detector, *, num_steps: int) -> Detector:
-    """Stand in for what `training_step` and `configure_optimizers` ask of a trainer."""
-    detector.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]
-    detector._trainer = SimpleNamespace(estimated_stepping_batches=num_steps)  # type: ignore[assignment]
-    return detector
-
-
-def fit(detector: Detector, image: Tensor, *, num_epochs: int, batch_size: int = 8) -> list[float]:
-    """Train as a trainer would; gives the losses."""
-    batches = [batch_of(part, name=f"{n}/") for n, part in enumerate(image.split(batch_size))]
-    without_trainer(detector, num_steps=num_epochs * len(batches)).train()
-    configured: Any = detector.configure_optimizers()
-    losses = []
-    for _ in range(num_epochs):
-        for index, batch in enumerate(batches):
-            loss = detector.training_step(batch, index)
-            assert isinstance(loss, Tensor)
-            configured["optimizer"].zero_grad()
-            loss.backward()
-            configured["optimizer"].step()
-            configured["lr_scheduler"]["scheduler"].step()
-            losses.append(loss.item())
-    detector.on_fit_end()
-    detector.eval()
-    return losses
+from tests.detectors.tiny_detectors import OPTIONS, batch_of, build, fit, parts, without_trainer
 
 
 @cache
 def builder(name: str) -> Builder:
-    """One for all checks of a detector, so that they share its training."""
+    """Builder of a detector; all its checks share one training."""
     return Builder(detector_class(name), OPTIONS[name])
 
 
@@ -109,7 +35,7 @@ def test_contract(name: str, check: str) -> None:
     CHECKS[check](builder(name))
 
 
-def test_registry_refuses_what_is_no_detector() -> None:
+def test_registry_rejects_names_of_other_classes() -> None:
     assert set(OPTIONS) == set(DETECTORS)
     for name, message in (
         ("fastflo", "nearest: 'fastflow'"),
@@ -124,14 +50,14 @@ def test_registry_refuses_what_is_no_detector() -> None:
 
 
 @pytest.mark.parametrize(("option", "value"), [("size", 100), ("size", 32), ("smooth", 4)])
-def test_autoencoder_refuses_sizes_it_cannot_have(option: str, value: int) -> None:
+def test_autoencoder_rejects_invalid_sizes(option: str, value: int) -> None:
     with pytest.raises(UsageError, match=f"{option} {value}: .*, e.g. "):
         Autoencoder(**{option: value})
 
 
 @pytest.mark.parametrize("measure", ["l2", "ssim", "msgms", "ssim+msgms"])
 @pytest.mark.parametrize("network", ["strided", "unet"])
-def test_autoencoder_trains_and_scores_by_every_measure(measure: Measure, network: str) -> None:
+def test_autoencoder_supports_every_measure(measure: Measure, network: str) -> None:
     corruption = "structured" if network == "unet" else "none"
     detector = build("autoencoder", network=network, loss=measure, score=measure, corruption=corruption)
     losses = fit(detector, parts(8), num_epochs=4)
@@ -141,16 +67,16 @@ def test_autoencoder_trains_and_scores_by_every_measure(measure: Measure, networ
 
 
 @torch.no_grad()
-def test_autoencoder_map_is_the_smoothed_residual() -> None:
+def test_autoencoder_map_is_smoothed_residual() -> None:
     detector = build("autoencoder", score="l2", smooth=5).eval()
     x = torch.rand(2, 3, 64, 64)
     r = ((x - detector.network(x)) ** 2).mean(dim=1)
-    said = detector.anomaly(x)
-    assert said.anomaly_map[0, 20, 30].item() == pytest.approx(r[0, 18:23, 28:33].mean().item(), rel=1e-5)
-    assert torch.equal(said.score, said.anomaly_map.amax(dim=(1, 2)))
+    result = detector.anomaly(x)
+    assert result.anomaly_map[0, 20, 30].item() == pytest.approx(r[0, 18:23, 28:33].mean().item(), rel=1e-5)
+    assert torch.equal(result.score, result.anomaly_map.amax(dim=(1, 2)))
 
 
-def test_fastflow_loss_is_the_negative_log_likelihood() -> None:
+def test_fastflow_loss_is_negative_log_likelihood() -> None:
     torch.manual_seed(3)
     detector = FastFlow(
         size=64, backbone="mobilenetv3_small_050", layers=(2, 4), weights="none", num_steps=3, conv3x3_only=False
@@ -179,7 +105,7 @@ def test_fastflow_loss_is_the_negative_log_likelihood() -> None:
 
 
 @torch.no_grad()
-def test_fastflow_map_is_the_mean_likelihood_of_the_levels() -> None:
+def test_fastflow_map_is_mean_likelihood_of_levels() -> None:
     detector = build("fastflow").eval()
     assert isinstance(detector, FastFlow)
     x = detector.preprocess(parts(2))
@@ -187,13 +113,13 @@ def test_fastflow_map_is_the_mean_likelihood_of_the_levels() -> None:
     for y, flow in zip(detector.backbone(x), detector.flows, strict=True):
         energy = 0.5 * (flow(y)[0] ** 2).mean(dim=1, keepdim=True)
         total += torch.exp(-functional.interpolate(energy.double(), (64, 64), mode="bilinear"))[:, 0]
-    said = detector.anomaly(x)
-    assert torch.allclose(said.anomaly_map.double(), -torch.log(total / 2), atol=1e-5)
-    assert torch.equal(said.score, said.anomaly_map.amax(dim=(1, 2)))
+    result = detector.anomaly(x)
+    assert torch.allclose(result.anomaly_map.double(), -torch.log(total / 2), atol=1e-5)
+    assert torch.equal(result.score, result.anomaly_map.amax(dim=(1, 2)))
 
 
 @torch.no_grad()
-def test_fastflow_map_keeps_its_range_at_clear_defects() -> None:
+def test_fastflow_map_does_not_saturate_at_clear_defects() -> None:
     detector = build("fastflow").eval()
     assert isinstance(detector, FastFlow)
     for flow in detector.flows:
@@ -204,13 +130,13 @@ def test_fastflow_map_keeps_its_range_at_clear_defects() -> None:
     assert len(anomaly_map.unique()) > 3000
 
 
-def test_fastflow_trains_alike_with_and_without_its_cache() -> None:
+def test_fastflow_training_is_equal_with_and_without_cache() -> None:
     losses = [fit(build("fastflow", cache_gib=gib), parts(12), num_epochs=3, batch_size=4) for gib in (1.0, 1e-4, 0.0)]
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
     assert losses[1] == pytest.approx(losses[2], rel=1e-5)
 
 
-def test_fastflow_leaves_its_backbone_alone() -> None:
+def test_fastflow_keeps_its_backbone_unchanged() -> None:
     detector = build("fastflow")
     before = {key: value.clone() for key, value in detector.backbone.state_dict().items()}
     losses = fit(detector, parts(8), num_epochs=4)

@@ -1,4 +1,4 @@
-"""DifferNet: loss, score and map by hand, its rotations, its cache, its export."""
+"""DifferNet: loss, score and map against reference computations, rotations, cache and export."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from test_detectors import batch_of, fit, parts, without_trainer
 from torch import Tensor
 from torch.nn import functional
 
 from anomaly.detectors.differnet import DifferNet
 from anomaly.errors import UsageError, WeightsError
 from anomaly.export.detector import export_graph
-from anomaly.inference.scorer import relative_difference, score_bytes
-from anomaly.nn.backbones import Backbone, weights_at_hand
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import score_bytes
+from anomaly.nn.backbones import Backbone, available_weights
 from anomaly.nn.rotation import rotate
+from tests.detectors.tiny_detectors import batch_of, fit, parts, without_trainer
 from tests.plates import draw_part
 
 TINY: dict[str, Any] = {
@@ -43,16 +44,16 @@ def build(**options: Any) -> DifferNet:
     return DifferNet(**(TINY | options))
 
 
-def lively(detector: DifferNet) -> DifferNet:
-    """A flow that is far from the identity."""
+def with_random_flow(detector: DifferNet) -> DifferNet:
+    """Set random weights, far from the identity."""
     for parameter in detector.flow.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     detector.flow.initialize(torch.rand(20, detector.dim))
     return detector
 
 
-def test_loss_is_the_negative_log_likelihood_per_feature() -> None:
-    detector = lively(build(train_rotations=2))
+def test_loss_is_negative_log_likelihood_per_feature() -> None:
+    detector = with_random_flow(build(train_rotations=2))
     image = parts(2)
     loss = without_trainer(detector, num_steps=1).train().training_step(batch_of(image), 0)
     x = detector.preprocess(image)
@@ -73,8 +74,10 @@ def _halved(x: Tensor, times: int) -> Tensor:
 
 
 @pytest.mark.parametrize("num_rotations", [1, 4, 6])
-def test_score_and_map_are_those_of_automatic_differentiation(num_rotations: int) -> None:
-    detector = lively(build(num_rotations=num_rotations, backbone="efficientnet_b0", layers=(2,))).double().eval()
+def test_score_and_map_equal_automatic_differentiation(num_rotations: int) -> None:
+    detector = (
+        with_random_flow(build(num_rotations=num_rotations, backbone="efficientnet_b0", layers=(2,))).double().eval()
+    )
     x = detector.preprocess(parts(2)).double()
     black = -detector.preprocess.mean / detector.preprocess.std
     score, blurred = torch.zeros(2, dtype=torch.float64), []
@@ -90,44 +93,44 @@ def test_score_and_map_are_those_of_automatic_differentiation(num_rotations: int
         blurred.append(functional.conv2d(functional.pad(back, (12,) * 4, mode="reflect"), kernel[None, None])[:, 0])
         score += (z.detach() ** 2).mean(dim=1) / num_rotations
     with torch.no_grad():
-        said = detector.anomaly(x)
+        result = detector.anomaly(x)
     expected = torch.stack(blurred).mean(dim=0) * 64 * 64
-    assert torch.allclose(said.score, score, rtol=1e-9)
-    assert torch.allclose(said.anomaly_map, expected, rtol=1e-6, atol=1e-9 * float(expected.max()))
+    assert torch.allclose(result.score, score, rtol=1e-9)
+    assert torch.allclose(result.anomaly_map, expected, rtol=1e-6, atol=1e-9 * float(expected.max()))
     assert expected.max() > 1.3 * expected.mean()
 
 
-def test_map_points_at_the_defect() -> None:
+def test_map_is_high_at_the_defect() -> None:
     detector = build()
     fit(detector, parts(24), num_epochs=10)
     good = parts(6, seed=500)
     defect = good.clone()
     defect[:, 20:44, 24:56] = torch.tensor([255, 60, 40], dtype=torch.uint8)
     with torch.no_grad():
-        said, calm = detector(defect), detector(good)
-    assert said.score.min() > 1.5 * calm.score.max()
-    inside = said.anomaly_map[:, 18:38, 20:40].mean(dim=(1, 2))
-    assert (inside > 1.3 * said.anomaly_map.mean(dim=(1, 2))).all()
+        result, reference = detector(defect), detector(good)
+    assert result.score.min() > 1.5 * reference.score.max()
+    inside = result.anomaly_map[:, 18:38, 20:40].mean(dim=(1, 2))
+    assert (inside > 1.3 * result.anomaly_map.mean(dim=(1, 2))).all()
 
 
-def test_fixed_rotations_train_alike_with_and_without_the_cache() -> None:
+def test_training_with_fixed_rotations_is_equal_with_and_without_cache() -> None:
     losses = [fit(build(cache_gib=gib), parts(12), num_epochs=3, batch_size=4) for gib in (1.0, 1e-5, 0.0)]
     assert losses[0] == pytest.approx(losses[2], rel=1e-4)
     assert losses[1] == pytest.approx(losses[2], rel=1e-4)
 
 
-def test_fixed_features_are_computed_once_and_random_ones_each_time() -> None:
+def test_fixed_features_are_computed_once_and_random_features_in_each_epoch() -> None:
     counts = {}
     for augment in ("fixed", "random"):
         detector = build(augment=augment)
         seen: list[Tensor] = []
-        detector._turned = lambda x, degrees, seen=seen: seen.append(x) or x  # type: ignore[assignment,misc]
+        detector._rotated = lambda x, degrees, seen=seen: seen.append(x) or x  # type: ignore[assignment,misc]
         fit(detector, parts(8), num_epochs=3, batch_size=4)
         counts[augment] = sum(len(x) for x in seen)
     assert counts == {"fixed": 8 * 2, "random": 8 * 2 * 3}
 
 
-def test_random_rotations_differ_by_image_and_go_on_after_a_checkpoint() -> None:
+def test_random_rotations_differ_by_image_and_continue_after_a_checkpoint() -> None:
     detector, image = build(augment="random"), parts(1).expand(2, -1, -1, -1)
     y = detector._training_features(batch_of(image))
     assert len({tuple(row.tolist()) for row in y}) == 4
@@ -139,7 +142,7 @@ def test_random_rotations_differ_by_image_and_go_on_after_a_checkpoint() -> None
     assert torch.equal(other._training_features(batch_of(image)), following)
 
 
-def test_backbone_is_left_alone() -> None:
+def test_backbone_stays_unchanged() -> None:
     detector = build()
     before = {key: value.clone() for key, value in detector.backbone.state_dict().items()}
     fit(detector, parts(8), num_epochs=2)
@@ -147,14 +150,14 @@ def test_backbone_is_left_alone() -> None:
 
 
 @torch.no_grad()
-def test_turned_corners_are_black() -> None:
+def test_rotated_corners_are_black() -> None:
     detector = build()
     x = detector.preprocess(parts(1))
-    corner = detector._turned(x, 45.0)[0, :, 0, 0] * detector.preprocess.std[0, :, 0, 0]
+    corner = detector._rotated(x, 45.0)[0, :, 0, 0] * detector.preprocess.std[0, :, 0, 0]
     assert torch.allclose(corner + detector.preprocess.mean[0, :, 0, 0], torch.zeros(3), atol=1e-4)
 
 
-def test_export_gives_the_same_scores_and_maps() -> None:
+def test_exported_graph_gives_equal_scores_and_maps() -> None:
     detector = build(num_rotations=3)  # 120° and 240° are interpolated and turned
     fit(detector, parts(16), num_epochs=3)
     detector.calibrate([batch_of(parts(12, seed=100))], alpha=0.2, guarantee="expected")
@@ -163,29 +166,29 @@ def test_export_gives_the_same_scores_and_maps() -> None:
     images = np.stack([draw_part(n) for n in (200, 201, 202)])
     for image in (images, noise, np.full((1, 9, 9, 3), 128, dtype=np.uint8)):
         with torch.no_grad():
-            said = detector(torch.from_numpy(image))
+            result = detector(torch.from_numpy(image))
         found = score_bytes(graph, image)
-        assert relative_difference(said.score.numpy(), found.score).max() < 1e-4
-        assert relative_difference(said.anomaly_map.numpy(), found.anomaly_map).max() < 1e-4
+        assert relative_difference(result.score.numpy(), found.score).max() < 1e-4
+        assert relative_difference(result.anomaly_map.numpy(), found.anomaly_map).max() < 1e-4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 66}, "size 66 cannot be halved twice: take a multiple of 4, e.g. 68"),
-        ({"layers": (1, 2)}, r"layers \[1, 2\]: DifferNet averages one feature level, e.g. \[2\]"),
-        ({"num_rotations": 0}, "num_rotations 0, train_rotations 2: at least 1"),
-        ({"backbone": "vit_tiny_patch16_224"}, "no rule for"),
+        ({"size": 66}, "size 66 cannot be halved twice: use a multiple of 4, e.g. 68"),
+        ({"layers": (1, 2)}, r"layers \[1, 2\]: DifferNet needs exactly one feature level, e.g. \[2\]"),
+        ({"num_rotations": 0}, "num_rotations 0, train_rotations 2: use at least 1"),
+        ({"backbone": "vit_tiny_patch16_224"}, "does not support"),
     ],
 )
-def test_options_it_cannot_have_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(**options)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
 @torch.no_grad()
-def test_torchvision_networks_take_torchvision_keys(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_networks_use_torchvision_keys(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     whole = torchvision.models.get_model(name, weights=None).eval()
     state = {key: value for key, value in whole.state_dict().items() if not key.startswith("classifier.4")}
@@ -198,7 +201,7 @@ def test_torchvision_networks_take_torchvision_keys(name: str, tmp_path: Path, m
     assert backbone.shapes == [level.shape[1:]]
     assert backbone.provenance["weights"] == f"{name}.made_up.safetensors"
     assert backbone.mean == pytest.approx((0.485, 0.456, 0.406))
-    with pytest.raises(UsageError, match=rf"'{name}' has no feature levels \(3,\): its one level is 0"):
+    with pytest.raises(UsageError, match=rf"'{name}' has no feature levels \(3,\): its only level is 0"):
         Backbone(name, layers=(3,), size=(64, 64), weights="none")
     monkeypatch.delenv("ANOMALY_WEIGHTS")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -208,4 +211,4 @@ def test_torchvision_networks_take_torchvision_keys(name: str, tmp_path: Path, m
     kept = tmp_path / "checkpoints" / Path(torchvision.models.get_model_weights(name).DEFAULT.url).name
     kept.parent.mkdir()
     kept.touch()
-    assert weights_at_hand(name) == str(kept)
+    assert available_weights(name) == str(kept)

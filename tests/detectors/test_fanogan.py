@@ -1,4 +1,4 @@
-"""f-AnoGAN: its two phases, its losses and scores by hand, going on across the border of the phases, and the export."""
+"""f-AnoGAN: both phases, losses and scores against reference computations, resumed training, and export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from anomaly.detectors.fanogan import FAnoGan
 from anomaly.errors import UsageError
 from anomaly.export.detector import export_graph
-from anomaly.inference.scorer import relative_difference, score_bytes
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import score_bytes
 from anomaly.nn.batch import Batch
 from anomaly.nn.similarity import GradientSimilarity
 from tests.plates import draw_part
@@ -44,7 +45,7 @@ def batch_of(image: Tensor, *, name: str = "") -> Batch:
 def fit(
     detector: FAnoGan, image: Tensor, *, precision: Any = "32-true", callback: Any = (), checkpoint: Path | None = None
 ) -> pl.Trainer:
-    """Train on the CPU with the images in their order."""
+    """Train on the CPU, with the images in order."""
     batches = [batch_of(b, name=f"{n}/") for n, b in enumerate(image.split(detector.batch_size))]
     trainer = pl.Trainer(
         max_epochs=detector.epochs,
@@ -61,7 +62,7 @@ def fit(
 
 
 class Record(pl.Callback):
-    """Keeps the state after every batch, and which losses were logged in it."""
+    """Record the state and the logged losses after every batch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -71,32 +72,32 @@ class Record(pl.Callback):
         self.states.append(copy.deepcopy(pl_module.state_dict()))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        heard: dict[str, float] = {}
-        self.logged.append(heard)
-        pl_module.log = lambda name, value, **_: heard.__setitem__(name, value.item())  # type: ignore[method-assign,assignment]
+        logged: dict[str, float] = {}
+        self.logged.append(logged)
+        pl_module.log = lambda name, value, **_: logged.__setitem__(name, value.item())  # type: ignore[method-assign,assignment]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self.states.append(copy.deepcopy(pl_module.state_dict()))
 
     def changed(self, step: int) -> set[str]:
-        """Networks that differ after `step`, which counts from 0."""
+        """Networks that change in `step`, counted from 0."""
         before, after = self.states[step : step + 2]
         return {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])} - {"num_steps"}
 
 
-def test_phases_move_their_own_networks_only() -> None:
+def test_each_phase_trains_only_its_networks() -> None:
     detector, record = build(epochs=4, gan_share=0.75, critic_steps=5), Record()
     fit(detector, parts(16), callback=[record])
     assert len(record.states) == 17
     assert int(detector.num_steps) == 16
-    for step in range(12):  # five steps of the critic for one of the generator
+    for step in range(12):  # five critic steps per generator step
         assert "critic" in record.changed(step)
         assert "encoder" not in record.changed(step)
         weights = [state["generator.enter.weight"] for state in record.states[step : step + 2]]
         assert torch.equal(*weights) == (step not in (4, 9))
         assert ("generator" in record.logged[step]) == (step in (4, 9))
     for step in range(12, 16):
-        assert record.changed(step) == {"encoder"}  # the running statistics of the generator's norms stay, too
+        assert record.changed(step) == {"encoder"}  # also not the running statistics of the generator
         assert set(record.logged[step]) == {"residual", "feature_distance"}
 
 
@@ -106,21 +107,21 @@ def test_every_parameter_of_the_active_networks_gets_a_gradient() -> None:
     def descend(loss: Tensor, optimizer: Any, *_: Any) -> None:
         detector.zero_grad()
         loss.backward()
-        moved = {id(p) for p in detector.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        with_gradient = {id(p) for p in detector.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        seen[len(seen)] = own - moved
-        other = [name for name, p in detector.named_parameters() if id(p) in moved - own]
+        seen[len(seen)] = own - with_gradient
+        other = [name for name, p in detector.named_parameters() if id(p) in with_gradient - own]
         assert not other
 
     detector._descend = descend  # type: ignore[method-assign,assignment]
     fit(detector, parts(8))
-    unmoved = {name for name, p in detector.named_parameters() for missed in seen.values() if id(p) in missed}
+    unchanged = {name for name, p in detector.named_parameters() for missed in seen.values() if id(p) in missed}
     assert len(seen) == 3  # critic, generator, encoder
-    assert unmoved <= {"critic.leave.bias"}  # it cancels in the distance and has no slope
+    assert unchanged <= {"critic.leave.bias"}  # it cancels in the distance, and its slope is 0
     assert all(p.requires_grad for p in detector.parameters())
 
 
-def test_losses_of_the_adversarial_phase_are_those_of_the_paper() -> None:
+def test_adversarial_losses_equal_the_paper() -> None:
     detector, record = build(epochs=1, gan_share=0.9, critic_steps=1, seed=5), Record()
     before = copy.deepcopy(detector)
     fit(detector, parts(4), callback=[record])
@@ -141,7 +142,7 @@ def test_losses_of_the_adversarial_phase_are_those_of_the_paper() -> None:
     )
 
 
-def test_encoder_learns_by_izi_f() -> None:
+def test_encoder_loss_is_izi_f() -> None:
     detector, losses = build(epochs=2, gan_share=0.5, kappa=3.0), []
     original = detector._descend
 
@@ -156,11 +157,11 @@ def test_encoder_learns_by_izi_f() -> None:
     assert then.encoder.training
     x = then.preprocess(parts(4))
     x_hat = then.generator(then.encoder(x))
-    by_hand = functional.mse_loss(x_hat, x) + 3 * functional.mse_loss(then.critic.trunk(x_hat), then.critic.trunk(x))
-    assert loss == pytest.approx(by_hand.item(), rel=1e-4)
+    expected = functional.mse_loss(x_hat, x) + 3 * functional.mse_loss(then.critic.trunk(x_hat), then.critic.trunk(x))
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_rates_follow_one_cosine_in_each_phase() -> None:
+def test_learning_rates_follow_one_cosine_in_each_phase() -> None:
     detector, rates = build(epochs=8, gan_share=0.5, critic_steps=1), []
     original = detector._descend
 
@@ -177,7 +178,7 @@ def test_rates_follow_one_cosine_in_each_phase() -> None:
 
 
 @torch.no_grad()
-def test_codes_reach_as_far_as_asked_for() -> None:
+def test_code_range_bounds_the_codes() -> None:
     for code_range in (1.0, 3.0):
         encoder = build(code_range=code_range).encoder.eval()
         x = torch.rand(2, 3, 32, 32)
@@ -190,7 +191,7 @@ def test_codes_reach_as_far_as_asked_for() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("measure", ["l1", "msgms"])
 @pytest.mark.parametrize("score", ["izi_f", "map"])
-def test_score_and_map_by_hand(score: str, measure: str) -> None:
+def test_score_and_map_equal_reference(score: str, measure: str) -> None:
     detector = build(score=score, measure=measure, kappa=2.0, smooth=5).eval()
     x = torch.rand(3, 3, 32, 32) * 2 - 1
     x_hat = detector.generator(detector.encoder(x))
@@ -198,31 +199,33 @@ def test_score_and_map_by_hand(score: str, measure: str) -> None:
     if measure == "msgms":  # of images in [0, 1]
         r = 1 - GradientSimilarity()((x + 1) / 2, (x_hat + 1) / 2)
     f, f_hat = detector.critic.trunk(x), detector.critic.trunk(x_hat)
-    said = detector.anomaly(x)
-    assert said.anomaly_map[1, 20, 25].item() == pytest.approx(r[1, 18:23, 23:28].mean().item(), rel=1e-5)
-    by_hand = ((x - x_hat) ** 2).mean(dim=(1, 2, 3)) + 2 * ((f - f_hat) ** 2).mean(dim=(1, 2, 3))
-    assert torch.allclose(said.score, by_hand if score == "izi_f" else said.anomaly_map.amax(dim=(1, 2)), rtol=1e-5)
+    result = detector.anomaly(x)
+    assert result.anomaly_map[1, 20, 25].item() == pytest.approx(r[1, 18:23, 23:28].mean().item(), rel=1e-5)
+    expected = ((x - x_hat) ** 2).mean(dim=(1, 2, 3)) + 2 * ((f - f_hat) ** 2).mean(dim=(1, 2, 3))
+    assert torch.allclose(
+        result.score, expected if score == "izi_f" else result.anomaly_map.amax(dim=(1, 2)), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("score", ["izi_f", "map"])
-def test_region_of_interest_rules_training_score_and_map(score: str) -> None:
+def test_pixels_outside_the_region_change_neither_training_nor_scores(score: str) -> None:
     mask = torch.zeros(72, 88, dtype=torch.bool)
     mask[8:50, 10:60] = True
     image = parts(4)
     noise = torch.randint(0, 256, image.shape, dtype=torch.uint8)
-    states, said = [], []
-    for shown in (image, torch.where(mask[None, :, :, None], image, noise)):
+    states, result = [], []
+    for images in (image, torch.where(mask[None, :, :, None], image, noise)):
         detector = build(epochs=4, critic_steps=1, score=score)
         detector.preprocess.set_roi(mask)
-        fit(detector, shown)
+        fit(detector, images)
         states.append(detector.state_dict())
         with torch.no_grad():
-            said.append(detector.eval()(shown))
+            result.append(detector.eval()(images))
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    assert torch.equal(said[0].score, said[1].score)
-    assert torch.equal(said[0].anomaly_map, said[1].anomaly_map)
-    outside = said[0].anomaly_map[:, ~detector.preprocess.roi]
-    assert torch.equal(outside, said[0].anomaly_map.amin(dim=(1, 2))[:, None].expand_as(outside))
+    assert torch.equal(result[0].score, result[1].score)
+    assert torch.equal(result[0].anomaly_map, result[1].anomaly_map)
+    outside = result[0].anomaly_map[:, ~detector.preprocess.roi]
+    assert torch.equal(outside, result[0].anomaly_map.amin(dim=(1, 2))[:, None].expand_as(outside))
     inside = detector.preprocess.roi
     with torch.no_grad():
         x = detector.preprocess(image)
@@ -231,8 +234,8 @@ def test_region_of_interest_rules_training_score_and_map(score: str) -> None:
         assert torch.allclose(detector._terms(x, x_hat * inside)[0], expected, rtol=1e-5)
 
 
-class KeepAfter(pl.Callback):
-    """Keeps a checkpoint after so many epochs."""
+class SaveCheckpoint(pl.Callback):
+    """Save a checkpoint after a number of epochs."""
 
     def __init__(self, epoch: int, path: Path) -> None:
         self.epoch, self.path = epoch, path
@@ -244,9 +247,9 @@ class KeepAfter(pl.Callback):
 
 @pytest.mark.parametrize("epoch", [2, 3])
 def test_resumed_fit_gives_the_same_weights(tmp_path: Path, epoch: int) -> None:
-    options = {"epochs": 4, "gan_share": 0.55, "critic_steps": 2}  # the border lies within the third epoch
+    options = {"epochs": 4, "gan_share": 0.55, "critic_steps": 2}  # the second phase starts in the third epoch
     whole = build(**options)
-    fit(whole, parts(16), callback=[KeepAfter(epoch, tmp_path / "kept.ckpt")])
+    fit(whole, parts(16), callback=[SaveCheckpoint(epoch, tmp_path / "kept.ckpt")])
     torch.manual_seed(77)
     resumed = FAnoGan(**(TINY | options))
     fit(resumed, parts(16), checkpoint=tmp_path / "kept.ckpt")
@@ -265,7 +268,7 @@ def test_mixed_precision_trains_to_finite_weights() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("options", "region"), [({"score": "izi_f", "measure": "l1"}, False), ({"size": 64}, True)])
-def test_exported_graph_gives_what_the_detector_gives(options: dict[str, Any], region: bool) -> None:
+def test_exported_graph_gives_equal_scores_and_maps(options: dict[str, Any], region: bool) -> None:
     detector = build(**options)
     if region:
         mask = torch.zeros(72, 88, dtype=torch.bool)
@@ -276,12 +279,12 @@ def test_exported_graph_gives_what_the_detector_gives(options: dict[str, Any], r
     graph = export_graph(detector).SerializeToString()
     noise = np.random.default_rng(0).integers(0, 256, (1, 100, 90, 3), dtype=np.uint8)
     for image in (parts(3, seed=50).numpy(), noise):
-        said, found = detector(torch.from_numpy(image)), score_bytes(graph, image)
-        assert relative_difference(said.score.numpy(), found.score).max() < 1e-4
-        assert relative_difference(said.anomaly_map.numpy(), found.anomaly_map).max() < 1e-4
+        result, found = detector(torch.from_numpy(image)), score_bytes(graph, image)
+        assert relative_difference(result.score.numpy(), found.score).max() < 1e-4
+        assert relative_difference(result.anomaly_map.numpy(), found.anomaly_map).max() < 1e-4
 
 
-def test_short_fit_puts_a_defect_above_good() -> None:
+def test_short_training_detects_a_large_defect() -> None:
     detector = build(
         size=16,
         width=8,
@@ -306,6 +309,6 @@ def test_short_fit_puts_a_defect_above_good() -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("size", 100), ("size", 8), ("smooth", 4), ("gan_share", 0.0), ("gan_share", 1.0)]
 )
-def test_options_it_cannot_have_are_refused(option: str, value: float) -> None:
+def test_invalid_options_are_rejected(option: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{option} {value}: .*, e.g. "):
         FAnoGan(**{option: value})

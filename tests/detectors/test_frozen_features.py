@@ -1,4 +1,4 @@
-"""Frozen features: each model scores as scikit-learn does, learns from a bounded sample, and survives a run folder."""
+"""Frozen features: models against scikit-learn, bounded sample, saved state, and resumed training."""
 
 from __future__ import annotations
 
@@ -18,25 +18,17 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from anomaly.detectors.frozen_features import (
-    Bank,
-    FrozenFeatures,
-    Matrix,
-    Method,
-    Mixture,
-    PatchModel,
-    Subspace,
-    SupportVectors,
-)
+from anomaly.detectors._patch_models import Bank, Matrix, Method, Mixture, PatchModel, Subspace, SupportVectors
+from anomaly.detectors.frozen_features import FrozenFeatures
 from anomaly.errors import UsageError
-from anomaly.export.detector import export
+from anomaly.export.model_file import export_model
 from anomaly.export.parity import verify
 from anomaly.imaging.image_file import read_image
 from anomaly.nn.batch import Batch
 from anomaly.testing.checks import check_detector
 from anomaly.testing.toy_training import draw_parts, train_on
-from anomaly.training.fit import fit
-from anomaly.training.fitted_model import load
+from anomaly.training.fit import fit_model
+from anomaly.training.fitted_model import load_fitted_model
 from tests.plates import draw_part, draw_scratch
 
 TINY: dict[str, Any] = {
@@ -58,13 +50,13 @@ def build(method: Method, **options: Any) -> FrozenFeatures:
 
 
 def patches(num: int, *, seed: int) -> Matrix:
-    """Two clusters in ten dimensions."""
+    """Two clusters in ten dimensions, (num, 10)."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(num, 10)) @ np.diag(np.linspace(0.2, 1.5, 10)) + 3.0 * rng.integers(0, 2, (num, 1))
 
 
-def as_sklearn(model: PatchModel, train: Matrix, other: Matrix) -> Matrix:
-    """What scikit-learn says of `other`, higher is more anomalous."""
+def sklearn_scores(model: PatchModel, train: Matrix, other: Matrix) -> Matrix:
+    """Scores of `other` by scikit-learn, higher is more anomalous."""
     if isinstance(model, SupportVectors):
         svm = OneClassSVM(kernel="rbf", gamma="scale", nu=0.1).fit(train)
         return -np.log(svm.score_samples(other) / svm.offset_)
@@ -79,25 +71,25 @@ def as_sklearn(model: PatchModel, train: Matrix, other: Matrix) -> Matrix:
 @pytest.mark.parametrize(
     "model", [SupportVectors(nu=0.1), Bank(), Mixture(num_gaussians=2), Subspace(num_components=4)]
 )
-def test_model_scores_as_scikit_learn(model: PatchModel) -> None:
+def test_scores_equal_scikit_learn(model: PatchModel) -> None:
     train, other = patches(300, seed=0), patches(50, seed=1)
     assert not model.is_fitted
     model.fit(train, seed=0)
     assert model.is_fitted
-    said = model(torch.from_numpy(other).float())
-    np.testing.assert_allclose(said.numpy(), as_sklearn(model, train, other), rtol=2e-4, atol=1e-4)
+    result = model(torch.from_numpy(other).float())
+    np.testing.assert_allclose(result.numpy(), sklearn_scores(model, train, other), rtol=2e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", [SupportVectors(nu=0.5), Bank()])
-def test_rows_are_compared_in_pieces(model: PatchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_the_chunk_size(model: PatchModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model.fit(patches(200, seed=0), seed=0)
     y = torch.from_numpy(patches(20, seed=1)).float()
     whole = model(y)
-    monkeypatch.setattr("anomaly.detectors.frozen_features.MAX_ROWS", 7)
+    monkeypatch.setattr("anomaly.detectors._patch_models.MAX_ROWS", 7)
     assert torch.allclose(model(y), whole, atol=1e-5)
 
 
-def test_support_vectors_keep_their_range_where_the_decision_ties() -> None:
+def test_support_vector_scores_differ_where_decisions_tie() -> None:
     model, train = SupportVectors(nu=0.1), patches(300, seed=0)
     model.fit(train, seed=0)
     far = np.stack([np.full(10, 40.0), np.full(10, 80.0)])
@@ -108,30 +100,33 @@ def test_support_vectors_keep_their_range_where_the_decision_ties() -> None:
 
 
 @EVERY
-def test_method_keeps_the_contract(method: Method) -> None:
+def test_contract(method: Method) -> None:
     check_detector(FrozenFeatures, options=TINY | {"method": method} | BY_METHOD[method])
 
 
 @EVERY
-def test_run_folder_keeps_what_was_learned(method: Method, category: Path, tmp_path: Path) -> None:
+def test_fitted_model_restores_scores(method: Method, category: Path, tmp_path: Path) -> None:
     options = TINY | {"method": method} | BY_METHOD[method]
-    run = fit(category, out=tmp_path, detector="anomaly.detectors.frozen_features:FrozenFeatures", model=options)
-    detector, description = load(run)
+    run = fit_model(
+        category, out=tmp_path, detector="anomaly.detectors.frozen_features:FrozenFeatures", options=options
+    ).folder
+    fitted = load_fitted_model(run)
+    detector, description = fitted.detector, fitted.description
     assert isinstance(detector, FrozenFeatures)
     assert detector.model.is_fitted
     images = [read_image(path, white=255, max_pixels=10_000) for path in description.calibration_images]
     with torch.no_grad():
-        said = detector(torch.from_numpy(np.stack(images))).score
-    assert np.sort(said.numpy()) == pytest.approx(description.calibration.scores, abs=1e-3)
+        result = detector(torch.from_numpy(np.stack(images))).score
+    assert np.sort(result.numpy()) == pytest.approx(description.calibration.scores, abs=1e-3)
 
 
-def test_unfitted_is_told() -> None:
+def test_unfitted_model_raises() -> None:
     detector = build("gmm").eval()
-    with pytest.raises(UsageError, match="'gmm' has learned from no image yet: fit it first"):
+    with pytest.raises(UsageError, match="the model 'gmm' is not fitted: train it first"):
         detector(draw_parts(1, seed=0))
 
 
-def test_sample_is_bounded_uniform_and_the_same_for_every_batch_size() -> None:
+def test_sample_is_bounded_and_independent_of_batch_size() -> None:
     rows = []
     for batch_size in (4, 8):
         detector = build("nearest_neighbour", batch_size=batch_size, num_patches=100)
@@ -147,7 +142,7 @@ def test_sample_is_bounded_uniform_and_the_same_for_every_batch_size() -> None:
 
 
 @torch.no_grad()
-def test_bank_knows_its_own_patches() -> None:
+def test_training_patches_score_zero() -> None:
     detector = build("nearest_neighbour", num_patches=10_000, smooth=1)
     image = draw_parts(4, seed=0)
     with torch.enable_grad():
@@ -156,20 +151,20 @@ def test_bank_knows_its_own_patches() -> None:
     assert detector.anomaly(detector.preprocess(255 - image)).score.min() > 1
 
 
-def test_sample_lies_in_the_region() -> None:
+def test_sample_is_inside_the_region() -> None:
     mask = torch.zeros(72, 88, dtype=torch.bool)
     mask[18:54, 22:66] = True
     detector = build("nearest_neighbour", num_patches=10_000)
     detector.preprocess.set_roi(mask)
     train_on(detector, draw_parts(4, seed=0))
     num_inside = int(detector._inside().sum())
-    assert 40 < num_inside < 80  # of 16·16, a quarter of them
+    assert 40 < num_inside < 80  # a quarter of 16·16
     assert isinstance(detector.model, Bank)
     assert len(detector.model.rows) == 4 * num_inside
 
 
 class _Stop(pl.Callback):
-    """Writes a checkpoint after a batch, or at the end of the epoch, and ends the training there."""
+    """Save a checkpoint after a batch, or at the end of the epoch, and stop the training."""
 
     def __init__(self, path: Path, *, after_batch: int) -> None:
         self.path, self.after_batch = path, after_batch
@@ -185,7 +180,7 @@ class _Stop(pl.Callback):
 
 
 @pytest.mark.parametrize("after_batch", [0, 1, 99])
-def test_a_fit_that_goes_on_learns_from_each_image_once(after_batch: int, tmp_path: Path) -> None:
+def test_resumed_training_uses_each_image_once(after_batch: int, tmp_path: Path) -> None:
     image = draw_parts(12, seed=0)
     none = torch.zeros(4, dtype=torch.bool)
     batches = [
@@ -193,7 +188,7 @@ def test_a_fit_that_goes_on_learns_from_each_image_once(after_batch: int, tmp_pa
         for n, part in enumerate(torch.split(image, 4))
     ]
 
-    def go(detector: FrozenFeatures, *callbacks: pl.Callback, path: Path | None) -> FrozenFeatures:
+    def run(detector: FrozenFeatures, *callbacks: pl.Callback, path: Path | None) -> FrozenFeatures:
         quiet: dict[str, Any] = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
         loader: Any = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
         with warnings.catch_warnings():
@@ -204,16 +199,16 @@ def test_a_fit_that_goes_on_learns_from_each_image_once(after_batch: int, tmp_pa
 
     kept = tmp_path / "kept.ckpt"
     with pytest.raises(InterruptedError):
-        go(build("nearest_neighbour"), _Stop(kept, after_batch=after_batch), path=None)
-    resumed = go(build("nearest_neighbour"), path=kept)
-    whole = go(build("nearest_neighbour"), path=None)
+        run(build("nearest_neighbour"), _Stop(kept, after_batch=after_batch), path=None)
+    resumed = run(build("nearest_neighbour"), path=kept)
+    whole = run(build("nearest_neighbour"), path=None)
     assert isinstance(resumed.model, Bank)
     assert isinstance(whole.model, Bank)
     assert torch.equal(resumed.model.rows, whole.model.rows)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"smooth": 4}, "smooth 4: .*, e.g. 5"),
         ({"dimensions": 500}, "dimensions 500: the features have 192"),
@@ -221,30 +216,32 @@ def test_a_fit_that_goes_on_learns_from_each_image_once(after_batch: int, tmp_pa
         ({"method": "pca", "dimensions": 8}, "num_components 16: .* 8 dimensions"),
     ],
 )
-def test_refuses_what_it_cannot_have(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         FrozenFeatures(**(TINY | options))
 
 
-def test_too_few_patches_are_told() -> None:
-    with pytest.raises(UsageError, match="10 patches cannot fit 'pca': raise num_patches to 17 or more"):
+def test_too_few_patches_raise() -> None:
+    with pytest.raises(UsageError, match="10 patches are too few for method 'pca': set num_patches to 17 or more"):
         train_on(build("pca", num_patches=10), draw_parts(4, seed=0))
 
 
-def test_methods_are_all_tried() -> None:
+def test_all_methods_are_tested() -> None:
     assert set(BY_METHOD) == set(get_args(Method))
 
 
 @pytest.mark.weights
 @pytest.mark.skipif("ANOMALY_WEIGHTS" not in os.environ, reason="ANOMALY_WEIGHTS names no folder of backbones")
 @EVERY
-def test_pretrained_features_find_a_scratch(method: Method, category: Path, tmp_path: Path) -> None:
+def test_pretrained_features_detect_a_scratch(method: Method, category: Path, tmp_path: Path) -> None:
     options = {"method": method, "size": 128, "num_patches": 2000, "dimensions": 0 if method == "pca" else 64}
-    run = fit(category, out=tmp_path, detector="anomaly.detectors.frozen_features:FrozenFeatures", model=options)
-    export(run)
+    run = fit_model(
+        category, out=tmp_path, detector="anomaly.detectors.frozen_features:FrozenFeatures", options=options
+    ).folder
+    export_model(run)
     certificate = verify(run)
     assert max(certificate["score"]["max"], certificate["map"]["max"]) < 1e-4
-    detector, _ = load(run)
+    detector = load_fitted_model(run).detector
     good = [draw_part(3000 + n) for n in range(6)]
     defect = [draw_scratch(image, n)[0] for n, image in enumerate(good)]
 

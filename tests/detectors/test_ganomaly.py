@@ -1,4 +1,4 @@
-"""GANomaly does what its paper says: terms, order of the two steps, collapse, score; and it resumes and exports."""
+"""GANomaly: losses, order of steps, collapse and score against the paper, resumed training, and export."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from anomaly.detectors import ganomaly
 from anomaly.detectors.ganomaly import Ganomaly
 from anomaly.errors import UsageError
 from anomaly.export.detector import export_graph
-from anomaly.inference.scorer import relative_difference, score_bytes
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import score_bytes
 from anomaly.nn.batch import Batch
-from anomaly.training.fit import fit
-from anomaly.training.fitted_model import load
+from anomaly.training.fit import fit_model
+from anomaly.training.fitted_model import load_fitted_model
 from tests.plates import draw_part
 
 TINY: dict[str, Any] = {
@@ -68,7 +69,7 @@ def train(
 
 
 def one_step(detector: Ganomaly, image: Tensor) -> dict[str, float]:
-    """Train on one batch; gives the logged terms."""
+    """Train on one batch, and return the logged terms."""
     terms: dict[str, float] = {}
     detector.log = lambda name, value, **_: terms.update({name: float(value.detach())})  # type: ignore[method-assign]
     assert detector.epochs == 1
@@ -77,14 +78,14 @@ def one_step(detector: Ganomaly, image: Tensor) -> dict[str, float]:
     return terms
 
 
-def test_input_reaches_from_minus_one_to_one() -> None:
+def test_input_range_is_minus_one_to_one() -> None:
     ramp = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 70, 70, 3)
     x = build().preprocess(ramp)
     assert torch.allclose(x[0], torch.tensor(-1.0))
     assert torch.allclose(x[1], torch.tensor(1.0))
 
 
-def test_networks_are_the_papers() -> None:
+def test_networks_equal_the_paper() -> None:
     detector = Ganomaly(size=32, width=64, latent=100)
     shapes = [tuple(p.shape) for p in detector.generator.encoder.parameters() if p.ndim == 4]
     assert shapes == [(64, 3, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (100, 256, 4, 4)]
@@ -99,13 +100,13 @@ def test_networks_are_the_papers() -> None:
             assert module.bias is None
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
     norms = [m for m in detector.generator.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert len(norms) == 2  # none after the first and the last convolution
+    assert len(norms) == 2  # no norm after the first and the last convolution
     weights = torch.cat([norm.weight for norm in norms])
     assert weights.mean().item() == pytest.approx(1, abs=0.01)
     assert weights.std().item() == pytest.approx(0.02, rel=0.2)
 
 
-def test_logged_terms_are_those_of_the_paper() -> None:
+def test_losses_equal_the_paper() -> None:
     detector = build(epochs=1)
     before = copy.deepcopy(detector).train()
     terms = one_step(detector, parts(6))
@@ -121,15 +122,15 @@ def test_logged_terms_are_those_of_the_paper() -> None:
             "adversarial": ((f - f_hat) ** 2).mean().item(),
             "reconstruction": (x - x_hat).abs().mean().item(),
             "latent": ((z - z_hat) ** 2).mean().item(),
-            # of the reconstruction as it was before the generator's step
+            # of the reconstruction before the generator's step
             "discriminator": -0.5 * (torch.log(real).mean() + torch.log(1 - fake).mean()).item(),
         },
         rel=1e-4,
     )
-    assert abs(terms["adversarial"] - ((real - fake) ** 2).mean().item()) > 0.01  # not of the verdicts
+    assert abs(terms["adversarial"] - ((real - fake) ** 2).mean().item()) > 0.01  # not of the outputs
 
 
-def test_adversarial_gradient_reaches_the_generator_through_features(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adversarial_gradient_uses_features_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ganomaly, "RECONSTRUCTION", 0.0)
     monkeypatch.setattr(ganomaly, "LATENT", 0.0)
     states = []
@@ -142,7 +143,7 @@ def test_adversarial_gradient_reaches_the_generator_through_features(monkeypatch
             pairs = zip(getattr(before, part).parameters(), getattr(detector.generator, part).parameters(), strict=True)
             assert all(torch.equal(old, new) is not changes for old, new in pairs)
         states.append(detector.generator.state_dict())
-    # the verdict, made by the last layer, has no part in it
+    # the last layer of the discriminator does not affect it
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
@@ -159,7 +160,7 @@ def test_generator_steps_before_discriminator(monkeypatch: pytest.MonkeyPatch) -
     assert order == ["generator", "discriminator"] * 4
 
 
-def test_every_parameter_moves_in_a_step() -> None:
+def test_one_step_changes_every_parameter() -> None:
     detector = build(epochs=1)
     before = {name: p.detach().clone() for name, p in detector.named_parameters()}
     one_step(detector, parts(6))
@@ -168,15 +169,15 @@ def test_every_parameter_moves_in_a_step() -> None:
 
 
 @pytest.mark.parametrize("certainty", [5.0, 50.0])
-def test_discriminator_that_knows_all_is_drawn_anew(certainty: float) -> None:
+def test_collapsed_discriminator_is_initialised_again(certainty: float) -> None:
     detector = build(epochs=1)
     probe = copy.deepcopy(detector).train()
     with torch.no_grad():
         x = probe.preprocess(parts(6))
         x_hat = probe.generator(x, roi=probe.preprocess.roi)[0]
         features = torch.cat([probe.discriminator.features(image).flatten(1) for image in (x, x_hat)])
-        verdict = torch.cat((torch.ones(6), -torch.ones(6)))
-        weight = certainty * torch.linalg.lstsq(features.double(), verdict.double()[:, None], driver="gelsd").solution
+        output = torch.cat((torch.ones(6), -torch.ones(6)))
+        weight = certainty * torch.linalg.lstsq(features.double(), output.double()[:, None], driver="gelsd").solution
         detector.discriminator.head.weight.copy_(weight.view(1, -1, 4, 4))
     drawn = detector.discriminator.head.weight.detach().clone()
     moments: list[int] = []
@@ -185,7 +186,7 @@ def test_discriminator_that_knows_all_is_drawn_anew(certainty: float) -> None:
     weight = detector.discriminator.head.weight.detach()
     assert terms["discriminator"] == pytest.approx(np.log1p(np.exp(-certainty)), rel=1e-2, abs=1e-9)
     assert moments[0] > 0
-    if certainty == 5.0:  # 7e-3: taught well, kept
+    if certainty == 5.0:  # loss 7e-3: not collapsed
         assert (weight - drawn).abs().max() < 0.01
         assert moments[1] > 0
     else:
@@ -196,7 +197,7 @@ def test_discriminator_that_knows_all_is_drawn_anew(certainty: float) -> None:
 
 
 @pytest.mark.parametrize(("num", "steps"), [(9, 2), (5, 1), (3, 1), (1, 0)])
-def test_batches_of_one_are_left_out_and_small_sets_train(num: int, steps: int) -> None:
+def test_single_image_batches_are_skipped(num: int, steps: int) -> None:
     detector = build(epochs=2, batch_size=4)
     before = copy.deepcopy(detector.state_dict())
     trainer = train(detector, parts(num))
@@ -207,8 +208,8 @@ def test_batches_of_one_are_left_out_and_small_sets_train(num: int, steps: int) 
     assert all(torch.isfinite(value).all() for value in detector.state_dict().values())
 
 
-class Keep(pl.Callback):
-    """Keeps a checkpoint at the end of an epoch."""
+class SaveCheckpoint(pl.Callback):
+    """Save a checkpoint at the end of an epoch."""
 
     def __init__(self, path: Path, epoch: int) -> None:
         self.path, self.epoch = path, epoch
@@ -218,29 +219,29 @@ class Keep(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_resumed_fit_gives_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_resumed_training_gives_the_weights_of_an_uninterrupted_training(tmp_path: Path) -> None:
     whole = build(epochs=4, schedule="cosine")
-    train(whole, parts(20), callbacks=(Keep(tmp_path / "kept.ckpt", 1),))
+    train(whole, parts(20), callbacks=(SaveCheckpoint(tmp_path / "kept.ckpt", 1),))
     torch.manual_seed(7)
     resumed = Ganomaly(**dict(whole.hparams))
     trainer = train(resumed, parts(20), resume=tmp_path / "kept.ckpt")
     assert trainer.current_epoch == 4
-    for key, value in whole.state_dict().items():  # one rounding of a restored Adam, far below a lost moment's 1e-3
+    for key, value in whole.state_dict().items():  # rounding of a restored Adam; a lost moment would be 1e-3
         assert torch.allclose(value, resumed.state_dict()[key], rtol=1e-5, atol=2e-6), key
 
 
 @torch.no_grad()
-def test_latent_score_is_the_distance_of_the_codes() -> None:
+def test_latent_score_is_distance_of_codes() -> None:
     detector = build(score="latent").eval()
     x = detector.preprocess(parts(3))
     z = detector.generator.encoder(x)
     z_hat = detector.generator.second_encoder(detector.generator.decoder(z))
-    said = detector.anomaly(x)
-    assert torch.allclose(said.score, ((z - z_hat) ** 2).flatten(1).mean(dim=1), rtol=1e-5)
-    assert said.anomaly_map.shape == (3, 64, 64)
+    result = detector.anomaly(x)
+    assert torch.allclose(result.score, ((z - z_hat) ** 2).flatten(1).mean(dim=1), rtol=1e-5)
+    assert result.anomaly_map.shape == (3, 64, 64)
 
 
-def test_map_is_the_residual_in_units_of_its_spread_in_training() -> None:
+def test_map_is_standardised_residual() -> None:
     detector = build(epochs=1, smooth=5)
     train(detector, parts(12))
     detector.eval()
@@ -251,9 +252,9 @@ def test_map_is_the_residual_in_units_of_its_spread_in_training() -> None:
         here = r[:, 18:23, 28:33].mean(dim=(1, 2))
         every = functional.avg_pool2d(functional.pad(r, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
         spread = here.std(correction=0) + 0.5 * every.std(dim=0, correction=0).mean()
-        said = detector.anomaly(x)
-    assert said.anomaly_map[:, 20, 30].numpy() == pytest.approx(((here - here.mean()) / spread).numpy(), abs=1e-3)
-    assert torch.equal(said.score, said.anomaly_map.amax(dim=(1, 2)))
+        result = detector.anomaly(x)
+    assert result.anomaly_map[:, 20, 30].numpy() == pytest.approx(((here - here.mean()) / spread).numpy(), abs=1e-3)
+    assert torch.equal(result.score, result.anomaly_map.amax(dim=(1, 2)))
     plain = build(epochs=1, smooth=5, standardise=False)
     train(plain, parts(12))
     with torch.no_grad():
@@ -262,28 +263,28 @@ def test_map_is_the_residual_in_units_of_its_spread_in_training() -> None:
 
 @pytest.mark.parametrize("measure", ["l1", "msgms"])
 @pytest.mark.parametrize("score", ["latent", "map"])
-def test_region_of_interest_rules_training_score_and_map(score: str, measure: str) -> None:
+def test_pixels_outside_the_region_change_neither_training_nor_scores(score: str, measure: str) -> None:
     mask = torch.zeros(72, 88, dtype=torch.bool)
     mask[8:50, 10:60] = True
     image = parts(6)
     noise = torch.randint(0, 256, image.shape, dtype=torch.uint8)
     states, terms = [], []
-    for shown in (image, torch.where(mask[None, :, :, None], image, noise)):
+    for images in (image, torch.where(mask[None, :, :, None], image, noise)):
         detector = build(epochs=1, score=score, measure=measure)
         detector.preprocess.set_roi(mask)
-        terms.append(one_step(detector, shown))
+        terms.append(one_step(detector, images))
         with torch.no_grad():
-            said = detector.eval()(shown)
-        states.append([*detector.state_dict().values(), *said])
+            result = detector.eval()(images)
+        states.append([*detector.state_dict().values(), *result])
     assert terms[0] == terms[1]
     assert all(torch.equal(one, two) for one, two in zip(*states, strict=True))
-    outside = said.anomaly_map[:, ~detector.preprocess.roi]
-    assert torch.equal(outside, said.anomaly_map.amin(dim=(1, 2))[:, None].expand_as(outside))
+    outside = result.anomaly_map[:, ~detector.preprocess.roi]
+    assert torch.equal(outside, result.anomaly_map.amin(dim=(1, 2))[:, None].expand_as(outside))
     assert terms[0] != one_step(build(epochs=1), image)
 
 
 @pytest.mark.parametrize("measure", ["l1", "msgms"])
-def test_short_fit_puts_a_defect_above_good(measure: str) -> None:
+def test_short_training_detects_a_large_defect(measure: str) -> None:
     detector = build(epochs=10, measure=measure, learning_rate=3e-3)
     train(detector, parts(24))
     good = parts(6, seed=500)
@@ -300,10 +301,14 @@ def test_short_fit_puts_a_defect_above_good(measure: str) -> None:
     ("options", "roi"),
     [({"score": "latent", "resize": "letterbox"}, "10,15,70,50"), ({"measure": "msgms", "schedule": "cosine"}, "")],
 )
-def test_mixed_precision_trains_and_exports(options: dict[str, Any], roi: str, category: Path, tmp_path: Path) -> None:
+def test_mixed_precision_training_can_be_exported(
+    options: dict[str, Any], roi: str, category: Path, tmp_path: Path
+) -> None:
     model = TINY | {"epochs": 3} | options
     name = "anomaly.detectors.ganomaly:Ganomaly"
-    detector, _ = load(fit(category, out=tmp_path, detector=name, model=model, roi=roi, precision="bf16"))
+    detector = load_fitted_model(
+        fit_model(category, out=tmp_path, detector=name, options=model, roi=roi, precision="bf16").folder
+    ).detector
     assert all(torch.isfinite(value).all() for value in detector.state_dict().values())
     graph = export_graph(detector).SerializeToString()
     for num, height, width in ((1, 64, 64), (3, 100, 90), (2, 301, 47)):
@@ -324,6 +329,6 @@ def test_mixed_precision_trains_and_exports(options: dict[str, Any], roi: str, c
         ({"batch_size": 1}, "batch_size 1: .*, e.g. 2"),
     ],
 )
-def test_what_it_cannot_have_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Ganomaly(**options)

@@ -1,4 +1,4 @@
-"""RIAD: what its paper says of masks, loss and map, and that the exported graph agrees."""
+"""RIAD: sets of regions, loss and map against the paper, training, and export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from anomaly.detectors.riad import InpaintingUNet, Riad, draw_sets
 from anomaly.detectors.tiling_support import Seamless, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.export.detector import export_graph
-from anomaly.inference.scorer import relative_difference, score_bytes
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import score_bytes
 from anomaly.nn.batch import Batch
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 from anomaly.training.dataset import collate
@@ -29,7 +30,7 @@ TINY: dict[str, Any] = {"size": 64, "width": 8, "regions": (4, 8), "smooth": 5}
 
 
 class Blur(nn.Module):
-    """A network whose output is known: the mean over 7×7 pixels."""
+    """Network with a known output: the mean over 7×7 pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.avg_pool2d(x, 7, stride=1, padding=3)
@@ -42,7 +43,7 @@ def build(**options: Any) -> Riad:
     return detector
 
 
-def known(**options: Any) -> Riad:
+def build_with_blur(**options: Any) -> Riad:
     detector = build(**options)
     detector.network = Blur()
     return detector.eval()
@@ -53,7 +54,7 @@ def parts(num: int) -> list[tuple[Tensor, str]]:
 
 
 def trained(detector: Riad, loader: Any, *, epochs: int) -> pl.Trainer:
-    """Train on images, which are its stopping images too."""
+    """Train on images; they are the stopping images too."""
     quiet: dict[str, Any] = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -63,7 +64,7 @@ def trained(detector: Riad, loader: Any, *, epochs: int) -> pl.Trainer:
     return trainer
 
 
-def inpainted_by_hand(x: Tensor, sets: Tensor, *, num_sets: int) -> Tensor:
+def inpaint_reference(x: Tensor, sets: Tensor, *, num_sets: int) -> Tensor:
     x_hat = torch.zeros_like(x)
     for number in range(num_sets):
         visible = (sets != number).float()
@@ -72,20 +73,18 @@ def inpainted_by_hand(x: Tensor, sets: Tensor, *, num_sets: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("region", "num_sets"), [(1, 3), (2, 3), (4, 2), (16, 5)])
-def test_sets_are_equal_shares_of_whole_cells(region: int, num_sets: int) -> None:
+def test_sets_are_equal_parts_of_whole_cells(region: int, num_sets: int) -> None:
     generator = torch.Generator().manual_seed(0)
     sets = draw_sets(size=64, region=region, num_sets=num_sets, generator=generator)
     cells = sets.view(64 // region, region, 64 // region, region)
-    assert torch.equal(
-        cells.amin(dim=(1, 3)), cells.amax(dim=(1, 3))
-    )  # a cell is in one set: disjoint, and all covered
+    assert torch.equal(cells.amin(dim=(1, 3)), cells.amax(dim=(1, 3)))  # each cell is in exactly one set
     counts = cells[:, 0, :, 0].flatten().bincount()
     assert len(counts) == num_sets
     assert counts.max() - counts.min() <= 1
     assert not torch.equal(sets, draw_sets(size=64, region=region, num_sets=num_sets, generator=generator))
 
 
-def test_every_set_is_inpainted_from_the_others_alone() -> None:
+def test_every_set_is_inpainted_only_from_the_others() -> None:
     detector = build().eval()
     x = torch.rand(2, 3, 64, 64).mul(2).sub(1).requires_grad_()
     for sets in detector.sets:
@@ -99,28 +98,28 @@ def test_every_set_is_inpainted_from_the_others_alone() -> None:
 
 
 @torch.no_grad()
-def test_map_is_the_smoothed_mean_over_region_sizes() -> None:
-    detector = known(regions=(2, 8, 16), num_sets=4)
+def test_map_is_smoothed_mean_over_region_sizes() -> None:
+    detector = build_with_blur(regions=(2, 8, 16), num_sets=4)
     x = torch.rand(2, 3, 64, 64) * 2 - 1
     residuals = []
     for sets in detector.sets:
-        x_hat = inpainted_by_hand(x, sets, num_sets=4)
+        x_hat = inpaint_reference(x, sets, num_sets=4)
         residuals.append(1 - GradientSimilarity()((x + 1) / 2, (x_hat + 1) / 2).double())
     mean = sum(residuals) / 3
-    said = detector.anomaly(x)
+    result = detector.anomaly(x)
     for row, column in ((20, 30), (2, 61)):
         window = mean[:, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
         if window[0].numel() == 25:
-            assert torch.allclose(said.anomaly_map[:, row, column].double(), window.mean(dim=(1, 2)), atol=1e-6)
+            assert torch.allclose(result.anomaly_map[:, row, column].double(), window.mean(dim=(1, 2)), atol=1e-6)
     padded = np.pad(mean.numpy(), ((0, 0), (2, 2), (2, 2)), mode="edge")
     corner = padded[:, :5, -5:].mean(axis=(1, 2))
-    assert np.allclose(said.anomaly_map[:, 0, -1].numpy(), corner, atol=1e-6)
-    assert torch.equal(said.score, said.anomaly_map.amax(dim=(1, 2)))
-    assert (residuals[0] - residuals[2]).abs().mean() > 1e-3  # the sizes differ: another weighting would show
+    assert np.allclose(result.anomaly_map[:, 0, -1].numpy(), corner, atol=1e-6)
+    assert torch.equal(result.score, result.anomaly_map.amax(dim=(1, 2)))
+    assert (residuals[0] - residuals[2]).abs().mean() > 1e-3  # the sizes differ, so that other weights would fail
 
 
-def test_loss_is_gradients_ssim_and_squared_error_of_one_partition() -> None:
-    detector = known(regions=(2, 4, 8, 16))
+def test_loss_is_sum_of_gradients_ssim_and_squared_error() -> None:
+    detector = build_with_blur(regions=(2, 4, 8, 16))
     batch = collate(parts(3))
     x = detector.preprocess(batch.image)
     generator = torch.Generator()
@@ -128,11 +127,11 @@ def test_loss_is_gradients_ssim_and_squared_error_of_one_partition() -> None:
     for _ in range(12):
         generator.set_state(detector._generator.get_state())
         region = (2, 4, 8, 16)[int(torch.randint(4, (), generator=generator))]
-        x_hat = inpainted_by_hand(x, draw_sets(size=64, region=region, num_sets=3, generator=generator), num_sets=3)
-        image, rebuilt = (x + 1) / 2, (x_hat + 1) / 2
-        by_hand = (1 - GradientSimilarity()(image, rebuilt)).mean() + (1 - Ssim()(image, rebuilt)).mean()
-        by_hand = by_hand + functional.mse_loss(x_hat, x)
-        assert detector.training_step(batch, 0).item() == pytest.approx(by_hand.item(), rel=1e-5)
+        x_hat = inpaint_reference(x, draw_sets(size=64, region=region, num_sets=3, generator=generator), num_sets=3)
+        image, reconstruction = (x + 1) / 2, (x_hat + 1) / 2
+        expected = (1 - GradientSimilarity()(image, reconstruction)).mean() + (1 - Ssim()(image, reconstruction)).mean()
+        expected = expected + functional.mse_loss(x_hat, x)
+        assert detector.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-5)
         drawn.add(region)
     assert drawn == {2, 4, 8, 16}
 
@@ -151,18 +150,18 @@ def test_loss_in_half_precision_is_finite_and_close() -> None:
 
 
 @torch.no_grad()
-def test_scoring_draws_nothing() -> None:
+def test_scoring_is_deterministic() -> None:
     detector, batch = build().eval(), collate(parts(2))
     first = detector(batch.image)
     torch.manual_seed(123)
-    detector.training_step(batch, 0)  # draws from the generator of training
+    detector.training_step(batch, 0)  # uses the generator of training
     for again in (detector(batch.image), build().eval()(batch.image)):
         assert torch.equal(again.score, first.score)
         assert torch.equal(again.anomaly_map, first.anomaly_map)
     assert not torch.equal(build(seed=1).eval()(batch.image).score, first.score)
 
 
-def test_resumed_training_draws_on() -> None:
+def test_resumed_training_continues_the_random_numbers() -> None:
     interrupted, resumed = build(), build()
     batch = collate(parts(2))
     interrupted.training_step(batch, 0)
@@ -176,7 +175,7 @@ def test_resumed_training_draws_on() -> None:
         assert torch.equal(interrupted.training_step(batch, 0), resumed.training_step(batch, 0))
 
 
-def test_rate_falls_to_a_tenth_at_five_sixths() -> None:
+def test_learning_rate_falls_to_a_tenth_after_five_sixths() -> None:
     detector = build(learning_rate=1e-3)
     detector._trainer = SimpleNamespace(estimated_stepping_batches=60)  # type: ignore[assignment]
     configured: Any = detector.configure_optimizers()
@@ -188,11 +187,11 @@ def test_rate_falls_to_a_tenth_at_five_sixths() -> None:
     assert rates == pytest.approx([1e-3] * 50 + [1e-4] * 10)
 
 
-def test_training_stops_when_stopping_images_get_no_better() -> None:
+def test_training_stops_early_without_improvement() -> None:
     assert not build().needs_stopping_images
     assert build().configure_callbacks() == []
     torch.manual_seed(0)
-    detector = Riad(**TINY, patience=2, epochs=40, learning_rate=1.0)  # a rate at which nothing is learned
+    detector = Riad(**TINY, patience=2, epochs=40, learning_rate=1.0)  # too high to learn
     assert detector.needs_stopping_images
     loader: Any = DataLoader(parts(4), batch_size=4, collate_fn=collate)  # type: ignore[arg-type]
     trainer = trained(detector, loader, epochs=40)
@@ -204,7 +203,7 @@ def test_training_stops_when_stopping_images_get_no_better() -> None:
     assert trainer.callback_metrics["stopping"].item() == pytest.approx(float(sum(losses)) / 2, rel=1e-4)
 
 
-def test_standardised_score_is_in_units_of_the_spread_in_training() -> None:
+def test_standardised_score_is_in_units_of_the_training_spread() -> None:
     scores: tuple[Literal["standardised", "map"], ...] = ("standardised", "map")
     detectors = [Riad(**TINY, epochs=1, score=score) for score in scores]
     detectors[1].load_state_dict({k: v for k, v in detectors[0].state_dict().items() if not k.startswith("scale.")})
@@ -248,12 +247,12 @@ def test_exported_graph_agrees(score: str) -> None:
         assert relative_difference(trained.anomaly_map.numpy(), exported.anomaly_map).max() < 1e-4
 
 
-def test_network_is_the_papers() -> None:
+def test_network_has_the_size_of_the_paper() -> None:
     with torch.device("meta"):
         network, x = InpaintingUNet(width=64), torch.zeros(1, 3, 256, 256)
     with FlopCounterMode(display=False) as counter:
         assert network(x).shape == x.shape
-    assert counter.get_total_flops() / 2e9 == pytest.approx(54.5, abs=0.1)  # multiplications, billions
+    assert counter.get_total_flops() / 2e9 == pytest.approx(54.5, abs=0.1)  # billions of multiplications
 
 
 @pytest.mark.parametrize(
@@ -269,6 +268,6 @@ def test_network_is_the_papers() -> None:
         ({"regions": (64,)}, "region 64: .* at least 3 regions, e.g. "),
     ],
 )
-def test_sizes_that_it_cannot_have_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(**options)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomaly.errors import UsageError, WeightsError
 from anomaly.nn import backbones
-from anomaly.nn.backbones import Backbone, save_weights, weights_at_hand
+from anomaly.nn.backbones import Backbone, available_weights, save_weights
 
 NAME, SIZE = "resnet10t", (64, 64)
 
@@ -55,14 +55,14 @@ def test_file_folder_and_variable_give_the_same_weights(
         check_loaded(backbone, state)
         assert backbone.provenance["weights"] == file.name
         assert len(backbone.provenance["sha256"]) == 64
-    assert not weights_at_hand(NAME)
+    assert available_weights(NAME) is None
     monkeypatch.setenv("ANOMALY_WEIGHTS", str(tmp_path))
-    assert weights_at_hand(NAME) == str(file)
+    assert available_weights(NAME) == str(file)
     check_loaded(build(), state)
     assert build("none").provenance == {"weights": "none (random)"}
 
 
-def test_weights_of_half_precision_become_single(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_half_precision_weights_are_converted_to_single(state: dict[str, Tensor], tmp_path: Path) -> None:
     file = tmp_path / "half.safetensors"
     save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, file)
     backbone = build(str(file))
@@ -70,21 +70,21 @@ def test_weights_of_half_precision_become_single(state: dict[str, Tensor], tmp_p
     check_loaded(backbone, {k: v.half().float() if v.is_floating_point() else v for k, v in state.items()})
 
 
-def test_file_that_does_not_fit_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_mismatched_file_is_rejected(state: dict[str, Tensor], tmp_path: Path) -> None:
     file = tmp_path / "some.safetensors"
     first = next(iter(state))
     save_file({key: value for key, value in state.items() if key != first}, file)
-    with pytest.raises(WeightsError, match=f"lacks 1 tensors, first '{first}'"):
+    with pytest.raises(WeightsError, match=f"1 tensors are missing, first '{first}'"):
         build(str(file))
     save_file(state | {first: state[first][:, :, :1].contiguous()}, file)
-    with pytest.raises(WeightsError, match=rf"{first} is \(24, 3, 1, 3\), wanted \(24, 3, 3, 3\)"):
+    with pytest.raises(WeightsError, match=rf"{first} has shape \(24, 3, 1, 3\), expected \(24, 3, 3, 3\)"):
         build(str(file))
     file.write_bytes(b"no tensors")
-    with pytest.raises(WeightsError, match="no safetensors file"):
+    with pytest.raises(WeightsError, match="is not a safetensors file"):
         build(str(file))
 
 
-def test_several_candidates_are_refused(
+def test_several_candidates_are_rejected(
     state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{NAME}.{tag}.safetensors" for tag in ("one", "two")]
@@ -96,12 +96,16 @@ def test_several_candidates_are_refused(
     check_loaded(build(str(tmp_path / names[1])), state)
 
 
-def test_missing_weights_name_both_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_error_names_both_solutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WeightsError) as raised:
         build()
     assert "ANOMALY_WEIGHTS is not set" in str(raised.value)
-    for way in (f"put {NAME}.<tag>.safetensors into a folder", "run once with a network", "--detector autoencoder"):
-        assert way in str(raised.value)
+    for text in (
+        f"Put {NAME}.<tag>.safetensors into a folder",
+        "run once with network access",
+        "--detector autoencoder",
+    ):
+        assert text in str(raised.value)
     monkeypatch.setenv("ANOMALY_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsError, match=f"folder {tmp_path}; not in timm's cache"):
         build()
@@ -109,7 +113,7 @@ def test_missing_weights_name_both_ways_out(tmp_path: Path, monkeypatch: pytest.
         build(str(tmp_path / "elsewhere"))
 
 
-def test_unknown_names_and_levels_are_refused() -> None:
+def test_unknown_names_and_levels_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"'resnet19' is not a timm model; near names: resnet"):
         Backbone("resnet19", layers=(1,), size=SIZE, weights="none")
     with pytest.raises(UsageError, match=r"'resnet10t' has no feature levels \(9,\)"):
@@ -124,16 +128,14 @@ def test_unknown_names_and_levels_are_refused() -> None:
         ("cait_xxs24_224", (1,), [(192, 4, 6)]),
     ],
 )
-def test_maps_have_the_shapes_that_are_said(
-    name: str, layers: tuple[int, ...], shapes: list[tuple[int, int, int]]
-) -> None:
+def test_maps_have_the_declared_shapes(name: str, layers: tuple[int, ...], shapes: list[tuple[int, int, int]]) -> None:
     size = (64, 64) if name.startswith("resnet") else (64, 96)
     backbone = Backbone(name, layers=layers, size=size, weights="none")
     assert backbone.shapes == shapes
     assert [tuple(m.shape) for m in backbone(torch.rand(2, 3, *size))] == [(2, *shape) for shape in shapes]
 
 
-def test_transformer_maps_went_through_the_pretrained_norm(tmp_path: Path) -> None:
+def test_transformer_maps_use_the_pretrained_norm(tmp_path: Path) -> None:
     torch.manual_seed(2)
     network = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=SIZE)
     torch.nn.init.uniform_(network.norm.weight, 2.0, 3.0)
@@ -159,7 +161,7 @@ def test_backbone_stays_frozen() -> None:
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-def test_saved_weights_are_those_at_hand_with_their_licence(
+def test_saved_weights_are_the_local_file_with_its_licence(
     state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, out = tmp_path / "weights", tmp_path / "out"
@@ -168,7 +170,7 @@ def test_saved_weights_are_those_at_hand_with_their_licence(
     with pytest.raises(WeightsError, match="no weights for backbone"):
         save_weights(NAME, out)
     monkeypatch.setenv("ANOMALY_WEIGHTS", str(place))
-    for tag, licence in (("c3_in1k", "apache-2.0"), ("made_up", "not stated: ask whoever made the file")):
+    for tag, licence in (("c3_in1k", "apache-2.0"), ("made_up", "not stated: ask the author of the file")):
         file = place / f"{NAME}.{tag}.safetensors"
         save_file(state, file)
         assert save_weights(NAME, out) == {"file": file.name, "source": file.name, "licence": licence}
@@ -176,7 +178,7 @@ def test_saved_weights_are_those_at_hand_with_their_licence(
         file.unlink()
 
 
-def test_weights_from_the_hub_are_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_from_the_hub_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetched(network: torch.nn.Module, name: str, weights: str) -> dict[str, str]:
         assert (name, weights) == (NAME, "pretrained")
         torch.manual_seed(5)
@@ -185,12 +187,12 @@ def test_weights_from_the_hub_are_saved_whole(tmp_path: Path, monkeypatch: pytes
         return {"weights": "timm timm/resnet10t.c3_in1k"}
 
     monkeypatch.setattr(backbones, "load_weights", fetched)
-    told = save_weights(NAME, tmp_path)
-    assert told == {
+    message = save_weights(NAME, tmp_path)
+    assert message == {
         "file": f"{NAME}.c3_in1k.safetensors",
         "source": "timm timm/resnet10t.c3_in1k",
         "licence": "apache-2.0",
     }
     monkeypatch.undo()
-    backbone = build(str(tmp_path / told["file"]))
-    assert backbone.provenance["weights"] == told["file"]
+    backbone = build(str(tmp_path / message["file"]))
+    assert backbone.provenance["weights"] == message["file"]

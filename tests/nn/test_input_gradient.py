@@ -1,4 +1,4 @@
-"""The derivative by the input, written by hand, against automatic differentiation; and fixed rotations."""
+"""Input gradient against automatic differentiation, and rotation by fixed angles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def network(name: str) -> nn.Module:
 
 
 def differentiated(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Result, a weight for it, and the derivative of the weighted sum by x."""
+    """Result, its random weight, and the derivative of the weighted sum with respect to x."""
     x = x.clone().requires_grad_()
     result = net(x)
     y: Tensor = result[-1] if isinstance(result, list) else result
@@ -47,10 +47,10 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradient_is_that_of_automatic_differentiation(name: str) -> None:
+def test_gradient_equals_automatic_differentiation(name: str) -> None:
     net = network(name)
     reverse = InputGradient(net, size=(64, 64))
-    net.double()  # it refers to the network's own modules
+    net.double()  # `reverse` uses the network's own modules
     for size in (64, 75):
         x = torch.randn(2, 3, size, size, dtype=torch.float64)
         y, weight, expected = differentiated(net, x)
@@ -61,7 +61,7 @@ def test_gradient_is_that_of_automatic_differentiation(name: str) -> None:
         assert (gradient - expected).abs().max() < 1e-8 * expected.abs().max()
 
 
-def test_smooth_network_agrees_in_single_precision_too() -> None:
+def test_smooth_network_agrees_in_single_precision() -> None:
     net = network("efficientnet_b0")
     x = torch.randn(2, 3, 64, 64)
     _, weight, expected = differentiated(net, x)
@@ -71,7 +71,7 @@ def test_smooth_network_agrees_in_single_precision_too() -> None:
 
 
 class Summed(nn.Module):
-    """Broadcasting, constants, an input that is used three times, and the functional forms."""
+    """Broadcasting, constants, an input with three uses, and the functional forms."""
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(x.mean((2, 3), keepdim=True))
@@ -102,7 +102,7 @@ class Summed(nn.Module):
     ids=str,
 )
 @pytest.mark.parametrize("size", [(11, 14), (12, 9)])
-def test_every_rule_alone(layer: nn.Module, size: tuple[int, int]) -> None:
+def test_every_rule(layer: nn.Module, size: tuple[int, int]) -> None:
     net = nn.Sequential(copy.deepcopy(layer)).eval()
     reverse = InputGradient(net, size=size)
     net.double()
@@ -117,7 +117,7 @@ def test_every_rule_alone(layer: nn.Module, size: tuple[int, int]) -> None:
 
 
 @torch.no_grad()
-def test_equal_elements_of_a_window_share() -> None:
+def test_equal_elements_of_a_window_share_the_gradient() -> None:
     pool = nn.Sequential(nn.MaxPool2d(2))
     x = torch.zeros(1, 1, 2, 4)
     x[0, 0] = torch.tensor([[5.0, 5.0, 7.0, 0.0], [5.0 - 1e-6, 0.0, 0.0, 0.0]])
@@ -128,8 +128,8 @@ def test_equal_elements_of_a_window_share() -> None:
 
 
 @torch.no_grad()
-def test_noise_of_the_last_bit_does_not_decide_the_gradient() -> None:
-    """Tells a corner that is rounded from one that is not: with hard masks single patches differ by per cents."""
+def test_gradient_is_stable_under_rounding_noise() -> None:
+    """Without rounded corners, single patches differ by several percent."""
     net = network("resnet18")
     reverse = InputGradient(net, size=(64, 64))
     x = torch.randn(1, 3, 64, 64)
@@ -151,19 +151,19 @@ def test_noise_of_the_last_bit_does_not_decide_the_gradient() -> None:
         (nn.Sequential(nn.BatchNorm2d(3, affine=False)), "BatchNorm2d without"),
     ],
 )
-def test_operation_without_rule_is_named(net: nn.Module, named: str) -> None:
-    with pytest.raises(UsageError, match=f"no rule for .*{named}.*e.g. one of resnet18, "):
+def test_unsupported_operation_is_named(net: nn.Module, named: str) -> None:
+    with pytest.raises(UsageError, match=f"does not support .*{named}.*e.g. one of resnet18, "):
         InputGradient(net.eval(), size=(32, 32))
 
 
 @pytest.mark.parametrize(("name", "named"), [("convnext_atto", "LayerNorm|permute"), ("tf_efficientnet_lite0", "flow")])
-def test_backbone_without_rules_is_refused(name: str, named: str) -> None:
-    with pytest.raises(UsageError, match=f"no rule for .*({named})"):
+def test_unsupported_backbone_is_rejected(name: str, named: str) -> None:
+    with pytest.raises(UsageError, match=f"does not support .*({named})"):
         InputGradient(network(name), size=(32, 32))
 
 
 @torch.no_grad()
-def test_rotation_turns_counterclockwise_and_back() -> None:
+def test_rotation_is_counterclockwise_and_invertible() -> None:
     x = torch.zeros(2, 3, 33, 33)
     x[:, :, 16, 26] = 1.0  # right of the centre
     up, left = rotate(x, 90.0), rotate(x, 180.0)
@@ -180,7 +180,7 @@ def test_rotation_turns_counterclockwise_and_back() -> None:
 
 
 @torch.no_grad()
-def test_angles_join_where_quarter_turns_take_over() -> None:
+def test_rotation_is_continuous_at_quarter_turns() -> None:
     smooth = functional.interpolate(torch.rand(1, 2, 5, 5), (40, 40), mode="bicubic", align_corners=False)
     for quarter in (90.0, 180.0, 270.0):
         below, exact = rotate(smooth, quarter - 0.01), rotate(smooth, quarter)

@@ -1,4 +1,4 @@
-"""The residual networks of WGAN-GP: shapes, the combined kernels, the norm, and the gradient penalty by hand."""
+"""Residual networks of WGAN-GP: shapes, combined kernels, norm, and gradient penalty against reference computations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize(
     ("size", "expected"), [(64, [3, 6, 12, 24, 24]), (128, [3, 6, 12, 24, 24, 24]), (16, [3, 6, 12])]
 )
-def test_networks_have_one_block_for_each_halving(size: int, expected: list[int]) -> None:
+def test_networks_have_one_block_per_halving(size: int, expected: list[int]) -> None:
     assert channels(size, width=3) == expected
     generator, critic = Generator(size=size, width=3, latent=5), Critic(size=size, width=3)
     trunk = Trunk(size=size, width=3, norm=nn.BatchNorm2d)
@@ -32,13 +32,13 @@ def test_networks_have_one_block_for_each_halving(size: int, expected: list[int]
 
 
 @pytest.mark.parametrize("size", [8, 48, 100])
-def test_sizes_that_are_no_power_of_two_are_refused(size: int) -> None:
+def test_invalid_sizes_are_rejected(size: int) -> None:
     with pytest.raises(UsageError, match=f"size {size}: .* e.g. 64 or 128"):
         Generator(size=size, width=2, latent=4)
 
 
 def plain_block(block: ResidualBlock, y: Tensor) -> Tensor:
-    """The block as the paper draws it: resampling and 3×3 convolutions one after the other."""
+    """Block of the paper: separate resampling and 3×3 convolutions."""
 
     def up(maps: Tensor) -> Tensor:
         return functional.interpolate(maps, scale_factor=2.0, mode="nearest") if block.resample == "up" else maps
@@ -53,7 +53,7 @@ def plain_block(block: ResidualBlock, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("resample", ["up", "down"])
-def test_block_is_that_of_the_paper(resample: str) -> None:
+def test_block_equals_the_paper(resample: str) -> None:
     torch.manual_seed(0)
     block = ResidualBlock(4, 6, resample=resample, norm=SampleNorm)  # type: ignore[arg-type]
     for parameter in block.parameters():
@@ -62,7 +62,7 @@ def test_block_is_that_of_the_paper(resample: str) -> None:
     assert torch.allclose(block(y), plain_block(block, y), rtol=1e-4, atol=1e-4)
 
 
-def test_norm_takes_each_map_as_a_whole_with_one_weight_a_channel() -> None:
+def test_norm_is_over_the_whole_map_with_one_weight_per_channel() -> None:
     torch.manual_seed(0)
     norm = SampleNorm(5)
     nn.init.normal_(norm.scale)
@@ -85,20 +85,20 @@ def test_initial_weights_have_the_variance_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("length", [1.0, 3.0, 0.0])
-def test_penalty_of_a_linear_critic_is_that_of_its_slope(length: float) -> None:
+def test_penalty_of_a_linear_critic_depends_on_its_slope(length: float) -> None:
     torch.manual_seed(0)
     slope = torch.randn(3, 4, 4)
     slope = (length * slope / slope.norm()).requires_grad_()
     real, fake = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4)
     penalty = gradient_penalty(lambda x: (x * slope).sum(dim=(1, 2, 3)), real, fake, generator=seeded())
     assert penalty.item() == pytest.approx((length - 1) ** 2, abs=1e-6)
-    (moved,) = torch.autograd.grad(penalty, slope)
-    assert torch.isfinite(moved).all()
+    (gradient,) = torch.autograd.grad(penalty, slope)
+    assert torch.isfinite(gradient).all()
     if length:  # d (|s| - 1)² / ds
-        assert torch.allclose(moved, 2 * (length - 1) * slope / length, atol=1e-5)
+        assert torch.allclose(gradient, 2 * (length - 1) * slope / length, atol=1e-5)
 
 
-def test_penalty_is_taken_between_real_and_fake_of_each_image() -> None:
+def test_penalty_is_between_real_and_fake_images() -> None:
     torch.manual_seed(0)
     real, fake = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4)
     penalty = gradient_penalty(lambda x: 0.5 * (x * x).sum(dim=(1, 2, 3)), real, fake, generator=seeded(4))
@@ -107,18 +107,18 @@ def test_penalty_is_taken_between_real_and_fake_of_each_image() -> None:
     assert penalty.item() == pytest.approx(((between.flatten(1).norm(dim=1) - 1) ** 2).mean().item(), rel=1e-5)
 
 
-def test_penalty_reaches_every_weight_that_has_a_part_in_the_slope() -> None:
+def test_penalty_has_a_gradient_for_every_weight_of_the_slope() -> None:
     torch.manual_seed(0)
     critic = Critic(size=16, width=4)
     real, fake = torch.rand(3, 3, 16, 16), -torch.rand(3, 3, 16, 16)
     gradient_penalty(critic, real, fake, generator=seeded(1)).backward()
-    still = [name for name, p in critic.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # a bias after the last norm shifts the score, or the place of a kink, but no slope
+    without_gradient = [name for name, p in critic.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # a bias after the last norm changes the value, but not the slope
     last = "trunk.blocks.1"
-    assert set(still) == {f"{last}.shortcut.bias", f"{last}.second.bias", f"{last}.norms.1.offset"}
+    assert set(without_gradient) == {f"{last}.shortcut.bias", f"{last}.second.bias", f"{last}.norms.1.offset"}
 
 
-def test_second_derivative_agrees_with_differences() -> None:
+def test_second_derivative_equals_finite_differences() -> None:
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Softplus(), nn.Flatten(), nn.Linear(36, 1))
     weight = critic[0].weight
@@ -136,7 +136,7 @@ def test_second_derivative_agrees_with_differences() -> None:
     assert (values[0] - values[1]) / 2e-2 == pytest.approx(slope.norm().item(), rel=0.01)
 
 
-def test_penalty_is_the_same_under_autocast() -> None:
+def test_penalty_is_equal_under_autocast() -> None:
     torch.manual_seed(0)
     critic = Critic(size=16, width=4)
     real, fake = torch.rand(3, 3, 16, 16), -torch.rand(3, 3, 16, 16)

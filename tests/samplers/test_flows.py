@@ -1,4 +1,4 @@
-"""The normalizing flows: exact inverses and log-determinants of every step and of the whole, densities that integrate to 1."""
+"""Normalizing flows: exact inverses and log-determinants of steps and whole flows, and densities that integrate to 1."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def build(name: str, **options: Any) -> Flow:
 
 
 def shaken(module: Module, *, by: float = 0.15) -> Module:
-    """Move every parameter: a flow that starts as the identity shows nothing."""
+    """Change every parameter, because an untrained flow is the identity."""
     random = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -79,7 +79,7 @@ def fit(sampler: Flow, image: Tensor) -> Flow:
 
 
 def steps() -> dict[str, Step]:
-    """One of each step for maps (12, 2, 2), which are images (3, 4, 4) squeezed."""
+    """Build one of each step for maps (12, 2, 2), squeezed images (3, 4, 4)."""
     torch.manual_seed(0)
     coupling: dict[str, Any] = {"width": 6, "clamp": 2.0, "size": (2, 2)}
     return {
@@ -96,13 +96,13 @@ STEPS = list(steps())
 
 
 def log_det_by_autograd(function: Any, y: Tensor) -> float:
-    """Give log |det| of the Jacobian at one image y (1, ...)."""
+    """Compute log |det| of the Jacobian at one image y (1, ...)."""
     jacobian = torch.func.jacrev(function)(y).reshape(y.numel(), y.numel())
     return float(torch.linalg.slogdet(jacobian).logabsdet)
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_step_has_its_inverse(name: str) -> None:
+def test_step_is_invertible(name: str) -> None:
     step = shaken(steps()[name])
     y = 2 * torch.randn(3, 12, 2, 2)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_step_has_its_inverse(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_log_det_of_a_step_is_that_of_its_jacobian(name: str) -> None:
+def test_log_det_of_a_step_equals_its_jacobian(name: str) -> None:
     step = shaken(steps()[name]).double().requires_grad_(False)
     y = 2 * torch.randn(1, 12, 2, 2, dtype=torch.float64)
     _, log_det = step(y)
@@ -130,7 +130,7 @@ def test_inverse_of_the_mixing_matrix_is_exact_at_every_width(channels: int) -> 
         torch.testing.assert_close(step.inverse(step(y)[0]), y, atol=1e-4, rtol=1e-4)
 
 
-def test_mixing_matrix_begins_as_a_rotation() -> None:
+def test_mixing_matrix_starts_as_a_rotation() -> None:
     torch.manual_seed(0)
     y = torch.randn(2, 24, 3, 3)
     mixed, log_det = Invertible1x1(24).requires_grad_(False)(y)
@@ -138,14 +138,14 @@ def test_mixing_matrix_begins_as_a_rotation() -> None:
     assert abs(float(log_det.sum())) < 1e-5
 
 
-def test_coupling_begins_as_the_identity() -> None:
+def test_coupling_starts_as_the_identity() -> None:
     y = torch.randn(2, 12, 2, 2)
     after, log_det = steps()["channel coupling"](y)
     assert torch.equal(after, y)
     assert not log_det.any()
 
 
-def test_squeeze_makes_halves_of_the_colours_of_a_checkerboard() -> None:
+def test_squeeze_turns_checkerboard_colours_into_channel_halves() -> None:
     y = torch.randn(2, 3, 6, 4)
     assert squeeze(y).shape == (2, 12, 3, 2)
     assert torch.equal(unsqueeze(squeeze(y)), y)
@@ -153,7 +153,7 @@ def test_squeeze_makes_halves_of_the_colours_of_a_checkerboard() -> None:
     rows, columns = torch.meshgrid(torch.arange(6), torch.arange(4), indexing="ij")
     assert torch.equal(board, ((rows + columns) % 2 == 0).float().expand(3, 6, 4))
     across = channel_mask(12) & checkerboard_mask(12)
-    assert int(across.sum()) == 3  # each of its halves has values of both colours
+    assert int(across.sum()) == 3  # each half has values of both colours
 
 
 def test_actnorm_gives_zero_mean_and_unit_variance() -> None:
@@ -167,12 +167,12 @@ def test_actnorm_gives_zero_mean_and_unit_variance() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_first_batch_sets_every_actnorm_in_turn(name: str) -> None:
+def test_first_batch_initialises_every_actnorm_in_turn(name: str) -> None:
     sampler = build(name)
     seen: list[Tensor] = []
     inner = [step for step in sampler.flow.scales.modules() if isinstance(step, Actnorm)]
     for step in inner:
-        step.register_forward_hook(lambda *told: seen.append(told[2][0]))
+        step.register_forward_hook(lambda *arguments: seen.append(arguments[2][0]))
     x = sampler.preprocess(parts(8))
     v, _ = sampler.logit(x, torch.rand(x.shape))
     sampler.flow.initialize(v)
@@ -185,21 +185,21 @@ def test_first_batch_sets_every_actnorm_in_turn(name: str) -> None:
         torch.testing.assert_close(after.var(dim=(0, 2, 3)), torch.ones(after.shape[1]), atol=2e-2, rtol=0)
 
 
-def test_logit_counts_its_jacobian_and_dequantises_into_the_unit_interval() -> None:
+def test_logit_includes_its_jacobian_and_dequantises_into_the_unit_interval() -> None:
     logit = Logit(levels=256, margin=0.05)
     x = (torch.arange(256, dtype=torch.float64) / 255).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     v, log_det = logit(x, 0.5)
     torch.testing.assert_close(logit.inverse(v), x)
     centres = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
     torch.testing.assert_close(torch.sigmoid(v[0, 0].flatten()), 0.05 + 0.9 * centres)
-    slope = 256 / 255  # of x in x'
+    slope = 256 / 255  # dx/dx'
     small = 1e-6
     change = (logit(x + small, 0.5)[0] - logit(x - small, 0.5)[0]) / (2 * small) * slope
     torch.testing.assert_close(log_det, torch.log(change), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_whole_flow_has_its_inverse(name: str) -> None:
+def test_whole_flow_is_invertible(name: str) -> None:
     sampler = build(name, num_scales=3)
     x = sampler.preprocess(parts(4))
     sampler.flow.initialize(sampler.logit(x, torch.rand(x.shape))[0])
@@ -214,7 +214,7 @@ def test_whole_flow_has_its_inverse(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_log_prob_is_the_change_of_variables_of_the_whole(name: str) -> None:
+def test_log_prob_is_the_change_of_variables(name: str) -> None:
     sampler = shaken(build(name, size=4, bits=6)).double()
     sampler.requires_grad_(False)
     x = torch.rand(1, 3, 4, 4, dtype=torch.float64)
@@ -228,7 +228,7 @@ def test_log_prob_is_the_change_of_variables_of_the_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_surprise_of_the_pixels_sums_to_minus_log_prob(name: str) -> None:
+def test_map_sums_to_minus_log_prob(name: str) -> None:
     sampler = shaken(build(name), by=0.05)
     x = sampler.preprocess(parts(3))
     with torch.no_grad():
@@ -238,8 +238,8 @@ def test_surprise_of_the_pixels_sums_to_minus_log_prob(name: str) -> None:
 
 
 @torch.no_grad()
-def test_shares_go_back_to_the_pixels_that_they_came_from() -> None:
-    sampler = build("realnvp", num_scales=3)  # fresh, it only moves values about
+def test_shares_of_log_prob_are_assigned_to_their_pixels() -> None:
+    sampler = build("realnvp", num_scales=3)  # untrained, it only permutes values
     x = torch.rand(2, 3, 16, 16)
     v, log_det = sampler.logit(x, 0.5)
     own = 0.5 * v * v + 0.5 * math.log(2 * math.pi) - log_det
@@ -248,7 +248,7 @@ def test_shares_go_back_to_the_pixels_that_they_came_from() -> None:
 
 @torch.no_grad()
 def test_shares_of_mixed_channels_are_spread_over_their_block() -> None:
-    sampler = build("glow", num_scales=1)  # fresh, it turns each block of 2×2 pixels
+    sampler = build("glow", num_scales=1)  # untrained, it rotates each block of 2×2 pixels
     x = torch.rand(2, 3, 16, 16)
     v, log_det = sampler.logit(x, 0.5)
     blocks = (0.5 * v * v + 0.5 * math.log(2 * math.pi)).sum(dim=1).unfold(1, 2, 2).unfold(2, 2, 2).mean(dim=(3, 4))
@@ -278,12 +278,12 @@ def test_density_in_two_dimensions_integrates_to_one(kind: str) -> None:
     log_density -= 0.5 * (y * y).sum(dim=(1, 2, 3))
     density = log_density.double().exp()
     normal = torch.exp(-0.5 * (grid * grid).sum(dim=1)) / (2 * math.pi)
-    assert float((density - normal).abs().sum()) * 0.1**2 > 0.5  # it has become another density
+    assert float((density - normal).abs().sum()) * 0.1**2 > 0.5  # no longer the initial density
     assert float(density.sum()) * 0.1**2 == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_lowers_the_bits_and_survives_its_state(name: str) -> None:
+def test_training_lowers_the_bits_and_the_state_holds_the_flow(name: str) -> None:
     image = parts(12)
     untrained = build(name)
     x = untrained.preprocess(image)
@@ -296,7 +296,7 @@ def test_training_lowers_the_bits_and_survives_its_state(name: str) -> None:
         again.eval()
         z = torch.randn(2, 768)
         assert torch.equal(again.decode(z), sampler.decode(z))
-        assert torch.equal(again.anomaly(x).score, sampler.anomaly(x).score)
+        assert torch.equal(again.as_detector().anomaly(x).score, sampler.as_detector().anomaly(x).score)
     drawn = sampler.sampling_loop().sample(3, rng=np.random.default_rng(0), options=Options(temperature=0.7))
     assert drawn.shape == (3, 3, 16, 16)
     assert np.array_equal(
@@ -305,7 +305,7 @@ def test_training_lowers_the_bits_and_survives_its_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_noise_is_drawn_in_training_only_and_from_the_seed(name: str) -> None:
+def test_noise_is_seeded_and_used_only_in_training(name: str) -> None:
     losses = []
     for seed in (0, 0, 1):
         sampler = build(name, seed=seed)
@@ -318,7 +318,7 @@ def test_noise_is_drawn_in_training_only_and_from_the_seed(name: str) -> None:
     assert torch.equal(sampler.anomaly_map(x), sampler.anomaly_map(x))
 
 
-def test_training_does_not_see_what_lies_outside_the_region() -> None:
+def test_training_ignores_pixels_outside_the_region() -> None:
     losses = []
     for outside in (0, 255):
         sampler = build("realnvp")
@@ -333,7 +333,7 @@ def test_training_does_not_see_what_lies_outside_the_region() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_abilities(name: str) -> None:
+def test_supported_and_unsupported_abilities(name: str) -> None:
     sampler = build(name, size=8)
     assert sampler.density == "exact"
     x = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
@@ -341,7 +341,9 @@ def test_abilities(name: str) -> None:
     np.testing.assert_allclose(drawing.reconstruct(x, rng=np.random.default_rng(0), options=options), x, atol=1e-4)
     walk = drawing.interpolate(x[0], x[1], num=3, options=options)
     np.testing.assert_allclose(walk[[0, 2]], x, atol=1e-4)
-    with pytest.raises(Unsupported, match=f"{type(sampler).__name__} has no inpaint: a flow gives every image back"):
+    with pytest.raises(
+        Unsupported, match=f"{type(sampler).__name__} does not support inpaint: a flow reproduces every image"
+    ):
         drawing.inpaint(x, np.zeros((2, 8, 8), dtype=bool), rng=np.random.default_rng(0), options=options)
 
 
@@ -355,7 +357,7 @@ def test_abilities(name: str) -> None:
         ({"smooth": 4}, r"smooth 4: .* e\.g\. 5"),
     ],
 )
-def test_options_that_cannot_be_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(name, **options)
 

@@ -127,8 +127,8 @@ def test_line_scan_is_scored_with_regions_and_overlay_where_the_defect_is(
     cv2.circle(image, (1500, 70), 9, (255, 30, 30), -1)
     write_png(tmp_path / "scan.png", image)
     code = score(
-        seamless_run / "model.onnx", str(tmp_path / "scan.png"), out=str(tmp_path / "rows.csv"), device="cpu",
-        overlays=str(tmp_path / "drawn"),
+        seamless_run / "model.onnx", str(tmp_path / "scan.png"), out=tmp_path / "rows.csv", device="cpu",
+        overlays=tmp_path / "drawn",
     )  # fmt: skip
     assert code == 0
     with (tmp_path / "rows.csv").open(encoding="utf-8", newline="") as file:

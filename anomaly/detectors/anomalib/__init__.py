@@ -1,1 +1,1 @@
-"""Models of anomalib behind the contract of a detector."""
+"""Models of anomalib as detectors."""

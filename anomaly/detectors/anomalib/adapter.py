@@ -1,13 +1,15 @@
-"""Any anomalib model as a detector: its network and its training, with our preprocessing, calibration and export.
+"""Any anomalib model as a detector: anomalib's network and training with this project's preprocessing and calibration.
 
 S. Akcay et al., "Anomalib: A Deep Learning Library for Anomaly Detection", 2022, arXiv 2202.08341.
 
-anomalib's own preprocessing, thresholds, normalisation, metrics and pictures take no part. One pass gathers the good images
-as `Preprocess` gives them; then anomalib's class trains on them by a `lightning` trainer, without validation and in single
-precision. Nothing imports anomalib before a model is built.
+anomalib's own preprocessing, thresholds, normalisation, metrics and visualisation are not used. One pass collects the
+preprocessed good images. Then a `lightning` trainer trains anomalib's class on them, without validation and in single
+precision. anomalib is imported when a model is built.
 
-What differs from anomalib: a crop of the middle (Dinomaly) is not taken, the whole image is scored; EfficientAd takes
-the quantiles that weigh its two maps from the training images, anomalib from a validation set; see `anomalib_inference`.
+What differs, and why:
+* The whole image is scored, without Dinomaly's central crop.
+* EfficientAd takes the quantiles that weigh its two maps from the training images; anomalib uses a validation set.
+* Some models have a new inference (see `inference`).
 """
 
 from __future__ import annotations
@@ -42,11 +44,11 @@ FOLDERS = {
     "EfficientAd": ("imagenet_dir", "everyday images in a folder per class, e.g. Imagenette"),
     "Glass": ("anomaly_source_path", "textures, e.g. the Describable Textures Dataset"),
 }
-"""Model -> the option that names a folder of images which its training mixes in, and what lies there"""
+"""Model -> its option for a folder of additional training images, and the description of these images"""
 
 
 class _Inner(NamedTuple):
-    """anomalib's module until it is trained, and which parts of it training sets in motion: at rest all is frozen."""
+    """anomalib's module before its training, its trainable parameters, and its parts in training mode."""
 
     module: Any
     trainable: list[nn.Parameter]
@@ -54,20 +56,20 @@ class _Inner(NamedTuple):
 
 
 class AnomalibModel(Detector):
-    """A model of anomalib.
+    """Model of anomalib.
 
     Args:
-        model: name of its class in `anomalib.models`, e.g. `Patchcore`.
-        options: its constructor's arguments but for the processors, evaluator, visualizer and `pre_trained`.
+        model: class name in `anomalib.models`, e.g. `Patchcore`.
+        options: constructor arguments of the model, without processors, evaluator, visualizer and `pre_trained`.
         size: height and width of the network's input in pixels.
-        resize: `stretch` or `letterbox`.
-        weights: of its backbones: `pretrained`, `none`, or a path (see `Backbone`).
-        inner_epochs: passes of its training; models of a memory bank take as many as they want.
-        batch_size: images per step of its training.
+        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        weights: weights of the backbones: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
+        inner_epochs: passes over the training images; models with a memory bank choose their own number.
+        batch_size: images per optimisation step.
 
     Raises:
-        UsageError: anomalib is not installed, or has no such model, option or size.
-        WeightsError: weights that are nowhere to be had or do not fit.
+        UsageError: anomalib is not installed, or model, option or size is invalid.
+        WeightsError: weights not found, or not matching the network.
     """
 
     tiling = WindowsOnly("the equivariance of anomalib's networks is not known")
@@ -99,92 +101,94 @@ class AnomalibModel(Detector):
         self._inner: tuple[_Inner, ...] = (
             _Inner(module, trainable, [part for part in self.network.modules() if part.training]),
         )
-        self._gathered: list[Tensor] = []
+        self._collected: list[Tensor] = []
         self.register_buffer("is_fitted", torch.tensor(False))
-        self.register_state_dict_post_hook(_own_memory)  # type: ignore[no-untyped-call]
-        _come_to_rest(self.network)
+        self.register_state_dict_post_hook(_copy_shared_tensors)  # type: ignore[no-untyped-call]
+        _freeze(self.network)
 
     @classmethod
     def adapt(cls, module: Any, *, resize: Resize = "stretch") -> AnomalibModel:
-        """Take over a module of anomalib that was fitted elsewhere; it is still to be calibrated.
+        """Convert a fitted module of anomalib into a detector without calibration.
 
         Args:
-            module: an instance of one of `anomalib.models`, with its own pre-processor.
-            resize: `stretch` or `letterbox`; anomalib itself squashes.
+            module: instance of a class of `anomalib.models`, with its own pre-processor.
+            resize: fit of an image to the network's input; anomalib uses `stretch`.
 
         Raises:
-            UsageError: a module whose preprocessing is more than a resize to a square and its class's own normalisation.
+            UsageError: preprocessing other than a resize to a square and the default normalisation of the class.
         """
         name, size = type(module).__name__, module.input_size
         if size is None or size[0] != size[1] or not is_plain(module):
             raise UsageError(
-                f"this {name} preprocesses by {getattr(module.pre_processor, 'transform', None)}: only a resize to a square"
-                " and the default normalisation of its class can be adapted"
+                f"the preprocessing of this {name} is {getattr(module.pre_processor, 'transform', None)}:"
+                " only a resize to a square and the default normalisation of its class are supported"
             )
         options = {key: _plain(value) for key, value in module.hparams.items() if key not in NOT_OPTIONS}
         detector = cls(model=name, options=options, size=size[0], resize=resize, weights="none")
-        learned = module.model.state_dict()
-        _make_room(detector.network, learned)
-        detector.network.load_state_dict(learned)
-        detector._note_fitted()
-        detector.provenance = {"weights": f"as fitted by anomalib's {name}"}
+        state = module.model.state_dict()
+        _resize_buffers(detector.network, state)
+        detector.network.load_state_dict(state)
+        detector._mark_fitted()
+        detector.provenance = {"weights": f"fitted by anomalib's {name}"}
         return detector.eval()
 
     def train(self, mode: bool = True) -> AnomalibModel:
-        """Leave the network in eval mode: only its own trainer sets it in motion."""
+        """Keep the network in eval mode; anomalib's trainer changes the mode itself."""
         super().train(mode)
         self.network.eval()
         return self
 
     def configure_optimizers(self) -> None:
-        """None: the inner trainer has its own."""
+        """No optimiser: anomalib's module has its own."""
 
     def on_fit_start(self) -> None:
-        """Refuse a training that lacks what it mixes in.
+        """Check the folder of additional training images.
 
         Raises:
-            UsageError: an option of the model that names no folder with files; a model that was trained already.
+            UsageError: the folder is missing or empty, or the model is already trained.
         """
         if not self._inner:
-            raise UsageError(f"this {self.model} was trained already: build a new one")
-        option, what = FOLDERS.get(self.model, ("", ""))
+            raise UsageError(f"this {self.model} is already trained: build a new one")
+        option, description = FOLDERS.get(self.model, ("", ""))
         place = self.hparams["options"].get(option, "")
         if option and not (place and any(Path(place).rglob("*.*"))):
-            raise UsageError(f"anomalib's {self.model} learns with {what}: name a folder of them as options.{option}")
+            raise UsageError(f"anomalib's {self.model} trains with {description}: set options.{option} to their folder")
 
     def training_step(self, batch: Batch, index: int) -> None:
-        """Gather the network's input, (N, 3, size, size) float32: 0.75 MiB an image at size 256."""
-        self._gathered.append(self.preprocessed(batch).cpu().contiguous())
+        """Collect the network's inputs (N, 3, size, size) float32, 0.75 MiB per image at size 256."""
+        self._collected.append(self.preprocessed(batch).cpu().contiguous())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Begin anew, with the weights built just now: a checkpoint lacks what was gathered and the inner optimiser."""
+        """Restart the training: a checkpoint contains neither the collected inputs nor anomalib's optimiser."""
         checkpoint["state_dict"] = self.state_dict()
         loop = checkpoint["loops"]["fit_loop"]
         for progress in (loop["epoch_progress"], loop["epoch_loop.batch_progress"]):
             progress["current"] = dict.fromkeys(progress["current"], 0)
 
     def on_fit_end(self) -> None:
-        """Train anomalib's module on the gathered images.
+        """Train anomalib's module on the collected inputs.
 
         Raises:
-            UsageError: what anomalib refuses.
-            WeightsError: a download of anomalib's that fails.
-            TrainingError: something learned that is no finite number.
+            UsageError: anomalib rejects size, batch size or options.
+            WeightsError: a download of anomalib fails.
+            TrainingError: a tensor is not finite after the training.
         """
         ((module, trainable, in_training_mode),) = self._inner
-        x, self._gathered = torch.cat(self._gathered), []
+        x, self._collected = torch.cat(self._collected), []
         for parameter in trainable:
             parameter.requires_grad_(True)
         for part in in_training_mode:
             part.training = True
         if self.hparams["weights"] == "none" and self.model == "EfficientAd":
-            module.prepare_pretrained_model = lambda: None  # the teacher stays random
+            module.prepare_pretrained_model = lambda: None  # keep the random teacher
         accelerator = "gpu" if self.device.type == "cuda" else "cpu"
         with quiet():
             try:
                 _train(module, x, epochs=self.inner_epochs, batch_size=self.batch_size, accelerator=accelerator)
             except OSError as error:
-                raise WeightsError(f"anomalib's {self.model} cannot fetch what it learns with: {error}") from error
+                raise WeightsError(
+                    f"anomalib's {self.model} cannot download its training data or weights: {error}"
+                ) from error
             except (ValueError, AssertionError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                     raise
@@ -192,30 +196,34 @@ class AnomalibModel(Detector):
                     f"anomalib's {self.model} cannot be trained with size {self.preprocess.size[0]}, batch_size"
                     f" {self.batch_size} and {self.hparams['options']}: {error or type(error).__name__}"
                 ) from error
-        _come_to_rest(self.network.to(self.device))
+        _freeze(self.network.to(self.device))
         for key, value in self.network.state_dict().items():
             if not torch.isfinite(value).all():
-                raise TrainingError(f"{key} of anomalib's {self.model} became no finite number in training")
-        self._note_fitted()
+                raise TrainingError(
+                    f"{key} of anomalib's {self.model} is not finite after training: lower its learning rate in options"
+                )
+        self._mark_fitted()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        _make_room(self.network, {key.removeprefix(f"{prefix}network."): value for key, value in state_dict.items()})
+        _resize_buffers(
+            self.network, {key.removeprefix(f"{prefix}network."): value for key, value in state_dict.items()}
+        )
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if self.is_fitted:
-            self._note_fitted()
+            self._mark_fitted()
 
-    def _note_fitted(self) -> None:
+    def _mark_fitted(self) -> None:
         self.is_fitted.fill_(True)
         self._inner = ()
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score as the model does; one that gives no map gets a flat one, its score everywhere.
+        """Compute the model's score and map. A model without a map gets a constant map with the score's value.
 
         Raises:
-            UsageError: it has learned nothing yet.
+            UsageError: the model is not trained.
         """
         if self._inner:
-            raise UsageError(f"anomalib's {self.model} has learned from no image yet: fit it first")
+            raise UsageError(f"anomalib's {self.model} is not trained: fit it first")
         score, anomaly_map = INFERENCE.get(self.model, own_forward)(self.network, x.contiguous())
         score = score.flatten().float()
         if anomaly_map is None:
@@ -227,7 +235,7 @@ class AnomalibModel(Detector):
 
 
 def _train(module: Any, x: Tensor, *, epochs: int, batch_size: int, accelerator: str) -> None:
-    """Train a module of anomalib on x (N, 3, h, w) by a trainer of its own, without validation."""
+    """Train a module of anomalib on x (N, 3, h, w) with its own trainer and without validation."""
     import lightning.pytorch
     from anomalib.data import ImageBatch
 
@@ -237,24 +245,24 @@ def _train(module: Any, x: Tensor, *, epochs: int, batch_size: int, accelerator:
         return ImageBatch(image=image, gt_label=good, gt_mask=good[:, None, None].expand(-1, *image.shape[2:]))
 
     class Images(lightning.pytorch.LightningDataModule):  # type: ignore[misc]
-        """What was gathered; some models ask their trainer's datamodule for it."""
+        """Collected inputs; some models read them from their trainer's datamodule."""
 
         train_batch_size = batch_size
 
         def train_dataloader(self) -> Any:
-            """Shuffled; a last batch of one image, which no batch norm takes, is left out where nothing counts on it."""
-            alone = len(x) % batch_size == 1 and len(x) > 1 < batch_size and not hasattr(module, "_is_fitted")
-            return DataLoader(TensorDataset(x), batch_size, shuffle=True, collate_fn=as_batch, drop_last=alone)
+            """Shuffled batches; a last batch of one image, which batch norm rejects, is dropped where possible."""
+            single = len(x) % batch_size == 1 and len(x) > 1 < batch_size and not hasattr(module, "_is_fitted")
+            return DataLoader(TensorDataset(x), batch_size, shuffle=True, collate_fn=as_batch, drop_last=single)
 
     images = Images()
-    wanted: dict[str, Any] = {"max_epochs": epochs, "devices": 1, "num_sanity_val_steps": 0} | module.trainer_arguments
+    options: dict[str, Any] = {"max_epochs": epochs, "devices": 1, "num_sanity_val_steps": 0} | module.trainer_arguments
     trainer = lightning.pytorch.Trainer(
-        **wanted, accelerator=accelerator, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        **options, accelerator=accelerator, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     try:
         trainer.fit(module, datamodule=images)
-    except SystemExit as error:  # how the trainer ends an interrupted fit
+    except SystemExit as error:  # the trainer's signal of an interrupted fit
         raise KeyboardInterrupt from error
     if hasattr(module, "map_norm_quantiles"):
         module.model.eval()
@@ -262,18 +270,18 @@ def _train(module: Any, x: Tensor, *, epochs: int, batch_size: int, accelerator:
     module.trainer = None
 
 
-def _come_to_rest(network: nn.Module) -> None:
-    """Freeze a network in eval mode, tensors that are plain attributes of its parts too, laid out as a file will hold them."""
+def _freeze(network: nn.Module) -> None:
+    """Freeze a network in eval mode, plain tensor attributes included, with contiguous tensors as in a file."""
     for part in network.requires_grad_(False).eval().modules():
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.requires_grad:
                 setattr(part, name, value.detach())
-    for held in (*network.parameters(), *network.buffers()):
-        held.data = held.data.contiguous()
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.contiguous()
 
 
-def _own_memory(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    """Give each tensor of a state its own memory, which a safetensors file asks for."""
+def _copy_shared_tensors(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """Copy tensors that share memory, as a safetensors file requires."""
     seen: set[int] = set()
     for key, value in state.items():
         if value.data_ptr() in seen:
@@ -281,16 +289,16 @@ def _own_memory(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any
         seen.add(value.data_ptr())
 
 
-def _make_room(network: nn.Module, learned: Mapping[str, Tensor]) -> None:
-    """Give buffers whose sizes the data decided the sizes that were learned."""
-    for key, held in list(network.named_buffers()):
-        if key in learned and learned[key].shape != held.shape:
+def _resize_buffers(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Resize buffers with data-dependent sizes to the sizes of a fitted state."""
+    for key, buffer in list(network.named_buffers()):
+        if key in state and state[key].shape != buffer.shape:
             owner, _, name = key.rpartition(".")
-            setattr(network.get_submodule(owner), name, torch.zeros_like(learned[key], device=held.device))
+            setattr(network.get_submodule(owner), name, torch.zeros_like(state[key], device=buffer.device))
 
 
 def _plain(value: Any) -> Any:
-    """Write an argument of anomalib's as JSON has it."""
+    """Convert an argument of anomalib to a JSON value."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, PurePath):

@@ -1,12 +1,12 @@
-"""Inference of anomalib models whose own forward depends on the batch or cannot be exported, written anew with equal meaning.
+"""Equivalent inference for anomalib models whose forward depends on the batch or cannot be exported.
 
-    Patchcore, MHPatchcore  compare patches in pieces whose number depends on the batch; here at once
-    Cflow                   takes the maximum over the whole batch, so that an image's map depends on the others; here over
-                            each image, which is what the original gives for a batch of one
-    Dfkde                   loops over the images, and its probability is 1 / (1 + exp(0.05 (log p - 12))) of a density p that
-                            underflows to 0; here the score is -log p, of which the original's is an increasing function
+    Patchcore, MHPatchcore  the original compares patches in chunks whose number depends on the batch; here all at once
+    Cflow                   the original takes the maximum over the whole batch, so that maps depend on other images; here
+                            the maximum is over each image, as in the original for a batch of one
+    Dfkde                   the original loops over images, and its probability 1 / (1 + exp(0.05 (log p - 12))) uses a
+                            density p that underflows to 0; here the score is -log p, with the same ranks
 
-Each takes anomalib's torch model and x (N, 3, h, w) and gives a score (N,) and a map (N, 1, h, w) or None.
+Each function takes anomalib's torch model and x (N, 3, h, w), and returns a score (N,) and a map (N, 1, h, w) or None.
 Notation: y -> patches (N, P, D); b -> rows of the memory bank (M, D).
 """
 
@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Said = tuple[Tensor, Tensor | None]
+Output = tuple[Tensor, Tensor | None]
 
 
-def own_forward(network: Any, x: Tensor) -> Said:
-    """What a model's own forward says."""
-    said = network(x)
-    return said.pred_score, said.anomaly_map
+def own_forward(network: Any, x: Tensor) -> Output:
+    """Score and map of the model's own forward."""
+    output = network(x)
+    return output.pred_score, output.anomaly_map
 
 
 def _nearest(y: Tensor, bank: Tensor, *, num_neighbors: int) -> tuple[Tensor, Tensor]:
     """Squared distances of each patch to its nearest row (N, P), and of the farthest patch to that row's neighbours (N, k).
 
-    Rows are found by |b|² - 2 y·b and their distances measured by differences: squares of sums lose digits.
+    |b|² - 2 y·b finds the rows; their distances are computed from differences, which keeps all digits.
     """
     squares = (bank * bank).sum(dim=1)
     nearest = bank.index_select(0, (squares - 2 * y @ bank.T).argmin(dim=2).flatten()).reshape(y.shape)
@@ -44,8 +44,8 @@ def _nearest(y: Tensor, bank: Tensor, *, num_neighbors: int) -> tuple[Tensor, Te
     return distance, (patch - neighbours).square().sum(dim=2)
 
 
-def patchcore(network: Any, x: Tensor) -> Said:
-    """Distance of each patch to its nearest row; the score is the largest, weighted (K. Roth et al., PatchCore, eq. 7)."""
+def patchcore(network: Any, x: Tensor) -> Output:
+    """Distance of each patch to its nearest row; the score is the weighted maximum (K. Roth et al., PatchCore, eq. 7)."""
     levels = {layer: network.feature_pooler(level) for layer, level in network.feature_extractor(x).items()}
     grid = network.generate_embedding(levels)  # (N, D, h, w)
     squared, around = _nearest(
@@ -59,8 +59,8 @@ def patchcore(network: Any, x: Tensor) -> Said:
     return score, anomaly_map
 
 
-def mh_patchcore(network: Any, x: Tensor) -> Said:
-    """Squared Mahalanobis distance of each patch to its nearest row; the score is the largest, weighted likewise."""
+def mh_patchcore(network: Any, x: Tensor) -> Output:
+    """Squared Mahalanobis distance of each patch to its nearest row; the score is the weighted maximum."""
     levels = network.feature_extractor(x)
     height, width = levels[network.layers[0]].shape[2:]
     y = network.covariance(network.pca(network.generate_embedding(levels))).reshape(x.shape[0], height * width, -1)
@@ -72,8 +72,8 @@ def mh_patchcore(network: Any, x: Tensor) -> Said:
     return score, anomaly_map
 
 
-def cflow(network: Any, x: Tensor) -> Said:
-    """Sum over the levels of each pixel's likelihood relative to the best of its image, taken from the image's highest."""
+def cflow(network: Any, x: Tensor) -> Output:
+    """Maximum over the image, minus the sum over levels of each pixel's likelihood relative to the image's highest."""
     from anomalib.models.image.cflow.utils import get_logp, positional_encoding_2d
 
     levels = network.encoder(x)
@@ -91,7 +91,7 @@ def cflow(network: Any, x: Tensor) -> Said:
     return anomaly_map.amax(dim=(1, 2, 3)), anomaly_map
 
 
-def dfkde(network: Any, x: Tensor) -> Said:
+def dfkde(network: Any, x: Tensor) -> Output:
     """Negative log of the kernel density of the pooled features in nats."""
     classifier = network.classifier
     kernels = classifier.kde_model
@@ -103,14 +103,14 @@ def dfkde(network: Any, x: Tensor) -> Said:
     return -log_p, None
 
 
-INFERENCE: dict[str, Callable[[Any, Tensor], Said]] = {
+INFERENCE: dict[str, Callable[[Any, Tensor], Output]] = {
     "Patchcore": patchcore,
     "MHPatchcore": mh_patchcore,
     "Cflow": cflow,
     "Dfkde": dfkde,
 }
-"""Name of anomalib's class -> its inference here; every other is called as it is"""
+"""Class name of anomalib -> its inference here; other classes use their own forward"""
 NOT_EXPORTED = {
-    "Rad": "it loops over the images of a batch in Python, so that its graph holds for one number of images only",
+    "Rad": "it loops over the images of a batch in Python, so its graph would support only one batch size",
 }
-"""Name of anomalib's class -> why its graph does not keep the contract, where that is known"""
+"""Class name of anomalib -> known reason why its graph violates the contract"""

@@ -1,4 +1,4 @@
-"""The contract's checks find what they look for: one planted fault for each, in a detector that is sound without it."""
+"""Each check of the contract detects a planted fault in a detector that is otherwise correct."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import anomaly.testing.checks
-import anomaly.testing.toy_training
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.errors import AnomalyError, UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.testing.checks import CHECKS, check_detector
-from anomaly.testing.toy_training import Builder, ContractError, draw_defects, draw_parts, train_on
+from anomaly.testing import CHECKS, ContractError, _score_checks, _training_checks, check_detector, toy_training
+from anomaly.testing.toy_training import Builder, draw_defects, draw_parts, train_on
 
 
 class PixelMean(Detector):
-    """Squared distance of each pixel to its mean over the good images: no optimiser, one pass."""
+    """Squared distance of each pixel to its mean over good images, learned in one pass without an optimiser."""
 
     mean: Tensor
     num: Tensor
@@ -49,8 +47,8 @@ class PixelMean(Detector):
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
 
 
-class Blurred(Detector):
-    """Reconstruction by one learned filter a channel, optimised automatically."""
+class LearnedFilter(Detector):
+    """Reconstruction by one learned filter, with automatic optimisation."""
 
     def __init__(self, *, size: int = 32, epochs: int = 3, batch_size: int = 8) -> None:
         preprocess = Preprocess(size=(size, size), resize="stretch", mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -72,8 +70,8 @@ class Blurred(Detector):
         return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
 
 
-class BlurredByHand(Blurred):
-    """The same, optimised by hand."""
+class ManualLearnedFilter(LearnedFilter):
+    """Reconstruction by one learned filter, with manual optimisation."""
 
     def __init__(self, *, size: int = 32, epochs: int = 3, batch_size: int = 8) -> None:
         super().__init__(size=size, epochs=epochs, batch_size=batch_size)
@@ -95,46 +93,46 @@ def raw(anomaly_map: Tensor) -> Anomaly:
     return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
 
 
-class Positional(PixelMean):
+class PositionalArgument(PixelMean):
     def __init__(self, size: int = 32) -> None:
         super().__init__(size=size)
 
 
-class Forgetful(Blurred):
-    """Keeps one of its two options."""
+class MissingOption(LearnedFilter):
+    """Saves one of its two options."""
 
     def __init__(self, *, size: int = 32, sharpness: float = 2.0) -> None:
-        super(Blurred, self).__init__(preprocess=small(size), epochs=1, batch_size=8)
+        super(LearnedFilter, self).__init__(preprocess=small(size), epochs=1, batch_size=8)
         self.save_hyperparameters("size")
 
 
-class Deaf(Blurred):
-    """Takes `epochs` and trains one."""
+class IgnoredEpochs(LearnedFilter):
+    """Has the option `epochs` and trains one epoch."""
 
     def __init__(self, *, epochs: int = 2) -> None:
-        super(Blurred, self).__init__(preprocess=small(32), epochs=1, batch_size=8)
+        super(LearnedFilter, self).__init__(preprocess=small(32), epochs=1, batch_size=8)
         self.save_hyperparameters()
 
 
-class FlatMap(PixelMean):
+class SmallMap(PixelMean):
     def anomaly(self, x: Tensor) -> Anomaly:
-        said = super().anomaly(x)
-        return Anomaly(said.score, said.anomaly_map[:, ::2, ::2])
+        result = super().anomaly(x)
+        return Anomaly(result.score, result.anomaly_map[:, ::2, ::2])
 
 
 class BatchNormalised(PixelMean):
     def anomaly(self, x: Tensor) -> Anomaly:
-        said = super().anomaly(x)
-        return raw(said.anomaly_map / said.anomaly_map.mean())
+        result = super().anomaly(x)
+        return raw(result.anomaly_map / result.anomaly_map.mean())
 
 
-class Dropping(PixelMean):
+class RandomScore(PixelMean):
     def anomaly(self, x: Tensor) -> Anomaly:
         return raw(self.inside_roi(((x - self.mean) ** 2 + 1e-3 * torch.rand(1)).mean(dim=1)))
 
 
-class Unordered(PixelMean):
-    """Draws from a generator that no seed reaches."""
+class UnseededTraining(PixelMean):
+    """Uses a generator without a fixed seed."""
 
     def training_step(self, batch: Batch, index: int) -> None:
         generator = torch.Generator()
@@ -143,13 +141,13 @@ class Unordered(PixelMean):
         self.mean += 1e-3 * torch.randn(self.mean.shape, generator=generator)
 
 
-class Stubborn(PixelMean):
+class UntrainedScore(PixelMean):
     def anomaly(self, x: Tensor) -> Anomaly:
         return raw(self.inside_roi((x**2).mean(dim=1)))
 
 
-class Idle(Blurred):
-    """Has a layer that no loss reaches."""
+class UnusedLayer(LearnedFilter):
+    """Has a layer that the loss does not use."""
 
     def __init__(self, *, size: int = 32) -> None:
         super().__init__(size=size)
@@ -157,29 +155,29 @@ class Idle(Blurred):
         self.head = nn.Conv2d(3, 3, 1)
 
 
-class HalfOptimised(BlurredByHand):
-    """Leaves its bias out of the optimiser."""
+class UnoptimisedBias(ManualLearnedFilter):
+    """Does not give its bias to the optimiser."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam([self.filter.weight], lr=1e-2)
 
 
-class Clamped(PixelMean):
-    """Shows nothing below a typical good part."""
+class ClampedScore(PixelMean):
+    """Clamps scores below a typical good part."""
 
     def forward(self, image: Tensor | list[Tensor]) -> Anomaly:
         return Anomaly(*(value.clamp(min=0) for value in super().forward(image)))
 
 
-class Numbered(PixelMean):
-    """Scores by the place in the batch."""
+class PositionInBatch(PixelMean):
+    """Adds the position in the batch to the score."""
 
     def anomaly(self, x: Tensor) -> Anomaly:
         return raw(super().anomaly(x).anomaly_map + torch.arange(len(x))[:, None, None])
 
 
-class Hiding(PixelMean):
-    """Keeps its scale outside of the state."""
+class UnregisteredScale(PixelMean):
+    """Keeps its scale outside the state."""
 
     scale = 1.0
 
@@ -191,102 +189,106 @@ class Hiding(PixelMean):
         return raw(self.inside_roi(super().anomaly(x).anomaly_map * self.scale))
 
 
-class Borderless(PixelMean):
-    """Does not ask for the region of interest."""
+class MapOutsideRegion(PixelMean):
+    """Ignores the region of interest in the map."""
 
     def anomaly(self, x: Tensor) -> Anomaly:
         return raw(((x - self.mean) ** 2 + 0.1).mean(dim=1) + torch.linspace(0, 1, x.shape[3]))
 
 
-class Peeking(PixelMean):
-    """Learns from the images beside `preprocessed`."""
+class TrainingOutsideRegion(PixelMean):
+    """Reads images without `preprocessed`."""
 
     def training_step(self, batch: Batch, index: int) -> None:
         super().training_step(batch, index)
         self.num += torch.as_tensor(batch.image[0]).float().mean()
 
 
-class Dividing(PixelMean):
+class UnboundedDivision(PixelMean):
     def anomaly(self, x: Tensor) -> Anomaly:
         return raw(self.inside_roi(((x - self.mean) / x.std(dim=(2, 3), keepdim=True)).square().mean(dim=1)))
 
 
-class Inverted(PixelMean):
+class InvertedScore(PixelMean):
     def anomaly(self, x: Tensor) -> Anomaly:
         return raw(self.inside_roi(-super().anomaly(x).anomaly_map))
 
 
-class Branching(PixelMean):
-    """Chooses by a value: a graph holds one of the branches only."""
+class BranchOnExport(PixelMean):
+    """Computes another map in the exported graph."""
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        said = super().anomaly(x)
+        result = super().anomaly(x)
         if torch.compiler.is_exporting():
-            return said
-        return raw(said.anomaly_map + 0.1 * (said.anomaly_map > 0.5))
+            return result
+        return raw(result.anomaly_map + 0.1 * (result.anomaly_map > 0.5))
 
 
 PLANTED: list[tuple[type[Detector], str, str]] = [
-    (Positional, "constructor", "argument size is not keyword-only; write"),
-    (Forgetful, "constructor", r"it keeps \['size'\] of \['sharpness', 'size'\]; call self.save_hyperparameters"),
-    (Deaf, "constructor", "option epochs is 2, but the detector trains with 1; pass it on"),
-    (FlatMap, "forward", r"anomaly_map is \(3, 16, 16\) torch.float32, wanted \(3, 32, 32\)"),
+    (PositionalArgument, "constructor", "argument size is not keyword-only; write"),
+    (MissingOption, "constructor", r"it saves \['size'\] of \['sharpness', 'size'\]; call self.save_hyperparameters"),
+    (IgnoredEpochs, "constructor", "option epochs is 2, but the detector trains with 1; pass it on"),
+    (SmallMap, "forward", r"anomaly_map is \(3, 16, 16\) torch.float32, expected \(3, 32, 32\)"),
     (BatchNormalised, "own_image", "anomaly_map of the same image differs|score of the same image differs"),
-    (Dropping, "deterministic", "two runs on the same images differ"),
-    (Unordered, "same_seed", r"1 tensors differ, first \['mean'\]"),
-    (Stubborn, "learning", "it gives the same scores; let anomaly"),
-    (Idle, "learning", r"2 trainable parameters never got a gradient, first \['head.weight'\]; use them"),
-    (HalfOptimised, "learning", r"1 trainable parameters are as before the training, first \['filter.bias'\]"),
-    (Clamped, "calibration", "calibrate gives scores that forward does not repeat .*; leave forward and calibrate"),
-    (Numbered, "equal_images", "12 copies of one image got different scores"),
-    (Hiding, "state", "another detector with the same state gives another score"),
-    (Borderless, "region_of_interest", "the map outside the region is not its minimum; return self.inside_roi"),
-    (Peeking, "region_of_interest", r"changes what is learned: 1 tensors, first \['num'\]"),
-    (Dividing, "finite", "score or map of images of kind 'black' is no finite number"),
-    (Inverted, "defect", "a large red patch scores .*, a good image .*; higher is more anomalous"),
-    (Branching, "export", "the graph's (score|anomaly_map) of images of kind .* differs by"),
+    (RandomScore, "deterministic", "two runs on the same images differ"),
+    (UnseededTraining, "same_seed", r"1 tensors differ, first \['mean'\]"),
+    (UntrainedScore, "learning", "it gives the same scores; let anomaly"),
+    (UnusedLayer, "learning", r"2 trainable parameters never got a gradient, first \['head.weight'\]; use them"),
+    (UnoptimisedBias, "learning", r"1 trainable parameters did not change in training, first \['filter.bias'\]"),
+    (ClampedScore, "calibration", "the scores of calibrate and of forward differ .*; leave forward and calibrate"),
+    (PositionInBatch, "equal_images", "12 copies of one image got different scores"),
+    (UnregisteredScale, "state", "another detector with the same state gives another score"),
+    (MapOutsideRegion, "region_of_interest", "the map outside the region is not its minimum; return self.inside_roi"),
+    (
+        TrainingOutsideRegion,
+        "region_of_interest",
+        r"change the training: 1 tensors, first \['num'\]",
+    ),
+    (UnboundedDivision, "finite", "score or map of 'black' images is not finite"),
+    (InvertedScore, "defect", "a large red patch scores .*, a good image .*; higher is more anomalous"),
+    (BranchOnExport, "export", "the graph's (score|anomaly_map) of .* images differs by"),
 ]
 
 
-@pytest.mark.parametrize("sound", [PixelMean, BlurredByHand])
-def test_a_sound_detector_passes(sound: type[Detector]) -> None:
-    check_detector(sound, options={"size": 32})
+@pytest.mark.parametrize("correct", [PixelMean, ManualLearnedFilter])
+def test_correct_detector_passes(correct: type[Detector]) -> None:
+    check_detector(correct, options={"size": 32})
 
 
-@pytest.mark.parametrize(("broken", "check", "told"), PLANTED)
-def test_check_finds_a_planted_fault(broken: type[Detector], check: str, told: str) -> None:
-    with pytest.raises(ContractError, match=f"^{broken.__name__} fails '{check}': .*({told})"):
-        CHECKS[check](Builder(broken, {}))
+@pytest.mark.parametrize(("faulty", "check", "message"), PLANTED)
+def test_check_detects_planted_fault(faulty: type[Detector], check: str, message: str) -> None:
+    with pytest.raises(ContractError, match=f"^{faulty.__name__} fails '{check}': .*({message})"):
+        CHECKS[check](Builder(faulty, {}))
 
 
-def test_every_check_has_a_fault_that_it_finds() -> None:
+def test_every_check_has_a_planted_fault() -> None:
     assert {check for _, check, _ in PLANTED} == set(CHECKS)
 
 
-def test_failures_are_told_together_with_what_a_detector_raised() -> None:
-    class Raising(Inverted):
+def test_report_contains_all_failures_and_errors() -> None:
+    class Raising(InvertedScore):
         def calibrate(self, *_: Any, **__: Any) -> Any:
             raise RuntimeError("no such thing")
 
-    with pytest.raises(ContractError) as told:
+    with pytest.raises(ContractError) as raised:
         check_detector(Raising, options={}, checks=("forward", "calibration", "defect"))
-    text = str(told.value)
+    text = str(raised.value)
     assert text.startswith("2 checks failed:\n\nRaising fails 'calibration': it raised RuntimeError: no such thing (")
-    assert "test_testing.py:" in text
+    assert "test_detector_checks.py:" in text
     assert "\n\nRaising fails 'defect': " in text
-    assert isinstance(told.value, AnomalyError)
-    assert isinstance(told.value, AssertionError)
+    assert isinstance(raised.value, AnomalyError)
+    assert isinstance(raised.value, AssertionError)
 
 
-def test_unknown_check_names_the_nearest() -> None:
+def test_unknown_check_suggests_nearest_name() -> None:
     with pytest.raises(UsageError, match="no check 'expor'; nearest: 'export'"):
         check_detector(PixelMean, options={}, checks=("expor",))
 
 
-def test_training_demands_no_batch_of_one_and_gives_stopping_images() -> None:
+def test_toy_training_drops_single_image_batch_and_provides_stopping_images() -> None:
     seen: list[tuple[str, int]] = []
 
-    class Noting(Blurred):
+    class RecordingBatches(LearnedFilter):
         needs_stopping_images = True
 
         def training_step(self, batch: Batch, index: int) -> Tensor | None:
@@ -296,12 +298,12 @@ def test_training_demands_no_batch_of_one_and_gives_stopping_images() -> None:
         def validation_step(self, batch: Batch, index: int) -> None:
             seen.append(("stopping", len(batch.path)))
 
-    gradients = train_on(Noting(epochs=1), draw_parts(9, seed=0))
+    gradients = train_on(RecordingBatches(epochs=1), draw_parts(9, seed=0))
     assert seen == [("train", 8), ("stopping", 4)]
     assert gradients == {"filter.weight", "filter.bias"}
 
 
-def test_made_up_parts_differ_and_their_defects_are_large() -> None:
+def test_synthetic_parts_differ_and_have_large_defects() -> None:
     good = draw_parts(3, seed=0)
     assert torch.equal(good, draw_parts(3, seed=0))
     assert not torch.equal(good[0], good[1])
@@ -309,10 +311,10 @@ def test_made_up_parts_differ_and_their_defects_are_large() -> None:
     assert 0.1 < changed.float().mean() < 0.2
 
 
-@pytest.mark.parametrize("module", [anomaly.testing.checks, anomaly.testing.toy_training])
-def test_checks_need_no_pytest(module: ModuleType) -> None:
+@pytest.mark.parametrize("module", [_score_checks, _training_checks, toy_training])
+def test_checks_do_not_import_pytest(module: ModuleType) -> None:
     nodes = list(ast.walk(ast.parse(inspect.getsource(module))))
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert {"torch", "anomaly.errors"} <= imported
+    assert {"torch", "anomaly.detectors.base"} <= imported
     assert not [name for name in imported if name.startswith(("pytest", "_pytest", "unittest"))]

@@ -9,8 +9,8 @@ from torch import Tensor
 from anomaly.nn.coupling_1d import LARGEST, VectorCoupling, VectorFlow
 
 
-def lively(flow: torch.nn.Module) -> torch.nn.Module:
-    """Weights large enough that every term counts."""
+def randomised(flow: torch.nn.Module) -> torch.nn.Module:
+    """Set large random weights, so that every term matters."""
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     if isinstance(flow, VectorFlow):
@@ -20,9 +20,9 @@ def lively(flow: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize("dim", [8, 9])
 @torch.no_grad()
-def test_inverse_gives_the_data_back(dim: int) -> None:
+def test_inverse_restores_the_data(dim: int) -> None:
     torch.manual_seed(0)
-    flow = lively(VectorFlow(dim, num_steps=3, hidden=16, clamp=3.0))
+    flow = randomised(VectorFlow(dim, num_steps=3, hidden=16, clamp=3.0))
     y = torch.randn(20, dim)
     z, _ = flow(y)
     assert not torch.allclose(z, y, atol=0.1)
@@ -30,19 +30,19 @@ def test_inverse_gives_the_data_back(dim: int) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
-def test_log_determinant_is_that_of_the_jacobian(num_steps: int) -> None:
+def test_log_determinant_equals_the_jacobian(num_steps: int) -> None:
     torch.manual_seed(1)
-    flow = lively(VectorFlow(7, num_steps=num_steps, hidden=12, clamp=3.0)).double()
+    flow = randomised(VectorFlow(7, num_steps=num_steps, hidden=12, clamp=3.0)).double()
     y = torch.randn(4, 7, dtype=torch.float64)
     _, log_det = flow(y)
-    for row, said in zip(y, log_det, strict=True):
+    for row, value in zip(y, log_det, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda v: flow(v[None])[0][0], row)
-        assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(said.item(), abs=1e-5)
+        assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(value.item(), abs=1e-5)
 
 
-def test_pullback_is_what_automatic_differentiation_gives() -> None:
+def test_pullback_equals_automatic_differentiation() -> None:
     torch.manual_seed(2)
-    flow = lively(VectorFlow(9, num_steps=4, hidden=12, clamp=3.0)).double()
+    flow = randomised(VectorFlow(9, num_steps=4, hidden=12, clamp=3.0)).double()
     y = torch.randn(5, 9, dtype=torch.float64, requires_grad=True)
     g_z, g_log_det = torch.randn(5, 9, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64)
     z, log_det = flow(y)
@@ -68,13 +68,13 @@ def test_output_and_pullback_are_bounded() -> None:
 
 
 @torch.no_grad()
-def test_both_halves_are_moved_within_the_clamp() -> None:
+def test_both_halves_change_within_the_clamp() -> None:
     torch.manual_seed(4)
-    step = lively(VectorCoupling(6, hidden=8, clamp=0.5, seed=3))
+    step = randomised(VectorCoupling(6, hidden=8, clamp=0.5, seed=3))
     x = torch.randn(50, 6) * 10
     y, log_det = step(x)
-    moved = y != x.index_select(1, step.order)
-    assert moved.all()
+    changed = y != x.index_select(1, step.order)
+    assert changed.all()
     assert 0.3 < log_det.abs().max() < 6 * 0.5
     assert sorted(step.order.tolist()) == list(range(6))
 
@@ -111,5 +111,5 @@ def test_linear_step_whitens() -> None:
     shrunk = variances / (variances + 0.01 * variances.mean())
     assert torch.allclose(torch.linalg.eigvalsh(expected), shrunk, atol=1e-3)
     assert log_det.item() == pytest.approx(torch.linalg.slogdet(flow.whitening).logabsdet.item(), abs=1e-4)
-    flow.initialize(torch.cat((y[:3], y[:3])))  # fewer than the dimensions, and twice the same
+    flow.initialize(torch.cat((y[:3], y[:3])))  # fewer vectors than dimensions, each twice
     assert torch.isfinite(flow(y)[0]).all()
