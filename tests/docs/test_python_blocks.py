@@ -41,13 +41,7 @@ def test_block_of_readme_runs(working_folder: Path, capsys: pytest.CaptureFixtur
     assert names["result"].verdict == "defect"
     assert len(names["scores"]) == len(list((working_folder / "new_images").iterdir()))
     written = {path.name for path in working_folder.iterdir()}
-    assert written == {
-        "parts",
-        "part.png",
-        "new_images",
-        "model.onnx",
-        "model.certificate.json",
-    }
+    assert written == {"parts", "part.png", "new_images", "model.onnx"}
 
 
 def test_blocks_of_the_notebook_tutorial_run(working_folder: Path) -> None:
