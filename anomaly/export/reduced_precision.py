@@ -187,7 +187,7 @@ def _to_int8(
         "num_convolutions": choice.num_candidates,
         "int8": choice.convolutions,
     }
-    return quantise(graph, choice.convolutions, spans=choice.spans), facts
+    return quantise(graph, choice.convolutions, ranges=choice.ranges), facts
 
 
 def _write_uncalibrated(path: Path, graph: onnx.ModelProto, metadata: Metadata) -> None:

@@ -207,7 +207,9 @@ def test_compare_counts_flips_and_treats_nan_as_the_worst() -> None:
     large = compare(FixedScorer([0.5, 1.2, 400.0]), FixedScorer([0.5, 1.2, 404.0]), inputs)
     assert large["score"]["max"] == pytest.approx(0.01)
     assert large["worst_input"] == "some"
-    assert compare(FixedScorer([0.5, 1.2, 4.0]), FixedScorer([0.5, 1.2, 4.0], peak=np.nan), inputs)["map"]["max"] == np.inf
+    assert (
+        compare(FixedScorer([0.5, 1.2, 4.0]), FixedScorer([0.5, 1.2, 4.0], peak=np.nan), inputs)["map"]["max"] == np.inf
+    )
 
 
 def test_export_refuses_unreadable_and_unwritable_places(run_folder: Path, tmp_path: Path) -> None:
@@ -251,6 +253,6 @@ def test_failed_export_gives_the_reason() -> None:
     detector = DataDependent(size=64, width=8)
     with pytest.raises(ModelError, match=r"DataDependent cannot be exported: .+; evaluate the fitted model"):
         export_graph(detector)
-    detector.export_reason = "its computation depends on the values of its input"
-    with pytest.raises(ModelError, match="DataDependent cannot be exported: its computation depends on the values of its input;"):
+    detector.export_reason = "its computation depends on its input"
+    with pytest.raises(ModelError, match="DataDependent cannot be exported: its computation depends on its input;"):
         export_graph(detector)

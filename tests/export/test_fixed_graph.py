@@ -119,7 +119,12 @@ def test_parallel_batches_give_the_rows_of_sequential_batches(model: Path, categ
         scorer = OnnxScorer(model, device="cpu", num_threads=1)
         scorer.num_in_flight = num
         rows.append(
-            [one.row for one in score_images(map(Item, paths), scorers={DEFAULT_PRODUCT: scorer}, settings=settings, seconds={})]
+            [
+                one.row
+                for one in score_images(
+                    map(Item, paths), scorers={DEFAULT_PRODUCT: scorer}, settings=settings, seconds={}
+                )
+            ]
         )
     assert len(rows[0]) == 12
     assert rows[0] == rows[1]

@@ -1,4 +1,4 @@
-"""Fewer bits: what changes in the graph, what the certificate says, and what is refused."""
+"""Fewer bits: changes of the graph, the certificate, and refused files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from safetensors import safe_open
 
 from anomaly.commands.main import run
 from anomaly.errors import ModelError, ParityError, UsageError
-from anomaly.export import reduced_precision as conversion
+from anomaly.export import reduced_precision
 from anomaly.export.acceptance import Bounds, check_bounds, compare_verdicts, draw_defects
 from anomaly.export.parity import verify
-from anomaly.export.passes import int8_selection as int8_choice
+from anomaly.export.passes import int8_selection
 from anomaly.export.passes.half import learned_convolutions, to_half
-from anomaly.export.passes.int8 import measure_spans, quantise
+from anomaly.export.passes.int8 import measure_ranges, quantise
 from anomaly.export.reduced_precision import golden_tolerance, write_converted
 from anomaly.imaging.image_file import read_image
 from anomaly.inference.artifact import (
@@ -36,8 +36,8 @@ from anomaly.inference.artifact import (
 )
 from anomaly.inference.difference import relative_difference
 from anomaly.inference.scorer import OnnxScorer, Scores, score_bytes
-from anomaly.recalibration.recalibrate import calibrate
-from anomaly.training.fitted_model import Description, load
+from anomaly.recalibration.recalibrate import recalibrate
+from anomaly.training.fitted_model import Description, load_fitted_model
 from tests.plates import draw_part
 
 WIDE = Bounds(auroc_loss=0.2, flips=0.5)
@@ -46,7 +46,7 @@ Image = NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def description(run_folder: Path) -> Description:
-    return load(run_folder)[1]
+    return load_fitted_model(run_folder).description
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def convert(
 def converted(
     run_folder: Path, description: Description, learned: frozenset[str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Precision, tuple[Path, dict[str, Any]]]:
-    """fp16 and int8 of the exported model with their certificates; read only."""
+    """The exported model in fp16 and int8, with certificates; read only."""
     folder, kept = tmp_path_factory.mktemp("converted"), {}
     for precision in ("fp16", "int8"):
         out = folder / f"{precision}.onnx"
@@ -92,7 +92,7 @@ def converted(
     return kept
 
 
-def test_half_precision_lies_between_the_learned_convolutions(model: Path, learned: frozenset[str]) -> None:
+def test_nodes_between_learned_convolutions_are_half_precision(model: Path, learned: frozenset[str]) -> None:
     graph = bare(model)
     half = to_half(graph, learned=learned)
     onnx.checker.check_model(half, full_check=True)
@@ -113,7 +113,7 @@ def test_half_precision_lies_between_the_learned_convolutions(model: Path, learn
     assert 0 < relative_difference(a.anomaly_map, b.anomaly_map).max() < 0.1
 
 
-def test_convolution_that_was_not_learned_keeps_its_digits(model: Path, learned: frozenset[str]) -> None:
+def test_convolution_that_was_not_learned_stays_in_single_precision(model: Path, learned: frozenset[str]) -> None:
     graph = bare(model)
     first, *_, last = (n.input[1] for n in learned_convolutions(graph, learned))
     half = to_half(graph, learned=learned - {last})
@@ -125,7 +125,7 @@ def test_convolution_that_was_not_learned_keeps_its_digits(model: Path, learned:
         to_half(graph, learned={"other"})
 
 
-def test_weight_beyond_the_largest_half_keeps_its_convolution_in_single_precision(
+def test_weight_beyond_the_range_of_half_precision_stays_in_single_precision(
     model: Path, learned: frozenset[str]
 ) -> None:
     graph = bare(model)
@@ -137,13 +137,13 @@ def test_weight_beyond_the_largest_half_keeps_its_convolution_in_single_precisio
     onnx.checker.check_model(half, full_check=True)
 
 
-def test_integers_replace_the_chosen_convolutions_alone(model: Path, learned: frozenset[str]) -> None:
+def test_only_chosen_convolutions_are_quantised(model: Path, learned: frozenset[str]) -> None:
     graph, images = bare(model), parts(4)
     names = [n.output[0] for n in learned_convolutions(graph, learned) if n.op_type == "Conv"]
-    spans = measure_spans(graph, names, images=[image[None] for image in images])
-    assert all(span.low <= 0 <= span.high for span in spans.values())
+    ranges = measure_ranges(graph, names, images=[image[None] for image in images])
+    assert all(one.low <= 0 <= one.high for one in ranges.values())
     chosen = names[1:4]
-    integer = quantise(graph, chosen, spans=spans)
+    integer = quantise(graph, chosen, ranges=ranges)
     onnx.checker.check_model(integer)
     assert integer.ir_version == 8
     assert [(o.domain, o.version) for o in integer.opset_import] == [("", 18)]
@@ -161,7 +161,7 @@ def test_integers_replace_the_chosen_convolutions_alone(model: Path, learned: fr
             assert bits.dtype == np.int8
             exact = weights[node.input[1]]
             worst = np.abs(bits * scale.reshape(-1, 1, 1, 1) - exact).reshape(len(exact), -1).max(axis=1)
-            assert (worst <= 0.501 * scale).all()  # to the nearest step of each output channel
+            assert (worst <= 0.501 * scale).all()  # rounded to the nearest step of each output channel
             found += 1
     assert found == len(chosen)
     assert Counter(n.op_type for n in integer.graph.node)["QuantizeLinear"] <= 2 * len(chosen)
@@ -169,27 +169,27 @@ def test_integers_replace_the_chosen_convolutions_alone(model: Path, learned: fr
     assert 0 < relative_difference(a.anomaly_map, b.anomaly_map).max() < 0.5
 
 
-def test_convolution_that_ruins_scores_stays_in_single_precision(
+def test_convolution_with_large_rounding_errors_is_not_chosen(
     model: Path, learned: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = bare(model)
     names = [n.output[0] for n in learned_convolutions(graph, learned) if n.op_type == "Conv"]
     fragile = names[len(names) // 2]
 
-    def coarse(model: onnx.ModelProto, convolutions: Any, *, spans: Any) -> onnx.ModelProto:
-        made = quantise(model, convolutions, spans=spans)
+    def coarse(model: onnx.ModelProto, convolutions: Any, *, ranges: Any) -> onnx.ModelProto:
+        made = quantise(model, convolutions, ranges=ranges)
         if fragile in convolutions:
-            for tensor in made.graph.initializer:  # a scale a hundred times too coarse
-                if tensor.name == f"{spans_of[fragile]}_scale":
+            for tensor in made.graph.initializer:  # a scale that is 100 times too large
+                if tensor.name == f"{inputs_of[fragile]}_scale":
                     tensor.CopyFrom(
                         numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(100), tensor.name)
                     )
         return made
 
-    spans_of = {n.output[0]: n.input[0] for n in graph.graph.node if n.op_type == "Conv"}
-    monkeypatch.setattr(int8_choice, "quantise", coarse)
+    inputs_of = {n.output[0]: n.input[0] for n in graph.graph.node if n.op_type == "Conv"}
+    monkeypatch.setattr(int8_selection, "quantise", coarse)
     good = list(parts(6))
-    chosen = int8_choice.choose(
+    chosen = int8_selection.choose(
         graph,
         learned=learned,
         good=good,
@@ -202,7 +202,7 @@ def test_convolution_that_ruins_scores_stays_in_single_precision(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_converted_file_is_calibrated_through_itself(
+def test_converted_file_is_calibrated_through_its_own_graph(
     converted: dict[Precision, tuple[Path, dict[str, Any]]],
     precision: Precision,
     description: Description,
@@ -213,10 +213,10 @@ def test_converted_file_is_calibrated_through_itself(
     assert (scorer.metadata.precision, certificate["precision"]) == (precision, precision)
     assert certificate["model"] == scorer.sha256
     images = [read_image(p, white=255, max_pixels=10_000) for p in description.calibration_images]
-    calibration_images = [float(scorer.score(image[None]).score[0]) for image in images]
-    np.testing.assert_allclose(np.sort(calibration_images), scorer.metadata.calibration.scores, atol=1e-4)
-    assert float(np.median(calibration_images)) == pytest.approx(0, abs=1e-4)
-    assert max(calibration_images) == pytest.approx(1 / (1 + 1e-3), abs=1e-4)
+    scores = [float(scorer.score(image[None]).score[0]) for image in images]
+    np.testing.assert_allclose(np.sort(scores), scorer.metadata.calibration.scores, atol=1e-4)
+    assert float(np.median(scores)) == pytest.approx(0, abs=1e-4)
+    assert max(scores) == pytest.approx(1 / (1 + 1e-3), abs=1e-4)
     assert calibration_tensors(load_graph(path)) != calibration_tensors(load_graph(reference))
     old = read_metadata(load_graph(reference), name="reference")
     assert scorer.metadata.image_stats == old.image_stats
@@ -235,42 +235,40 @@ def test_ranges_come_from_training_images(
     model: Path, tmp_path: Path, description: Description, learned: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Image] = []
-    original = int8_choice.choose
+    original = int8_selection.choose
 
     def spy(*arguments: Any, good: list[Image], **options: Any) -> Any:
         seen.extend(good)
         return original(*arguments, good=good, **options)
 
-    monkeypatch.setattr(conversion, "choose", spy)
+    monkeypatch.setattr(reduced_precision, "choose", spy)
     convert(model, tmp_path / "int8.onnx", description, learned, precision="int8")
     train = [read_image(p, white=255, max_pixels=10_000).tobytes() for p in description.train]
-    assert len(seen) == conversion.NUM_TRAINING_IMAGES
+    assert len(seen) == reduced_precision.NUM_TRAINING_IMAGES
     assert {image.tobytes() for image in seen} <= set(train)
 
 
-def test_file_that_loses_too_much_is_refused_and_the_old_one_stays(
+def test_refused_file_leaves_the_old_one(
     model: Path, description: Description, learned: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, beside = model.read_bytes(), sorted(p.name for p in model.parent.iterdir())
 
     def broken(graph: onnx.ModelProto, *, learned: frozenset[str]) -> onnx.ModelProto:
         made = to_half(graph, learned=learned)
-        for tensor in made.graph.initializer:  # coarse steps of an eighth
+        for tensor in made.graph.initializer:  # steps of 1/8
             if tensor.data_type == TensorProto.FLOAT16 and len(tensor.dims) == 4:
                 value = numpy_helper.to_array(tensor)
                 tensor.CopyFrom(numpy_helper.from_array(np.rint(value * 8) / np.float16(8), tensor.name))
         return made
 
-    monkeypatch.setattr(conversion, "to_half", broken)
-    with pytest.raises(
-        ParityError, match=r"fp16 of .* loses too much and is not kept: AUROC of drawn defects .* verdicts flip"
-    ):
+    monkeypatch.setattr(reduced_precision, "to_half", broken)
+    with pytest.raises(ParityError, match=r"fp16 of .* loses too much: AUROC of drawn defects .* verdicts flip"):
         convert(model, model, description, learned, precision="fp16", bounds=Bounds(auroc_loss=0.003, flips=0.02))
     assert model.read_bytes() == before
     assert sorted(p.name for p in model.parent.iterdir()) == beside
 
 
-class Says:
+class SequenceScorer:
     """Gives its scores one after the other."""
 
     def __init__(self, scores: list[float]) -> None:
@@ -280,12 +278,12 @@ class Says:
         return Scores(np.array([next(self._coming)], dtype=np.float32), np.zeros((1, 2, 2), dtype=np.float32))
 
 
-def test_verdicts_close_to_the_threshold_are_no_flips() -> None:
+def test_changed_verdicts_close_to_the_threshold_are_not_flips() -> None:
     good = list(parts(3))
     num = len(list(draw_defects(good, num_each=2, seed=0)))
     before = [0.0, 0.9995, 0.5] + [1.0005] + [2.0] * (num - 1)
     after = [0.0, 1.0005, 1.2] + [0.9] + [2.0] * (num - 2) + [0.4]
-    found = compare_verdicts(Says(before), Says(after), good=good, seed=0, report=lambda *_: None)
+    found = compare_verdicts(SequenceScorer(before), SequenceScorer(after), good=good, seed=0, report=lambda *_: None)
     assert (found["num_flips"], found["num_flips_of_good"], found["num_good"], found["num_drawn_defects"]) == (
         2,
         1,
@@ -302,13 +300,13 @@ def test_verdicts_close_to_the_threshold_are_no_flips() -> None:
     check_bounds(found, bounds=Bounds(auroc_loss=1.0, flips=1.0), name="it")
 
 
-def test_drawn_defects_are_those_of_their_seed() -> None:
+def test_drawn_defects_depend_on_their_seed() -> None:
     good = list(parts(2))
     one, again, other = ([d.tobytes() for d in draw_defects(good, num_each=1, seed=seed)] for seed in (1, 1, 2))
     assert one == again != other
 
 
-def test_golden_image_is_held_to_the_tolerance_of_its_file(model: Path) -> None:
+def test_golden_image_is_checked_with_the_tolerance_of_its_file(model: Path) -> None:
     graph, metadata = bare(model), read_metadata(load_graph(model), name="model")
     moved = metadata.golden.score + 0.01 * max(1, abs(metadata.golden.score))
     for tolerance, refused in (
@@ -325,7 +323,7 @@ def test_golden_image_is_held_to_the_tolerance_of_its_file(model: Path) -> None:
             OnnxScorer(model, device="cpu", num_threads=1)
 
 
-def test_file_from_before_these_fields_is_read(model: Path) -> None:
+def test_file_without_optional_fields_is_read(model: Path) -> None:
     graph = onnx.load(model)
     kept = [p for p in graph.metadata_props if p.key not in (f"{PREFIX}precision", f"{PREFIX}fixed")]
     for entry in kept:
@@ -340,7 +338,7 @@ def test_file_from_before_these_fields_is_read(model: Path) -> None:
     assert metadata.sha256 == graph_sha256(load_graph(model))
 
 
-def test_converted_file_verifies_and_calibrates_again(
+def test_converted_file_can_be_verified_and_recalibrated(
     converted: dict[Precision, tuple[Path, dict[str, Any]]],
     run_folder: Path,
     category: Path,
@@ -348,15 +346,15 @@ def test_converted_file_verifies_and_calibrates_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = Path(shutil.copy(converted["int8"][0], tmp_path / "int8.onnx"))
-    certificate = verify(run_folder, model=str(path), max_auroc_loss=0.2, max_flips=0.5)
+    certificate = verify(run_folder, model=path, max_auroc_loss=0.2, max_flips=0.5)
     assert certificate["precision"] == "int8"
     assert certificate["auroc_before"] == pytest.approx(converted["int8"][1]["auroc_before"], abs=1e-3)
     assert certificate["score"]["max"] > 0
     assert "int8, AUROC of drawn defects" in capsys.readouterr().out
     with pytest.raises(ParityError, match=r"int8 of .* loses too much"):
-        verify(run_folder, model=str(path), max_auroc_loss=-1.0)
+        verify(run_folder, model=path, max_auroc_loss=-1.0)
     tolerance = OnnxScorer(path, device="cpu", num_threads=1).metadata.golden.tolerance
-    calibrate(path, str(category / "test/good"))
+    recalibrate(path, good=category / "test/good")
     again = OnnxScorer(path, device="cpu", num_threads=1).metadata
     assert (again.precision, again.golden.tolerance) == ("int8", tolerance)
     assert again.calibration.num_images == 6
@@ -370,7 +368,7 @@ def test_export_verb_writes_the_certificate_beside_the_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("anomaly.export.export_graph", lambda detector: bare(model))
+    monkeypatch.setattr("anomaly.export.model_file.export_graph", lambda detector: bare(model))
     out = tmp_path / "new" / "half.onnx"
     options = ["--precision", "fp16", "--max-auroc-loss", "0.2", "--max-flips", "0.5"]
     assert run(["export", str(run_folder), "--out", str(out), *options]) == 0

@@ -1,1 +1,1 @@
-"""Passes over an exported graph."""
+"""Passes over an exported graph: fixed shapes, half precision, 8-bit integers."""

@@ -1,8 +1,11 @@
-"""Convolutions in 8-bit integers: quantise and dequantise pairs around them, with ranges set beforehand.
+"""Convolutions in 8-bit integers: pairs of QuantizeLinear and DequantizeLinear around them, with ranges measured beforehand.
 
 B. Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018, arXiv
 1712.05877: weights signed and symmetric for each output channel (their section 3), activations unsigned with a zero point
-(eq. 1: r = scale · (q - zero)), biases 32-bit at the product of both scales. A ReLU after the convolution becomes part of it.
+(eq. 1: r = scale · (q - zero)), biases 32-bit at the product of both scales. A ReLU after a convolution is quantised with it.
+
+Only the chosen convolutions see rounded values. ONNX Runtime's own `quantize_static` gives a convolution's rounded input to
+all readers, which a normalising flow scores like a defect (benchmarks/graph_passes.py).
 """
 
 from __future__ import annotations
@@ -19,25 +22,25 @@ from onnx import TensorProto, helper, numpy_helper
 from anomaly.inference.artifact import INPUT
 
 
-class Span(NamedTuple):
-    """The values that a tensor takes; zero is always among them."""
+class Range(NamedTuple):
+    """The range of a tensor's values; it always contains zero."""
 
     low: float
     high: float
 
 
-def measure_spans(
+def measure_ranges(
     model: onnx.ModelProto, convolutions: Collection[str], *, images: Iterable[NDArray[np.uint8]]
-) -> dict[str, Span]:
-    """Find the extremes of what goes into and comes out of convolutions.
+) -> dict[str, Range]:
+    """Measure the ranges of inputs and outputs of convolutions.
 
     Args:
-        model: the bare graph.
+        model: bare graph.
         convolutions: names of the outputs of `Conv` nodes.
-        images: as the graph takes them, (n, H, W, 3) uint8 RGB each.
+        images: inputs of the graph, (n, H, W, 3) uint8 RGB each.
 
     Returns:
-        Name of a tensor -> its span, for the input and the output of each convolution, the output after its ReLU.
+        Name of a tensor -> its range, for the input and the output of each convolution, after its ReLU if it has one.
     """
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -53,16 +56,16 @@ def measure_spans(
     ends = [f"{name}_{end}" for name in names for end in ("Min", "Max")]
     found = np.array([session.run(ends, {INPUT: image}) for image in images]).reshape(-1, len(names), 2)
     lows, highs = np.minimum(found[..., 0].min(axis=0), 0), np.maximum(found[..., 1].max(axis=0), 0)
-    return {name: Span(float(low), float(high)) for name, low, high in zip(names, lows, highs, strict=True)}
+    return {name: Range(float(low), float(high)) for name, low, high in zip(names, lows, highs, strict=True)}
 
 
-def quantise(model: onnx.ModelProto, convolutions: Collection[str], *, spans: dict[str, Span]) -> onnx.ModelProto:
-    """Give a copy of a graph in which convolutions compute in 8-bit integers.
+def quantise(model: onnx.ModelProto, convolutions: Collection[str], *, ranges: dict[str, Range]) -> onnx.ModelProto:
+    """Copy a graph, with convolutions in 8-bit integers.
 
     Args:
-        model: the bare graph in single precision.
+        model: bare graph in single precision.
         convolutions: names of the outputs of `Conv` nodes with constant weights.
-        spans: of their inputs and outputs.
+        ranges: ranges of their inputs and outputs.
     """
     integer = onnx.ModelProto()
     integer.CopyFrom(model)
@@ -79,15 +82,15 @@ def quantise(model: onnx.ModelProto, convolutions: Collection[str], *, spans: di
         return name
 
     def scale_of(name: str) -> np.float32:
-        return np.float32(max(spans[name].high - spans[name].low, 1e-8) / 255)
+        return np.float32(max(ranges[name].high - ranges[name].low, 1e-8) / 255)
 
-    def through_bits(name: str, source: str) -> str:
-        """Tensor `name` after its way through 8 bits, made from `source` once."""
+    def rounded(name: str, source: str) -> str:
+        """Name of the tensor `name` rounded to 8 bits, computed from `source` once."""
         result = f"{name}_dequantised"
         if result not in made:
             made.add(result)
             scale = constant(f"{name}_scale", np.array(scale_of(name)))
-            zero = np.clip(np.rint(-spans[name].low / scale_of(name)), 0, 255).astype(np.uint8)
+            zero = np.clip(np.rint(-ranges[name].low / scale_of(name)), 0, 255).astype(np.uint8)
             ends = [scale, constant(f"{name}_zero", np.array(zero))]
             nodes.append(helper.make_node("QuantizeLinear", [source, *ends], [f"{name}_bits"], f"{name}_quantise"))
             nodes.append(helper.make_node("DequantizeLinear", [f"{name}_bits", *ends], [result], f"{name}_dequantise"))
@@ -106,22 +109,20 @@ def quantise(model: onnx.ModelProto, convolutions: Collection[str], *, spans: di
             bits = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).clip(-127, 127).astype(np.int8)
             biases = list(node.input[2:])
             source = node.input[0]
-            node.input[:] = [through_bits(source, source), dequantised_constant(node.input[1], bits, scale)]
+            node.input[:] = [rounded(source, source), dequantised_constant(node.input[1], bits, scale)]
             for name in biases:
-                unit = scale * scale_of(source)
-                whole = np.rint(constants[name].astype(np.float64) / unit).clip(-(2**31), 2**31 - 1)
-                node.input.append(dequantised_constant(name, whole.astype(np.int32), unit))
+                bias_scale = scale * scale_of(source)
+                whole = np.rint(constants[name].astype(np.float64) / bias_scale).clip(-(2**31), 2**31 - 1)
+                node.input.append(dequantised_constant(name, whole.astype(np.int32), bias_scale))
         nodes.append(node)
         for at, name in enumerate(node.output):
             if name in quantised_outputs:
                 node.output[at] = f"{name}_exact"
-                nodes.append(
-                    helper.make_node("Identity", [through_bits(name, f"{name}_exact")], [name], f"{name}_back")
-                )
+                nodes.append(helper.make_node("Identity", [rounded(name, f"{name}_exact")], [name], f"{name}_back"))
     ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(ordered)
-    _take_identities_out(graph)
+    _remove_identities(graph)
     used = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
@@ -130,13 +131,13 @@ def quantise(model: onnx.ModelProto, convolutions: Collection[str], *, spans: di
 
 
 def _quantised_output(graph: onnx.GraphProto, convolution: onnx.NodeProto) -> str:
-    """The tensor that goes through 8 bits after a convolution: its output, or that of a ReLU which alone takes it."""
-    takers = [node for node in graph.node if convolution.output[0] in node.input]
-    return str((takers[0] if len(takers) == 1 and takers[0].op_type == "Relu" else convolution).output[0])
+    """The tensor that is rounded after a convolution: its output, or the output of a ReLU that is its only reader."""
+    readers = [node for node in graph.node if convolution.output[0] in node.input]
+    return str((readers[0] if len(readers) == 1 and readers[0].op_type == "Relu" else convolution).output[0])
 
 
-def _take_identities_out(graph: onnx.GraphProto) -> None:
-    """Let takers of an identity take what goes into it; the graph's outputs are no convolutions'."""
+def _remove_identities(graph: onnx.GraphProto) -> None:
+    """Connect the readers of an identity to its input; no output of the graph is an identity."""
     source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
     kept = [node for node in graph.node if node.op_type != "Identity"]
     for node in kept:

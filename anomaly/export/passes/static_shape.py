@@ -1,6 +1,6 @@
-"""A graph for one number and one size of raw images: every axis a number, the antialiased resize as two matrix products.
+"""A graph with fixed shapes: one number and one size of raw images, and the antialiased resize as two matrix products.
 
-TensorRT refuses an antialiased `Resize`, and CUDA graphs want every shape known beforehand.
+TensorRT does not support an antialiased `Resize`, and CUDA graphs need all shapes beforehand.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from anomaly.errors import ModelError, UsageError
 from anomaly.inference.artifact import IR_VERSION, calibration_tensors, set_calibration_tensors
 
 _RENAMING = ("ConvAddFusion", "ConvBNFusion", "ConvMulFusion", "MatMulAddFusion")
-"""Optimisers that give weights new names"""
+"""Optimisers that rename weights"""
 
 
 class Fixed(NamedTuple):
-    """What a fixed graph takes at a time."""
+    """Shape of a fixed graph's input: images per run, height and width in pixels."""
 
     num: int
     height: int
@@ -31,22 +31,26 @@ class Fixed(NamedTuple):
 
 
 def parse_fixed(text: str) -> Fixed:
-    """Read `N,H,W`: images at a time, and height and width of the raw images in pixels.
+    """Parse `N,H,W`: images per run, height and width of the raw images in pixels.
 
     Raises:
-        UsageError: something else.
+        UsageError: another format.
     """
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--fixed {text!r}: give images at a time, height and width as N,H,W, e.g. 8,900,900")
+        raise UsageError(f"--fixed {text!r}: give images per run, height and width as N,H,W, e.g. 8,900,900")
     return Fixed(*(int(part) for part in parts))
 
 
 def fix(model: onnx.ModelProto, fixed: Fixed) -> onnx.ModelProto:
-    """Give the form of an exported graph that takes images (N, H, W, 3) of just this number and size.
+    """Copy an exported graph for images (N, H, W, 3) of this number and size only.
+
+    Args:
+        model: exported graph with dynamic shapes.
+        fixed: shape of the input.
 
     Raises:
-        ModelError: a graph that keeps a size that is not known beforehand, or an antialiased resize.
+        ModelError: an output shape that depends on the image's values.
     """
     static = onnx.ModelProto()
     static.CopyFrom(model)
@@ -62,15 +66,17 @@ def fix(model: onnx.ModelProto, fixed: Fixed) -> onnx.ModelProto:
     static = onnx.shape_inference.infer_shapes(static, strict_mode=True)
     for output in static.graph.output:
         if not all(axis.HasField("dim_value") for axis in output.type.tensor_type.shape.dim):
-            raise ModelError(f"{output.name} keeps a size that depends on the image: this detector has no fixed form")
+            raise ModelError(
+                f"the size of {output.name} depends on the image, so this detector has no fixed shapes: omit --fixed"
+            )
     del static.graph.value_info[:]
     return static
 
 
 def _folded_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Compute beforehand what the sizes decide, by the runtime's basic optimisation."""
+    """Compute everything that depends on sizes only, with the runtime's basic optimisation."""
     values = calibration_tensors(model)
-    # four different values that are neither 0 nor 1: equal tensors are merged and neutral operations dropped
+    # four different values, none 0 or 1: the optimisation merges equal tensors and drops neutral operations
     set_calibration_tensors(model, {key: 0.375 + number for number, key in enumerate(values)})
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -97,13 +103,13 @@ def _folded_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _cast_first(graph: onnx.GraphProto) -> None:
-    """Let the raw image become float before its axes change places: TensorRT moves no uint8."""
+    """Convert the raw image to float before the transpose: TensorRT does not transpose uint8."""
     for transpose in [
         node for node in graph.node if node.op_type == "Transpose" and node.input[0] == graph.input[0].name
     ]:
-        takers = [node for node in graph.node if transpose.output[0] in node.input]
-        if len(takers) == 1 and takers[0].op_type == "Cast":
-            cast = takers[0]
+        readers = [node for node in graph.node if transpose.output[0] in node.input]
+        if len(readers) == 1 and readers[0].op_type == "Cast":
+            cast = readers[0]
             image, between, x = transpose.input[0], transpose.output[0], cast.output[0]
             cast.input[0], cast.output[0] = image, between
             transpose.input[0], transpose.output[0] = between, x
@@ -112,7 +118,7 @@ def _cast_first(graph: onnx.GraphProto) -> None:
 
 
 def _as_matrix_products(graph: onnx.GraphProto, resize: onnx.NodeProto, shapes: dict[str, list[int]]) -> None:
-    """Put `rows @ x @ columns` in place of an antialiased bilinear resize of the last two axes."""
+    """Replace an antialiased bilinear resize of the last two axes by `rows @ x @ columns`."""
     name = resize.output[0]
     (height, width), (to_height, to_width) = shapes[resize.input[0]][2:], shapes[name][2:]
     rows, columns = f"{name}_rows", f"{name}_columns"
@@ -125,7 +131,7 @@ def _as_matrix_products(graph: onnx.GraphProto, resize: onnx.NodeProto, shapes: 
 
 
 def triangle_weights(length: int, target: int) -> NDArray[np.float32]:
-    """Weights (target, length) of an antialiased bilinear resize: a triangle as wide as the scale, half-pixel centres."""
+    """Weights (target, length) of an antialiased bilinear resize: triangles of the scale's width, half-pixel centres."""
     scale = length / target
     centre = (np.arange(target)[:, None] + 0.5) * scale
     distance = np.abs(np.arange(length)[None] + 0.5 - centre)
