@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from anomaly.errors import UsageError
@@ -24,11 +25,11 @@ _log = logging.getLogger(__name__)
 
 
 def serve(
-    models: list[str],
+    models: list[str | Path],
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    token_file: str | None = None,
+    token_file: str | Path | None = None,
     allow_anonymous: bool = False,
     device: Device = "auto",
     num_threads: int = 0,

@@ -54,14 +54,14 @@ class ReviewService:
     """Endpoints and shared state of a review.
 
     Args:
-        reviewed: run with its labels.
+        session: run with its labels.
         models: models of the run.
         pictures: pictures of the run's images.
         limits: limits of a request.
     """
 
-    def __init__(self, reviewed: ReviewSession, *, models: RunModels, pictures: RunPictures, limits: Limits) -> None:
-        self.reviewed, self.models, self.pictures, self.limits = reviewed, models, pictures, limits
+    def __init__(self, session: ReviewSession, *, models: RunModels, pictures: RunPictures, limits: Limits) -> None:
+        self.session, self.models, self.pictures, self.limits = session, models, pictures, limits
         self._memory = MemoryBudget(limits.max_memory)
         self._files = {"state": "unchecked", "message": ""}
         self._check_lock = threading.Lock()
@@ -78,7 +78,7 @@ class ReviewService:
 
     async def run(self, request: Request) -> Response:
         """Describe the run: settings, models, guarantees, counts, drift, and commands that use the labels."""
-        card = await asyncio.to_thread(run_card, self.reviewed, models=self.models)
+        card = await asyncio.to_thread(run_card, self.session, models=self.models)
         return JsonResponse(card | {"files": self._files})
 
     async def check(self, request: Request) -> Response:
@@ -90,7 +90,7 @@ class ReviewService:
 
     def _check(self) -> None:
         try:
-            check_manifest(self.reviewed.run)
+            check_manifest(self.session.run)
             self._files = {"state": "intact", "message": ""}
         except (DataError, OSError, ValueError) as error:
             self._files = {"state": "changed", "message": str(error)}
@@ -103,21 +103,21 @@ class ReviewService:
         query |= query_parameters(request, known=query)
         if query["sort"] not in get_args(Sort):
             raise RequestError(400, f"sort is {query['sort'][:100]!r}; values: {', '.join(get_args(Sort))}")
-        offset = _integer("offset", query["offset"], maximum=len(self.reviewed.index))
+        offset = _integer("offset", query["offset"], maximum=len(self.session.index))
         limit = _integer("limit", query["limit"], maximum=MAX_ROWS)
         wanted, sort = _filter(query), cast(Sort, query["sort"])
-        page = await asyncio.to_thread(self.reviewed.page, wanted, sort=sort, offset=offset, limit=limit)
-        return JsonResponse(page | {"counts": await asyncio.to_thread(self.reviewed.counts)})
+        page = await asyncio.to_thread(self.session.page, wanted, sort=sort, offset=offset, limit=limit)
+        return JsonResponse(page | {"counts": await asyncio.to_thread(self.session.counts)})
 
     async def table(self, request: Request) -> Response:
         """Return all rows that pass a filter as CSV, in the order of the run, with their labels."""
         wanted = _filter(FILTER | query_parameters(request, known=FILTER))
-        chosen = await asyncio.to_thread(self.reviewed.select, wanted)
-        labels = self.reviewed.labels()
+        chosen = await asyncio.to_thread(self.session.select, wanted)
+        labels = self.session.labels()
 
         def lines() -> Iterator[str]:
             chunk: list[str] = []
-            for number, row in enumerate(read_rows(self.reviewed.run)):
+            for number, row in enumerate(read_rows(self.session.run)):
                 if not number:
                     chunk.append(csv_line([*row, "label"]))
                 if chosen[number]:
@@ -163,19 +163,19 @@ class ReviewService:
             raise RequestError(400, 'the body is not valid JSON: send {"label": "good"}') from error
         if not isinstance(content, dict) or list(content) != ["label"] or not isinstance(content["label"], str):
             raise RequestError(400, 'invalid label: send {"label": "good"}, "defect", or "" to remove it')
-        await asyncio.to_thread(self.reviewed.set_label, number, content["label"] or None)
-        return JsonResponse({"label": content["label"], "counts": await asyncio.to_thread(self.reviewed.counts)})
+        await asyncio.to_thread(self.session.set_label, number, content["label"] or None)
+        return JsonResponse({"label": content["label"], "counts": await asyncio.to_thread(self.session.counts)})
 
     def _number(self, request: Request) -> int:
         """Read the number of an image from the URL."""
         text = request.path_params["number"]
-        if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < len(self.reviewed.index)):
-            raise RequestError(404, f"the run has {len(self.reviewed.index)} images, numbered from 0")
+        if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < len(self.session.index)):
+            raise RequestError(404, f"the run has {len(self.session.index)} images, numbered from 0")
         return int(text)
 
     def _scored_row(self, number: int) -> Values:
         """Read the row of an image; refuse a row without a score."""
-        row = self.reviewed.row(number)
+        row = self.session.row(number)
         if row["status"] != "ok":
             raise RequestError(409, f"this image has no score ({row['status']}): {row['message']}")
         return row

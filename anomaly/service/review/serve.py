@@ -22,14 +22,14 @@ _log = logging.getLogger(__name__)
 
 
 def review(
-    run: Path,
+    run: str | Path,
     *,
     by: str | None = None,
-    images: str | None = None,
+    images: str | Path | None = None,
     device: Device = "cpu",
     host: str = "127.0.0.1",
     port: int = 8000,
-    token_file: str | None = None,
+    token_file: str | Path | None = None,
     allow_anonymous: bool = False,
 ) -> None:
     """Serve the review page of a finished run until SIGINT (Ctrl-C); labels are stored beside the run.
@@ -54,14 +54,14 @@ def review(
     token = read_token(token_file)
     address = find_address(host, port, token=token, allow_anonymous=allow_anonymous)
     service = open_review(run, by=by, images=images, device=device)
-    _log.info("%s: %s images; labels in %s", run, f"{len(service.reviewed.index):,}", service.reviewed.file)
+    _log.info("%s: %s images; labels in %s", run, f"{len(service.session.index):,}", service.session.file)
     guard = Guard(token=token, loopback=is_loopback(address.host))
     run_server(address, create_review_app(service, guard=guard, log=log_request), limits=service.limits)
 
 
 def open_review(run: str | Path, *, by: str | None, images: str | Path | None, device: Device) -> ReviewService:
     """Open a run for its review; arguments and errors are those of `review`."""
-    reviewed = ReviewSession(run, by=by)
+    session = ReviewSession(run, by=by)
     models = RunModels(run, device=device)
     max_pixels = models.options["max_pixels"]
     limits = Limits(
@@ -72,4 +72,4 @@ def open_review(run: str | Path, *, by: str | None, images: str | Path | None, d
         max_memory=2**20 + 2 * BYTES_PER_PIXEL * max_pixels,
         timeout=TIMEOUT_SECONDS,
     )
-    return ReviewService(reviewed, models=models, pictures=RunPictures(models, images=images), limits=limits)
+    return ReviewService(session, models=models, pictures=RunPictures(models, images=images), limits=limits)

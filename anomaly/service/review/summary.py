@@ -12,22 +12,22 @@ from anomaly.runs.review_session import ReviewSession
 from anomaly.runs.run_files import SUMMARY
 
 
-def run_card(reviewed: ReviewSession, *, models: RunModels) -> dict[str, Any]:
+def run_card(session: ReviewSession, *, models: RunModels) -> dict[str, Any]:
     """Describe a run as JSON values.
 
     Args:
-        reviewed: run with its labels.
+        session: run with its labels.
         models: models of the run.
     """
     settings = models.options
-    summary = json.loads((reviewed.run / SUMMARY).read_text(encoding="utf-8"))
+    summary = json.loads((session.run / SUMMARY).read_text(encoding="utf-8"))
     return {
-        "name": reviewed.run.resolve().name,
+        "name": session.run.resolve().name,
         "date": models.date,
         "source": settings["source"],
         "threshold": settings["threshold"],
         "review_threshold": settings["review_threshold"],
-        "counts": reviewed.counts(),
+        "counts": session.counts(),
         "models": [
             {
                 "sha256": model.sha256,
@@ -47,23 +47,23 @@ def run_card(reviewed: ReviewSession, *, models: RunModels) -> dict[str, Any]:
              "first_alarm": drift["first_alarm"], "num_images": drift["num_scored"]}
             for product, drift in summary.get("drift", {}).items()
         ],
-        "labels_file": str(_relative_labels_file(reviewed)),
-        "by": reviewed.by,
-        "commands": _commands(reviewed, models),
+        "labels_file": str(_relative_labels_file(session)),
+        "by": session.by,
+        "commands": _commands(session, models),
     }  # fmt: skip
 
 
-def _relative_labels_file(reviewed: ReviewSession) -> Path:
+def _relative_labels_file(session: ReviewSession) -> Path:
     """The file of labels, relative if the path of the run is relative."""
-    beside = reviewed.run.with_name(reviewed.file.name) if reviewed.run.name else reviewed.file
-    return beside if beside.resolve() == reviewed.file else reviewed.file
+    beside = session.run.with_name(session.file.name) if session.run.name else session.file
+    return beside if beside.resolve() == session.file else session.file
 
 
-def _commands(reviewed: ReviewSession, models: RunModels) -> list[str]:
+def _commands(session: ReviewSession, models: RunModels) -> list[str]:
     """Commands that use the labels: calibrate the run's model into a new file, score again, and compare both runs."""
-    run = str(reviewed.run)
+    run = str(session.run)
     again = f"{run.rstrip('/')}-again"
-    labelled = f"--labels {shlex.quote(str(_relative_labels_file(reviewed)))}"
+    labelled = f"--labels {shlex.quote(str(_relative_labels_file(session)))}"
     if len(models.all) != 1 or len(models.options["models"]) != 1 or models.options["by_product"]:
         return [f"anomaly calibrate MODEL.onnx {labelled} --out NEW-MODEL.onnx"]
     new = f"{run.rstrip('/')}-recalibrated.onnx"

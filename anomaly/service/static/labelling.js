@@ -49,7 +49,7 @@ export function createLabelling(root, api, { selected, onLabelled, onSaved, onNe
       ? "Open an image, or select its tile with the keyboard."
       : item.status !== "ok"
         ? "This image has no score, so it cannot be labelled."
-        : "Label what the part really is. The next image opens.";
+        : "Choose the real state of the part. The next image opens.";
   }
 
   function set(item, label) {
