@@ -7,7 +7,7 @@ optimisation and training without an optimiser are all supported.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from anomaly.detectors.base import Detector
@@ -62,19 +62,37 @@ def check_detector(cls: type[Detector], *, options: dict[str, Any], checks: Iter
         ContractError: some checks failed; the message has one paragraph per failure.
         UsageError: unknown name of a check.
     """
-    builder = Builder(cls, options)
+    run_checks(Builder(cls, options), CHECKS, checks)
+
+
+def run_checks(
+    builder: Builder[Any], table: Mapping[str, Callable[[Builder[Any]], None]], names: Iterable[str]
+) -> None:
+    """Run checks of a table on the model of a builder, and report all failures together.
+
+    Args:
+        builder: builder of the detector or sampler.
+        table: name -> check.
+        names: names from the table.
+
+    Raises:
+        ContractError: some checks failed; the message has one paragraph per failure.
+        UsageError: unknown name of a check.
+    """
     failures: list[Exception] = []
-    for name in checks:
-        if name not in CHECKS:
-            raise UsageError(f"no check {name!r}; nearest: {nearest(name, CHECKS)!r}; all: {', '.join(CHECKS)}")
+    for name in names:
+        if name not in table:
+            raise UsageError(f"no check {name!r}; nearest: {nearest(name, table)!r}; all: {', '.join(table)}")
         try:
-            CHECKS[name](builder)
+            table[name](builder)
         except ContractError as error:
             failures.append(error)
-        except Exception as error:  # any error of the detector is a failure of the check
+        except Exception as error:  # any error of the model is a failure of the check
             place = traceback.extract_tb(error.__traceback__)[-1]
             cause = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
-            failures.append(ContractError(f"{cls.__name__} fails {name!r}: it raised {cause}; correct it there"))
+            failures.append(
+                ContractError(f"{builder.cls.__name__} fails {name!r}: it raised {cause}; correct it there")
+            )
             failures[-1].__cause__ = error
     if failures:
         text = "\n\n".join(str(failure) for failure in failures)
