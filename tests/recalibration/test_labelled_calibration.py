@@ -211,9 +211,7 @@ def test_moved_images_are_found_by_their_hash_and_changed_images_are_refused(
     (tmp_path / "archive").rename(tmp_path / "images" / "bright")
     labelled = Path(next(iter(read_labels(file).values())).path)
     labelled.write_bytes((tmp_path / "images" / "good" / "001.png").read_bytes())
-    with pytest.raises(
-        DataError, match=r"1 of 2 labelled images cannot be used, first: .*SHA-256 has changed"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 labelled images cannot be used, first: .*SHA-256 has changed"):
         recalibrate(model, labels=file)
 
 
