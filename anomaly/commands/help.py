@@ -58,7 +58,7 @@ def options_of(signature: Signature) -> dict[str, list[Option]]:
     if signature.constructor is not None:
         inner = docstring_texts(signature.constructor)
         groups[f"options of {signature.detector}"] = [
-            _option(name, signature.hints[name], inner[name.removeprefix("model.")], default)
+            _option(name, signature.hints[name], inner.get(name.removeprefix("model."), ""), default)
             for name, default in signature.defaults.items()
             if name.startswith("model.")
         ]
