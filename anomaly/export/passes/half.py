@@ -1,7 +1,7 @@
-"""Half precision for the learned convolutions of an exported graph and what lies between them.
+"""Half precision for the learned convolutions of an exported graph, and for the nodes between them.
 
-Preprocessing, reductions, what measures similarity with constant windows, the score and the calibration stay in single
-precision: they need their digits and cost little.
+Preprocessing, reductions, similarity measures with constant windows, the score and the calibration stay in single precision:
+they need its digits and take little time. onnxconverter-common's float16 is slower and larger (benchmarks/graph_passes.py).
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _IN_HALF = (
     "Conv", "ConvTranspose", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Exp", "Add", "Sub", "Mul", "MaxPool", "Concat", "Split",
     "Gather", "Slice", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity",
 )  # fmt: skip
-"""What may run in half precision between two convolutions; every float input of these is of one type"""
+"""Operators in half precision between two convolutions; all their float inputs have one type"""
 
 
 def learned_convolutions(model: onnx.ModelProto, learned: Collection[str]) -> list[onnx.NodeProto]:
-    """Give the convolutions whose weights are among the learned tensors.
+    """Find the convolutions with learned weights.
 
     Raises:
-        UsageError: there is none.
+        UsageError: a graph without learned convolutions.
     """
     found = [n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose") and n.input[1] in learned]
     if not found:
-        raise UsageError("this detector has no learned convolution, which is all that fp16 and int8 change: take fp32")
+        raise UsageError("fp16 and int8 change learned convolutions, and this detector has no learned convolution: take fp32")
     return found
 
 
 def to_half(model: onnx.ModelProto, *, learned: Collection[str]) -> onnx.ModelProto:
-    """Give a copy of a graph whose learned convolutions, and what lies between them, compute in half precision.
+    """Copy a graph, with the learned convolutions and the nodes between them in half precision.
 
     Args:
-        model: a bare graph in single precision.
-        learned: names of the tensors that were learned.
+        model: bare graph in single precision.
+        learned: names of the learned tensors.
 
     Raises:
         UsageError: a graph without learned convolutions.
@@ -106,7 +106,7 @@ def to_half(model: onnx.ModelProto, *, learned: Collection[str]) -> onnx.ModelPr
 
 
 def _between(graph: onnx.GraphProto, convolutions: list[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes that come after, or are, one of the convolutions and before, or are, one of them."""
+    """Give the convolutions, and every node that lies after one of them and before another."""
     marked = {node.output[0] for node in convolutions}
     after: set[str] = set()
     for node in graph.node:
