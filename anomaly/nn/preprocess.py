@@ -70,7 +70,7 @@ class Preprocess(nn.Module):
     def level_brightness(self, batches: Iterable[Tensor | list[Tensor]]) -> None:
         """Scale every later image to the mean grey level of these images, by one factor for all channels.
 
-        The factor is at most `MOST_GAIN`. Varying light then changes no score, and overall brightness is no longer a
+        The factor is at most `MOST_GAIN`. Varying light then changes no score, and overall brightness is not a
         defect. The mean is taken over the region of interest, at the network's size.
 
         Args:

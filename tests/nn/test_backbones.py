@@ -1,4 +1,4 @@
-"""Frozen backbones: where weights are looked for, what is refused, and what stays frozen."""
+"""Frozen backbones: search for weights, rejected files, and frozen parameters."""
 
 from __future__ import annotations
 
