@@ -31,8 +31,6 @@ COPIES = "files"
 """Folder of the site for copied files"""
 HELP_WIDTH = "80"
 """Columns of help texts"""
-INVISIBLE = "\b"
-"""Control character in the help of jsonargparse"""
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -126,7 +124,7 @@ def help_of(verb: str, *arguments: str) -> str:
     output = io.StringIO()
     with columns(HELP_WIDTH), contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         run([verb, *arguments, "--help"])
-    return output.getvalue().replace(INVISIBLE, "").strip() + "\n"
+    return output.getvalue().strip() + "\n"
 
 
 def model_options(text: str) -> str:
