@@ -129,9 +129,7 @@ class Autoencoder(Detector):
         if self.preprocess.has_roi:
             corrupted = corrupted * self.preprocess.roi
         x_hat = self.network(corrupted).float()
-        with torch.autocast(
-            self.device.type, enabled=False
-        ):  # a variance as a difference of squares needs full precision
+        with torch.autocast(self.device.type, enabled=False):  # a difference of squares needs full precision
             r = self._residual(self.loss, x, x_hat)
             if self.loss == "ssim+msgms":
                 r = r + ((x - x_hat) ** 2).mean(dim=1)

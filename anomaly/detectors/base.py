@@ -95,11 +95,6 @@ class Detector(Trainable):
         super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
         self.calibration = Calibration()
 
-    @property
-    def scores(self) -> bool:
-        """Whether it can score at all; a sampler without likelihood and reconstruction cannot."""
-        return True
-
     def anomaly(self, x: Tensor) -> Anomaly:
         """Compute raw scores and raw anomaly maps.
 

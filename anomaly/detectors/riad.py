@@ -146,7 +146,7 @@ class Riad(Detector):
         if num_sets < 2:
             raise UsageError(f"num_sets {num_sets}: a single set would hide the whole image; use 2 or more, e.g. 3")
         if not regions:
-            raise UsageError("regions () is empty: give sides of regions in pixels, e.g. (2, 4, 8, 16)")
+            raise UsageError("regions (): at least one region is required; give sides in pixels, e.g. (2, 4, 8, 16)")
         for region in regions:
             if region < 1 or size % region or (size // region) ** 2 < num_sets:
                 fitting = [k for k in (1, 2, 4, 8, 16) if (size // k) ** 2 >= num_sets]
@@ -196,9 +196,7 @@ class Riad(Detector):
     def _loss(self, x: Tensor, sets: Tensor) -> dict[str, Tensor]:
         """Three terms of the loss, each a mean over the region of interest."""
         x_hat = self.reconstruct(x, sets)
-        with torch.autocast(
-            self.device.type, enabled=False
-        ):  # a variance as a difference of squares needs full precision
+        with torch.autocast(self.device.type, enabled=False):  # a difference of squares needs full precision
             image, reconstruction = (x + 1) / 2, (x_hat + 1) / 2
             maps = {
                 "msgms": 1 - self.msgms(image, reconstruction),

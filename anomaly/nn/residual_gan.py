@@ -99,9 +99,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, 2H, 2W) or (N, outputs, H/2, W/2)."""
-        if (
-            self.resample == "up"
-        ):  # a 1×1 convolution commutes with resampling, so the shortcut is computed on the smaller map
+        if self.resample == "up":  # 1×1 convolution and resampling commute: the shortcut uses the smaller map
             shortcut = functional.interpolate(self.shortcut(y), scale_factor=2.0, mode="nearest")
         else:
             shortcut = self.shortcut(functional.avg_pool2d(y, 2))

@@ -299,10 +299,10 @@ def test_short_training_detects_a_large_defect(measure: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "roi"),
-    [({"score": "latent", "resize": "letterbox"}, "10,15,70,50"), ({"measure": "msgms", "schedule": "cosine"}, "")],
+    [({"score": "latent", "resize": "letterbox"}, "10,15,70,50"), ({"measure": "msgms", "schedule": "cosine"}, None)],
 )
 def test_mixed_precision_training_can_be_exported(
-    options: dict[str, Any], roi: str, category: Path, tmp_path: Path
+    options: dict[str, Any], roi: str | None, category: Path, tmp_path: Path
 ) -> None:
     model = TINY | {"epochs": 3} | options
     name = "anomaly.detectors.ganomaly:Ganomaly"
