@@ -96,7 +96,10 @@ def _load(entry: EntryPoint, *, name: str, package: str | None = None) -> type:
         found = entry.load()
     except Exception as error:  # code of another package can fail in any way
         source = f" from the package {package}, which registers it" if package else ""
-        raise UsageError(f"{name!r} cannot be imported{source}: {type(error).__name__}: {error}") from error
+        raise UsageError(
+            f"{name!r} cannot be imported{source}: {type(error).__name__}: {error};"
+            " install its package, or put its folder on PYTHONPATH"
+        ) from error
     if not isinstance(found, type):
         raise UsageError(f"{name!r} is not a class: {entry.value} is a {type(found).__name__}")
     return found

@@ -6,6 +6,7 @@ import importlib
 import io
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from anomaly.errors import AnomalyError, UsageError
@@ -35,6 +36,9 @@ VERBS = {
 
 RENAMED = {"test": "evaluate", "bench": "profile", "offline": "bundle"}
 """Verb of an earlier version -> its name today"""
+
+LOADS_CLASSES = ("export", "verify")
+"""Verbs that load a fitted model. Its package.module:Class, given to `fit`, may lie in the working folder"""
 
 EXTRA_OF = {
     "onnxruntime": "serve-cpu",
@@ -95,6 +99,8 @@ def _run(arguments: list[str]) -> int:
         from anomaly.system.progress import show_progress
 
         function: Callable[..., Any] = getattr(module, verb)
+        if verb in LOADS_CLASSES and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
         with show_progress():
             result = function(**parse(verb, function, arguments[1:]))
             if hasattr(module, "show"):

@@ -1,4 +1,4 @@
-"""From a trained sampler to the one file that draws, and the proof that it draws what the trained one does."""
+"""Export of a trained sampler to the file that draws, and the comparison of both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,34 +27,30 @@ from anomaly.training.fitted_model import Description, config_to_travel
 
 SAMPLER_FILE = "sampler.onnx"
 TARGET, REFUSE = 1e-4, 1e-3
-"""Difference of a function's output, `|a - b| / max(1, |a|)`: what fp32 reaches, and above which the file is refused"""
+"""Difference of a function's output, `|a - b| / max(1, |a|)`: the level of fp32, and the limit of an accepted file"""
 MOST_CODES = 0.01
-"""Share of integer outputs that may differ"""
+"""Largest accepted share of different integer outputs"""
 NUM_COMPARED = 4
-"""Inputs of each function that the proof compares"""
+"""Compared inputs of each function"""
 
 
 class _Function(nn.Module):
-    """One method of a sampler as a module."""
+    """A method of a sampler as a module."""
 
     def __init__(self, sampler: Sampler, name: str) -> None:
         super().__init__()
         self.sampler, self.name = sampler, name
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        said: Tensor = getattr(self.sampler, self.name)(*inputs)
-        return said
+        output: Tensor = getattr(self.sampler, self.name)(*inputs)
+        return output
 
 
-def export_sampler(sampler: Sampler, description: Description, path: Path) -> dict[str, Any]:
-    """Write the file of a sampler, see `anomaly.generation.artifact`.
-
-    Returns:
-        Its hash and the names of its functions.
+def function_graphs(sampler: Sampler) -> dict[str, onnx.ModelProto]:
+    """Export `prepare`, from raw images to x, and every function of a sampler as separate graphs.
 
     Raises:
-        ModelError: a function that cannot be exported.
-        OutputError: a file that cannot be written.
+        ModelError: a function cannot be exported.
     """
     sampler = copy.deepcopy(sampler).eval().cpu()
     height, width = sampler.preprocess.size
@@ -80,6 +77,20 @@ def export_sampler(sampler: Sampler, description: Description, path: Path) -> di
                 outputs=[name],
             )
         report(len(graphs), len(graphs))
+    return graphs
+
+
+def export_sampler(sampler: Sampler, description: Description, path: Path) -> dict[str, Any]:
+    """Write the file of a sampler, see `anomaly.generation.artifact`.
+
+    Returns:
+        File name, hash of the graph, and names of the functions.
+
+    Raises:
+        ModelError: a function cannot be exported.
+        OutputError: the file cannot be written.
+    """
+    graphs = function_graphs(sampler)
     model = merge(graphs)
     metadata = SamplerMetadata(
         contract=CONTRACT,
@@ -88,7 +99,7 @@ def export_sampler(sampler: Sampler, description: Description, path: Path) -> di
         loop=sampler.loop,
         density=sampler.density,
         info=sampler.info(),
-        functions={name: [given.name for given in graph.graph.input] for name, graph in graphs.items()},
+        functions={name: [node.name for node in graph.graph.input] for name, graph in graphs.items()},
         category=description.category,
         config=config_to_travel(description),
         white=description.white,
@@ -98,7 +109,7 @@ def export_sampler(sampler: Sampler, description: Description, path: Path) -> di
         sha256=graph_sha256(model),
         golden={},
     )
-    for name in examples:
+    for name in sampler.functions():
         data = function_graph(model, metadata, name)
         session, _ = open_session(
             data, name=f"the exported {name}", device="cpu", num_threads=0, precision="fp32", is_fixed=False
@@ -135,9 +146,9 @@ def compare_sampler(
     for name, example in sampler.functions().items():
         inputs = [
             x
-            if given == "x" and part.shape[1:] == x.shape[1:]
-            else draw_input(given, (NUM_COMPARED, *part.shape[1:]), largest=_largest(part), rng=rng)
-            for given, part in zip(sampler.input_names(name), example, strict=True)
+            if argument == "x" and part.shape[1:] == x.shape[1:]
+            else draw_input(argument, (NUM_COMPARED, *part.shape[1:]), largest=_largest(part), rng=rng)
+            for argument, part in zip(sampler.input_names(name), example, strict=True)
         ]
         a, b = sampler.run_function(name, *inputs), exported.run_function(name, *inputs)
         if np.issubdtype(a.dtype, np.integer):  # codes: two nearly equal ones may change places
@@ -160,7 +171,7 @@ def compare_sampler(
 
 
 def worst_function(certificate: dict[str, Any]) -> tuple[str, float, float]:
-    """Give name, difference and tolerance of the function nearest to its tolerance, or farthest above it."""
+    """Return name, difference and tolerance of the function with the largest difference relative to its tolerance."""
     worst, tolerances = certificate["functions"], certificate["refused_above"]
     name = max(worst, key=lambda key: worst[key] / tolerances[key])
     return name, worst[name], tolerances[name]
@@ -185,5 +196,5 @@ def check_sampler_certificate(certificate: dict[str, Any], *, path: Path) -> Non
 
 
 def _largest(example: Tensor) -> int | None:
-    """Largest value of an example of integers; None where it holds real numbers."""
+    """Largest value of an integer example; None for real numbers."""
     return None if example.is_floating_point() else int(example.max())

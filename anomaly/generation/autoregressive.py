@@ -41,8 +41,8 @@ class AutoregressiveLoop(SamplingLoop):
     def inpaint(self, x: Array, mask: NDArray[np.bool_], *, rng: np.random.Generator, options: Options) -> Array:
         """Draw the unknown pixels in raster order, each given all pixels before it.
 
-        Known pixels below and to the right of a pixel are not a condition, so the lower edge of the drawn area may not
-        match them.
+        Known pixels below and to the right of a pixel are not a condition. The lower edge of the drawn area may not match
+        them.
         """
         levels, seen = int(self.info.settings["levels"]), int(self.info.settings["reach"]) + 1
         num, _, height, width = x.shape

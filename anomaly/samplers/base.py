@@ -26,10 +26,12 @@ Density = Literal["exact", "bound", "none"]
 class Sampler(Trainable):
     """Base of all samplers. Images x are float (N, 3, h, w) in [0, 1].
 
-    A subclass writes `training_step`, `configure_optimizers` and those of `decode`, `encode`, `log_prob` and `anomaly_map`
-    that its paper defines. `unsupported` names the others with the reason. A sampling loop runs `sample`, `reconstruct`,
-    `interpolate` and `inpaint` over these functions on numpy arrays. The same loop draws from the exported file, without
-    torch. `as_detector` gives the detector form of a sampler with an `anomaly_map`.
+    A subclass writes `training_step` and `configure_optimizers`. It also writes `decode`, `encode`, `log_prob` and
+    `anomaly_map`, as far as its paper defines them. `unsupported` names the others with the reason.
+
+    A sampling loop runs `sample`, `reconstruct`, `interpolate` and `inpaint` over these functions on numpy arrays. The same
+    loop draws from the exported file, without torch. `as_detector` gives the detector form of a sampler with an
+    `anomaly_map`.
 
     Args:
         size: side of the network's square input in pixels.

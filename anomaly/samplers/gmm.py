@@ -8,9 +8,9 @@ Notation: x -> image; c -> cell of a grid without overlap; y -> the cell's patch
 directions (d, D); a = U (y - mu); r -> residual of y - mu; s2 -> variance of each value of r; k -> Gaussian.
 p(x) = prod_c p(y_c), p(y_c) = N(r; 0, s2 I) sum_k pi_ck N(a; m_k, S_k): an exact density of x.
 
-What differs, and why: D is several hundred, so the Gaussians are full in d dimensions and spherical in the D - d others of
-least variance (M. Tipping and C. Bishop, "Mixtures of Probabilistic Principal Component Analysers", 1999, here with one
-subspace). All cells share the Gaussians. The weights pi_ck are specific to a cell, so that sampled features lie at their
+What differs, and why: D is several hundred. The Gaussians are full in d dimensions and spherical in the D - d others of least
+variance (M. Tipping and C. Bishop, "Mixtures of Probabilistic Principal Component Analysers", 1999, here with one subspace).
+All cells share the Gaussians. The weights pi_ck are specific to a cell, so that sampled features lie at their
 position on the part; one step of expectation maximisation computes them.
 """
 

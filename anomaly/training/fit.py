@@ -81,7 +81,7 @@ def fit_model(
         tile: tile size H,W in pixels: large images are scored in seamless tiles, and training uses crops.
         windows: window distance in pixels: large images are scored in overlapping windows of the network's size.
         brightness: `levelled` scales every image to the training images' mean grey level, inside the graph. Varying
-            light then changes no score, and a part that is too bright or too dark as a whole is not a defect.
+            light then changes no score. A part that is too bright or too dark as a whole is not a defect.
 
     Returns:
         The fitted model.

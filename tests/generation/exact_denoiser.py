@@ -1,4 +1,4 @@
-"""A denoiser that is known in closed form, for tests of diffusion: data of white noise."""
+"""An exact denoiser in closed form, for tests of diffusion on images of white noise."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from anomaly.samplers._noise_schedule import Schedule, noise_schedule
 
 SIZE = 4
 MEAN, DEVIATION = 0.2, 0.3
-"""Of the pixels in [-1, 1] of made-up images that are white noise: their best denoiser is known"""
+"""Mean and deviation of the white-noise images' pixels in [-1, 1]"""
 
 
 def alphas(name: Schedule = "offset-cosine", num: int = 1000) -> list[float]:
-    kept: list[float] = noise_schedule(name, num_timesteps=num).alphas_cumprod.tolist()
-    return kept
+    levels: list[float] = noise_schedule(name, num_timesteps=num).alphas_cumprod.tolist()
+    return levels
 
 
 class Exact:
-    """Stands in for the network: the best denoiser of N(MEAN, DEVIATION²) pixels, E[eps | x_t]."""
+    """Best denoiser of N(MEAN, DEVIATION²) pixels in place of a network, E[eps | x_t]."""
 
     def __init__(self, levels: list[float], *, size: int = SIZE) -> None:
         self.levels = np.array(levels)

@@ -1,4 +1,4 @@
-"""The loops of diffusion: schedules and steps against the papers' formulas and diffusers, inversion, RePaint, the average."""
+"""Diffusion loop: schedules and steps against the papers and diffusers, inversion, RePaint, and averaged weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.generation.exact_denoiser import DEVIATION, MEAN, SIZE, Exact, alphas
 # schedules
 
 
-def test_linear_schedule_is_the_papers() -> None:
+def test_linear_schedule_equals_the_paper() -> None:
     beta = [1e-4 + (0.02 - 1e-4) * n / 999 for n in range(1000)]
     level, golden = 1.0, []
     for b in beta:
@@ -35,14 +35,14 @@ def test_linear_schedule_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(("name", "offset"), [("cosine", 0.0), ("offset-cosine", 0.008)])
-def test_cosine_schedules_are_the_papers(name: Schedule, offset: float) -> None:
+def test_cosine_schedules_equal_the_papers(name: Schedule, offset: float) -> None:
     def f(t: float) -> float:
         return math.cos((t / 100 + offset) / (1 + offset) * math.pi / 2) ** 2
 
     found = alphas(name, 100)
     for t in (0, 1, 30, 50, 90):
         assert found[t] == pytest.approx(f(t + 1) / f(0), rel=1e-4)
-    assert found[-1] / found[-2] == pytest.approx(0.001, rel=1e-2)  # the last β is held at 0.999
+    assert found[-1] / found[-2] == pytest.approx(0.001, rel=1e-2)  # the last β is bounded by 0.999
     if name == "cosine":
         assert found[49] == pytest.approx(0.5, rel=1e-4)
 
@@ -69,7 +69,7 @@ def test_posterior_of_ddpm_by_hand() -> None:
     assert mean == pytest.approx((1.0 - 0.2 / math.sqrt(0.28) * float(eps[0, 0])) / math.sqrt(0.8), rel=1e-6)
 
 
-def test_eta_1_has_the_posteriors_variance_at_full_steps() -> None:
+def test_eta_1_has_the_posterior_variance_at_full_steps() -> None:
     levels = alphas("linear", 50)
     chain = Chain(levels)
     timesteps = chain.timesteps(50)
@@ -81,7 +81,7 @@ def test_eta_1_has_the_posteriors_variance_at_full_steps() -> None:
         assert chain.sigma(t=t, s=s, eta=0.0) == 0
 
 
-def test_zero_noise_gives_the_image_back() -> None:
+def test_zero_noise_restores_the_image() -> None:
     chain, x = Chain(alphas()), rng().random((2, 3, 4, 4), dtype=np.float32)
     for t in (0, 100, 700):
         at_t = chain.noised(x, np.zeros_like(x), t=t)
@@ -95,7 +95,7 @@ def test_zero_noise_gives_the_image_back() -> None:
     )
 
 
-def test_noising_again_keeps_the_distribution() -> None:
+def test_added_noise_keeps_the_distribution() -> None:
     chain, x = Chain(alphas()), np.full((1, 200000), 0.5, dtype=np.float32)
     low = chain.noised(x, rng(1).standard_normal(x.shape, dtype=np.float32), t=100)
     high = chain.again(low, rng(2).standard_normal(x.shape, dtype=np.float32), t=400, s=100)
@@ -106,7 +106,7 @@ def test_noising_again_keeps_the_distribution() -> None:
 @pytest.mark.parametrize("name", ["linear", "offset-cosine"])
 @pytest.mark.parametrize("steps", [5, 50])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-def test_loop_is_that_of_diffusers(name: Schedule, steps: int, eta: float) -> None:
+def test_loop_equals_diffusers(name: Schedule, steps: int, eta: float) -> None:
     levels = alphas(name, 100)
     exact = Exact(levels)
     theirs = DDIMScheduler(
@@ -124,18 +124,21 @@ def test_loop_is_that_of_diffusers(name: Schedule, steps: int, eta: float) -> No
     assert np.abs(ours - ((x.numpy() + 1) / 2).clip(0, 1)).max() < 1e-4
 
 
-# the loop over the exact denoiser
+# loop over the exact denoiser
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_have_the_distribution_of_the_data(eta: float) -> None:
-    drawn = Exact(alphas(num=200), size=16).sampling_loop().sample(64, rng=rng(), options=Options(steps=200, eta=eta)) * 2 - 1
+    drawn = (
+        Exact(alphas(num=200), size=16).sampling_loop().sample(64, rng=rng(), options=Options(steps=200, eta=eta)) * 2
+        - 1
+    )
     assert drawn.mean() == pytest.approx(MEAN, abs=0.01)
     assert drawn.std() == pytest.approx(DEVIATION, abs=0.02)
 
 
 @pytest.mark.parametrize(("steps", "largest"), [(20, 0.01), (100, 0.002)])
-def test_inversion_and_the_way_back_meet(steps: int, largest: float) -> None:
+def test_inversion_and_drawing_are_inverse(steps: int, largest: float) -> None:
     exact, options = Exact(alphas()), Options(steps=steps)
     loop, x = exact.sampling_loop(), exact.images(4)
     z = loop.invert(x, options=options)
@@ -147,19 +150,19 @@ def test_inversion_and_the_way_back_meet(steps: int, largest: float) -> None:
     assert np.abs(z - white).max() < (0.3 if steps == 20 else 0.06)
 
 
-def test_interpolation_has_both_ends() -> None:
+def test_interpolation_includes_both_ends() -> None:
     exact, options = Exact(alphas()), Options(steps=50)
     a, b = exact.images(2)
-    way = exact.sampling_loop().interpolate(a, b, num=5, options=options)
-    assert way.shape == (5, 3, SIZE, SIZE)
-    assert np.abs(way[0] - a).max() < 0.005
-    assert np.abs(way[-1] - b).max() < 0.005
-    assert np.abs(way[2] - a).max() > 0.05
+    between = exact.sampling_loop().interpolate(a, b, num=5, options=options)
+    assert between.shape == (5, 3, SIZE, SIZE)
+    assert np.abs(between[0] - a).max() < 0.005
+    assert np.abs(between[-1] - b).max() < 0.005
+    assert np.abs(between[2] - a).max() > 0.05
     still = exact.sampling_loop().interpolate(a, a, num=3, options=options)
     assert np.abs(still - a).max() < 0.005
 
 
-def test_reconstruction_keeps_more_of_the_image_at_less_strength() -> None:
+def test_lower_strength_keeps_more_of_the_image() -> None:
     exact = Exact(alphas(), size=16)
     x = exact.images(4)
     errors = [
@@ -171,7 +174,7 @@ def test_reconstruction_keeps_more_of_the_image_at_less_strength() -> None:
     assert errors[2] > 0.1
 
 
-def test_repaint_leaves_known_pixels_and_fits_unknown_ones() -> None:
+def test_repaint_keeps_known_pixels_and_draws_matching_unknown_ones() -> None:
     exact = Exact(alphas(num=100), size=16)
     x, mask = exact.images(3), np.zeros((3, 16, 16), dtype=bool)
     mask[:, 4:12, 5:13] = True
@@ -185,8 +188,8 @@ def test_repaint_leaves_known_pixels_and_fits_unknown_ones() -> None:
     assert np.array_equal(drawn, again)
 
 
-def test_repaint_noises_known_pixels_to_the_step_before() -> None:
-    """The network sees known pixels at the noise level of its own step, each step three times but the last."""
+def test_repaint_gives_known_pixels_the_noise_of_the_step() -> None:
+    """The network receives known pixels at its own noise level, three times per step except the last."""
     levels = alphas(num=20)
     seen: list[tuple[int, float]] = []
     exact = Exact(levels, size=32)
@@ -198,13 +201,13 @@ def test_repaint_noises_known_pixels_to_the_step_before() -> None:
 
     x, mask = np.full((8, 3, 32, 32), 0.5, dtype=np.float32), np.zeros((8, 32, 32), dtype=bool)
     mask[:, :, :16] = True
-    DiffusionLoop(call, exact.info).inpaint(x, mask, rng=rng(), options=Options(steps=4, eta=1.0))
+    DiffusionLoop(run_function, exact.info).inpaint(x, mask, rng=rng(), options=Options(steps=4, eta=1.0))
     assert [t for t, _ in seen] == [19] * 3 + [14] * 3 + [9] * 3 + [4]
     for t, variance in seen:
         assert variance == pytest.approx(1 - levels[t], rel=0.05)
 
 
-def test_process_refuses_what_it_cannot_do() -> None:
+def test_invalid_options_are_refused() -> None:
     exact = Exact(alphas(num=100))
     loop, x = exact.sampling_loop(), exact.images(2)
     for options, message in (
@@ -222,7 +225,7 @@ def test_process_refuses_what_it_cannot_do() -> None:
     for strength in (0.0, -1.0, 1.01):
         with pytest.raises(UsageError, match=rf"strength {strength}: .*e\.g\. 0\.25"):
             loop.reconstruct(x, rng=rng(), options=Options(strength=strength))
-    with pytest.raises(UsageError, match=r"the mask is .*give"):
+    with pytest.raises(UsageError, match=r"mask of shape .*give"):
         loop.inpaint(x, np.ones((2, SIZE), dtype=bool), rng=rng(), options=Options())
     with pytest.raises(UsageError, match="Exact takes"):
         loop.reconstruct(x[:, :, :2], rng=rng(), options=Options())
@@ -236,7 +239,7 @@ def test_process_refuses_what_it_cannot_do() -> None:
 # averaged weights
 
 
-def test_average_follows_by_hand_and_travels_in_the_state() -> None:
+def test_weight_average_equals_its_formula_and_is_part_of_the_state() -> None:
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     network[0].weight.data.fill_(0.0)  # type: ignore[union-attr,operator]
     ema = Ema(network, decay=0.5)

@@ -1,4 +1,4 @@
-"""Defects drawn onto good images: what changed is what the mask says, and what the files say."""
+"""Defects drawn onto good images: exact masks, the category on disk, and refusals."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from anomaly.commands.main import run
+from anomaly.commands.synthesize import synthesize
 from anomaly.data.folders import find_category
 from anomaly.data.splits import find_part_groups, split
 from anomaly.data.synthetic import DEFECTS, PASTED, draw_any_defect, estimate_foreground
 from anomaly.data.synthetic.pasted_defects import perlin_noise
 from anomaly.detectors._drawn_defects import draw_defects
-from anomaly.errors import OutputError, UsageError
-from anomaly.generation.defects import synthesize
+from anomaly.errors import DataError, OutputError, UsageError
+from anomaly.generation.defects import synthesize_defects
 from anomaly.imaging.image_file import read_image, read_mask
 from tests.plates import draw_part
 
@@ -27,7 +28,7 @@ def read(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", list(PASTED))
-def test_pasted_defect_changes_what_its_mask_says_and_nothing_else(kind: str) -> None:
+def test_pasted_defect_changes_exactly_the_pixels_of_its_mask(kind: str) -> None:
     image, source = draw_part(0), draw_part(1)
     foreground = estimate_foreground(image)
     for seed in range(20):
@@ -43,16 +44,16 @@ def test_pasted_defect_changes_what_its_mask_says_and_nothing_else(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", list(PASTED))
-def test_pasted_defect_that_cannot_show_is_refused(kind: str) -> None:
+def test_invisible_pasted_defect_is_refused(kind: str) -> None:
     flat = np.zeros((40, 40, 3), dtype=np.uint8)
-    wish = {"size": 0.2, "contrast": 0.02, "sources": [flat], "rng": np.random.default_rng(0)}
+    options = {"size": 0.2, "contrast": 0.02, "sources": [flat], "rng": np.random.default_rng(0)}
     with pytest.raises(UsageError, match="foreground is empty"):
-        draw_any_defect(flat, kind, foreground=np.zeros((40, 40), dtype=bool), **wish)
+        draw_any_defect(flat, kind, foreground=np.zeros((40, 40), dtype=bool), **options)
     with pytest.raises(UsageError, match=r"from 0.01 to 0.5"):
-        draw_any_defect(flat, kind, foreground=np.ones((40, 40), dtype=bool), **(wish | {"size": 0.9}))
-    if kind == "pasted_patch":  # a black piece on a black part, hardly tinted
+        draw_any_defect(flat, kind, foreground=np.ones((40, 40), dtype=bool), **(options | {"size": 0.9}))
+    if kind == "pasted_patch":  # a nearly black piece on a black part
         with pytest.raises(UsageError, match="is invisible"):
-            draw_any_defect(flat, kind, foreground=np.ones((40, 40), dtype=bool), **wish)
+            draw_any_defect(flat, kind, foreground=np.ones((40, 40), dtype=bool), **options)
 
 
 def test_perlin_noise_is_zero_at_its_lattice_and_smooth_between() -> None:
@@ -62,7 +63,7 @@ def test_perlin_noise_is_zero_at_its_lattice_and_smooth_between() -> None:
     assert np.abs(np.diff(noise, axis=0)).max() < 0.2
 
 
-def test_category_of_drawn_defects_holds_what_it_says(category: Path, tmp_path: Path) -> None:
+def test_category_of_drawn_defects_matches_its_table(category: Path, tmp_path: Path) -> None:
     out = tmp_path / "drawn"
     assert run(["synthesize", str(category), "--out", str(out), "--num", "14", "--seed", "3"]) == 0
     found = find_category(out)
@@ -85,7 +86,7 @@ def test_category_of_drawn_defects_holds_what_it_says(category: Path, tmp_path: 
         assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
 
 
-def test_drawn_category_is_the_same_for_the_same_seed(category: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_categories(category: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         synthesize(category, out=tmp_path / name, num=3, seed=seed)
     table = {name: (tmp_path / name / "defects.csv").read_bytes() for name in "abc"}
@@ -94,12 +95,12 @@ def test_drawn_category_is_the_same_for_the_same_seed(category: Path, tmp_path: 
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
-def test_bad_wishes_are_refused_with_the_way_out(category: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_refused_with_the_way_out(category: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nearest: 'scratch'"):
         synthesize(category, out=tmp_path / "x", kinds=["scrach"])
     with pytest.raises(UsageError, match="at least 1"):
         synthesize(category, out=tmp_path / "x", num=0)
-    with pytest.raises(UsageError, match="turn them round"):
+    with pytest.raises(UsageError, match="exchange them"):
         synthesize(category, out=tmp_path / "x", min_size=0.4, max_size=0.1)
     with pytest.raises(UsageError, match="no kind of defect"):
         synthesize(category, out=tmp_path / "x", kinds=[])
@@ -108,7 +109,7 @@ def test_bad_wishes_are_refused_with_the_way_out(category: Path, tmp_path: Path)
         synthesize(category, out=tmp_path / "x", num=1)
 
 
-def test_corruption_by_drawn_defects_changes_most_images_in_places_and_follows_its_generator() -> None:
+def test_corruption_by_drawn_defects_changes_parts_of_most_images_and_follows_its_generator() -> None:
     x = torch.from_numpy(np.stack([draw_part(n) for n in range(6)])).permute(0, 3, 1, 2) / 255
     drawn = [draw_defects(x, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
@@ -116,3 +117,18 @@ def test_corruption_by_drawn_defects_changes_most_images_in_places_and_follows_i
     changed = (drawn[0] != x).any(dim=1).float().mean(dim=(1, 2))
     assert (changed > 0).sum() >= 5
     assert changed.max() < 0.6
+
+
+def test_library_draws_defects_without_writing(category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = sorted((category / "train" / "good").iterdir())
+    drawn = list(synthesize_defects(paths[:3], paths[3:], num=4, kinds=["scratch", "stain"], seed=1))
+    assert [defect.kind for defect in drawn] == ["scratch", "stain", "scratch", "stain"]
+    for defect in drawn:
+        changed = (defect.image != read(defect.source)).any(axis=2)
+        assert defect.source in paths[:3]
+        assert changed.any()
+        assert not changed[~defect.mask].any()
+    with pytest.raises(DataError, match="no good images"):
+        synthesize_defects([], paths)
+    assert not list(tmp_path.iterdir())

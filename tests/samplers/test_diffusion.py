@@ -1,4 +1,4 @@
-"""DDPM as a sampler: training, the bound, encoding, the detector."""
+"""DDPM: training, bound, encoding, and detector form."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def trained() -> Ddpm:
         ({"bound_steps": 1}, "bound_steps 1"),
     ],
 )
-def test_ddpm_refuses_options_it_cannot_have(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(**options)
 
 
 @pytest.mark.parametrize("weighting", ["noise", "velocity"])
-def test_loss_is_the_noise_at_the_drawn_steps(weighting: str) -> None:
+def test_loss_is_the_error_at_the_drawn_steps(weighting: str) -> None:
     sampler = build(weighting=weighting)
     logged: dict[str, float] = {}
     sampler.log = lambda name, value, **_: logged.__setitem__(name, value.item())  # type: ignore[method-assign,assignment]
@@ -71,7 +71,7 @@ def test_loss_is_the_noise_at_the_drawn_steps(weighting: str) -> None:
     assert logged == {weighting: pytest.approx(expected, rel=1e-4)}
 
 
-def test_training_lowers_the_averaged_networks_error(trained: Ddpm) -> None:
+def test_training_lowers_the_error_of_the_averaged_network(trained: Ddpm) -> None:
     x = 2 * trained.preprocess(draw_parts(8, seed=900)) - 1
     noise, t = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)), torch.arange(8) * 120 + 50
     x_t = trained._scheduler.add_noise(x, noise, t)
@@ -91,18 +91,20 @@ class _Same(nn.Module):
         return (x,)
 
 
-def test_noise_is_that_of_the_velocity_and_patches_come_back() -> None:
+def test_network_converts_velocity_to_noise_and_restores_patches() -> None:
     network = Denoiser(size=8, in_channels=3, out_channels=3, widths=(4, 8), patch=2, alphas_cumprod=[0.36, 0.64])
     network.network = _Same()
     x = torch.rand(2, 3, 8, 8)
-    said = network(x, torch.tensor([0, 1]))
-    assert torch.allclose(said[0], 0.8 * x[0] + 0.6 * x[0])
-    assert torch.allclose(said[1], 0.6 * x[1] + 0.8 * x[1])
+    predicted = network(x, torch.tensor([0, 1]))
+    assert torch.allclose(predicted[0], 0.8 * x[0] + 0.6 * x[0])
+    assert torch.allclose(predicted[1], 0.6 * x[1] + 0.8 * x[1])
     noise = torch.rand(2, 3, 8, 8)
-    assert torch.allclose(network.errors(said, noise, torch.tensor([0, 1]))[0], (said[0] - noise[0]) ** 2 / 0.36)
+    assert torch.allclose(
+        network.errors(predicted, noise, torch.tensor([0, 1]))[0], (predicted[0] - noise[0]) ** 2 / 0.36
+    )
 
 
-def test_process_is_reproducible_and_keeps_to_images(trained: Ddpm) -> None:
+def test_sampling_loop_is_reproducible_and_gives_images(trained: Ddpm) -> None:
     loop, options = trained.sampling_loop(), Options(steps=5, eta=0.5)
     one, two, other = (loop.sample(3, rng=rng(seed), options=options) for seed in (0, 0, 1))
     assert np.array_equal(one, two)
@@ -114,7 +116,7 @@ def test_process_is_reproducible_and_keeps_to_images(trained: Ddpm) -> None:
 
 
 @torch.no_grad()
-def test_encode_and_decode_meet(trained: Ddpm) -> None:
+def test_decode_inverts_encode(trained: Ddpm) -> None:
     sampler = build(latent_steps=50)
     sampler.load_state_dict(trained.state_dict())
     sampler.eval()
@@ -128,7 +130,7 @@ def test_encode_and_decode_meet(trained: Ddpm) -> None:
 
 
 class _ExactNetwork(nn.Module):
-    """`Exact` as an averaged network."""
+    """`Exact` in place of the averaged network."""
 
     def __init__(self, levels: list[float]) -> None:
         super().__init__()
@@ -140,14 +142,14 @@ class _ExactNetwork(nn.Module):
 
 
 @torch.no_grad()
-def test_bound_lies_below_the_exact_density_and_near_it() -> None:
-    """With the best denoiser the bound of 1000 linear steps is hardly below log p; its draws in strata are unbiased."""
+def test_bound_is_slightly_below_the_exact_density() -> None:
+    """With the best denoiser the bound of 1000 linear steps is close to log p, and its stratified draws are unbiased."""
     sampler = build(schedule="linear")
     sampler.ema.average = _ExactNetwork(sampler.alphas_cumprod)
     x = torch.from_numpy(Exact(sampler.alphas_cumprod, size=16).images(16))
     scaled = (2 * x - 1 - MEAN) / DEVIATION
     log_p = (-0.5 * scaled**2 - math.log(DEVIATION * math.sqrt(2 * math.pi)) + math.log(2)).flatten(1).sum(dim=1)
-    # every term of the sum, with one draw of noise each
+    # every term of the sum, with one noise draw per term
     draws = torch.Generator().manual_seed(5)
     levels = np.array([1.0, *sampler.alphas_cumprod])
     kept = levels[1:] / levels[:-1]
@@ -157,10 +159,10 @@ def test_bound_lies_below_the_exact_density_and_near_it() -> None:
     noise = torch.randn((1000, 3, 16, 16), generator=draws)
     sampler.bound_noise = (
         noise / noise.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    )  # its chance would hide the gap
+    )  # its randomness would hide the gap
     whole = sampler.log_prob(x)
     gap = float((log_p - whole).mean()) / x[0].numel()
-    # the expected gap: eq. 5 of the best denoiser, less the entropy of the data, both in closed form
+    # expected gap: eq. 5 of the best denoiser minus the entropy of the data, both in closed form
     a, before, beta = levels[1:], levels[:-1], 1 - kept
     ratio = (1 - before[1:]) / (1 - a[1:])
     error = a * DEVIATION**2 / (a * DEVIATION**2 + 1 - a)
@@ -181,7 +183,7 @@ def test_bound_lies_below_the_exact_density_and_near_it() -> None:
     assert abs(mean - float(whole.mean())) < 4 * error + 0.01 * x[0].numel()
 
 
-def test_strata_weigh_as_the_whole_sum_does() -> None:
+def test_weights_of_the_strata_equal_the_whole_sum() -> None:
     sampler = build(schedule="linear", bound_steps=16)
     assert int(sampler.bound_at[0]) == 0
     assert 10 <= len(sampler.bound_at) == len(sampler.bound_noise) <= 16
@@ -194,7 +196,7 @@ def test_strata_weigh_as_the_whole_sum_does() -> None:
 
 
 @torch.no_grad()
-def test_surprise_is_the_error_of_partial_diffusion_by_hand(trained: Ddpm) -> None:
+def test_anomaly_map_is_the_error_of_partial_diffusion(trained: Ddpm) -> None:
     sampler = build(detect_strengths=(0.2, 0.4), detect_steps=2).eval()
     sampler.load_state_dict(trained.state_dict())
     x = sampler.preprocess(draw_parts(2, seed=80))
@@ -211,17 +213,18 @@ def test_surprise_is_the_error_of_partial_diffusion_by_hand(trained: Ddpm) -> No
 
 
 @torch.no_grad()
-def test_defects_surprise(trained: Ddpm) -> None:
+def test_defects_score_higher_than_good_images(trained: Ddpm) -> None:
     good = draw_parts(8, seed=500)
     defect = draw_defects(good)
-    assert float(trained(defect).score.min()) > float(trained(good).score.max())
+    detector = trained.as_detector().eval()
+    assert float(detector(defect).score.min()) > float(detector(good).score.max())
     anomaly_map = trained.anomaly_map(trained.preprocess(defect))
     assert anomaly_map.shape == (8, 16, 16)
     usual = trained.anomaly_map(trained.preprocess(good))
     assert float(anomaly_map[:, 6:11, 7:12].mean()) > 1.2 * float(usual[:, 6:11, 7:12].mean())
 
 
-def test_region_of_interest_rules_the_loss() -> None:
+def test_loss_uses_only_the_region_of_interest() -> None:
     losses = []
     for outside in (0, 255):
         sampler = build()
@@ -234,13 +237,13 @@ def test_region_of_interest_rules_the_loss() -> None:
     assert losses[0] == losses[1]
 
 
-def test_facts_and_functions_are_what_the_process_needs(trained: Ddpm) -> None:
+def test_info_and_functions_serve_the_sampling_loop(trained: Ddpm) -> None:
     info = trained.info()
     assert info.settings["alphas_cumprod"] == pytest.approx(alphas())
     assert set(trained.functions()) == {"denoise"}
     assert trained.supports("anomaly_map")
     assert not trained.supports("attribute")
-    with pytest.raises(UsageError, match=r"Ddpm has no attribute: .*white noise"):
+    with pytest.raises(UsageError, match=r"Ddpm does not support attribute: .*white noise"):
         trained.sampling_loop().attribute(
             *[np.zeros((1, 3, 16, 16), dtype=np.float32)] * 3, strength=1.0, options=Options()
         )

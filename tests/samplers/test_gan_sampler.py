@@ -1,4 +1,4 @@
-"""The GAN: its objectives by hand and on points in the plane, whose turn it is, and what it lacks."""
+"""GAN: objectives by hand and on points in the plane, order of the steps, and unsupported abilities."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OBJECTIVES: tuple[Objective, ...] = ("non-saturating", "lsgan", "wgan", "wgan-gp
 
 
 class Record(pl.Callback):
-    """Keeps the state before and after every batch."""
+    """Records the state before and after every batch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -53,7 +53,7 @@ def train(sampler: Gan, *, num: int = 12, callbacks: tuple[pl.Callback, ...] = (
     return sampler.eval()
 
 
-def test_objectives_are_those_of_their_papers() -> None:
+def test_objectives_equal_their_papers() -> None:
     real, fake = torch.tensor([2.0, -0.5, 0.3]), torch.tensor([-1.0, 0.4])
     log = torch.nn.functional.logsigmoid
     given = {name: critic_loss(name, real=real, fake=fake).item() for name in OBJECTIVES}
@@ -67,7 +67,7 @@ def test_objectives_are_those_of_their_papers() -> None:
 
 
 def mlp(inputs: int, outputs: int, *, width: int) -> nn.Sequential:
-    """Of points (N, inputs, 1, 1), as images are passed on."""
+    """A critic or generator of points (N, inputs, 1, 1), in the layout of images."""
     layers = (nn.Linear(inputs, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2))
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, outputs))
 
@@ -84,7 +84,7 @@ def critic_step(
 
 
 @pytest.mark.parametrize("shift", [1.0, 2.0])
-def test_critic_estimates_the_distance_of_two_gaussians(shift: float) -> None:
+def test_critic_estimates_the_distance_between_two_gaussians(shift: float) -> None:
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     critic = mlp(2, 1, width=32)
@@ -96,13 +96,13 @@ def test_critic_estimates_the_distance_of_two_gaussians(shift: float) -> None:
     with torch.no_grad():
         same = torch.randn(
             (20_000, 2, 1, 1), generator=random
-        )  # the same points moved: no error of the draw but theirs
+        )  # the same points shifted, without further sampling error
         estimate = -critic_loss("wgan-gp", real=critic(same + move)[:, 0], fake=critic(same)[:, 0]).item()
-    assert estimate == pytest.approx(shift, rel=0.1)  # moving all mass by the shift costs its length
+    assert estimate == pytest.approx(shift, rel=0.1)  # moving all mass costs the length of the shift
 
 
 def ring(num: int, *, random: torch.Generator) -> Tensor:
-    """Points (num, 2, 1, 1) of 8 Gaussians of deviation 0.1 on a ring of radius 2."""
+    """Draw points (num, 2, 1, 1) from 8 Gaussians of deviation 0.1 on a ring of radius 2."""
     angle = torch.randint(0, 8, (num,), generator=random) * (math.pi / 4)
     centres = 2 * torch.stack((angle.cos(), angle.sin()), dim=1)
     return (centres + 0.1 * torch.randn((num, 2), generator=random))[:, :, None, None]
@@ -135,7 +135,7 @@ def test_wgan_gp_covers_all_gaussians_of_a_ring() -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_each_player_moves_in_its_turn(objective: Objective) -> None:
+def test_critic_and_generator_step_in_turn(objective: Objective) -> None:
     torch.manual_seed(0)
     sampler, record = Gan(**TINY, objective=objective, critic_steps=2, clip=0.015), Record()
     train(sampler, callbacks=(record,))
@@ -151,7 +151,7 @@ def test_each_player_moves_in_its_turn(objective: Objective) -> None:
     assert norms == ({SampleNorm} if objective == "wgan-gp" else {nn.BatchNorm2d})
 
 
-def test_weights_are_clipped_from_both_sides() -> None:
+def test_weights_are_clipped_on_both_sides() -> None:
     layer = nn.Linear(2, 1)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[-3.0, 0.004]]))
@@ -160,7 +160,7 @@ def test_weights_are_clipped_from_both_sides() -> None:
 
 
 @torch.no_grad()
-def test_draws_come_from_the_average_and_are_fixed_by_the_seed() -> None:
+def test_samples_use_the_averaged_generator_and_depend_on_the_seed() -> None:
     torch.manual_seed(0)
     sampler = train(Gan(**TINY))
     many = torch.randn(2000, 8)
@@ -187,31 +187,39 @@ def test_mixed_precision_trains_to_finite_weights() -> None:
 
 
 @torch.no_grad()
-def test_drawn_images_are_blank_outside_the_region() -> None:
+def test_generated_images_are_black_outside_the_region() -> None:
     sampler = Gan(**TINY)
     roi = torch.zeros(72, 88, dtype=torch.bool)
     roi[20:60, 10:70] = True
     sampler.preprocess.set_roi(roi)
-    for x in (sampler.decode(torch.randn(2, 8)), sampler._drawn(2)):
+    for x in (sampler.decode(torch.randn(2, 8)), sampler._draw(2)):
         assert not x[:, :, ~sampler.preprocess.roi].any()
         assert x[:, :, sampler.preprocess.roi].all()
 
 
-def test_what_it_lacks_is_said_with_the_reason() -> None:
+def test_unsupported_abilities_are_refused_with_the_reason() -> None:
     sampler = Gan(**TINY)
     x = torch.zeros(1, 3, 16, 16)
-    for ability, use in (("encode", sampler.encode), ("log_prob", sampler.log_prob), ("anomaly_map", sampler.anomaly)):
-        with pytest.raises(Unsupported, match=f"Gan has no {ability}: .*generator|neither"):
+    for ability, use in (
+        ("encode", sampler.encode),
+        ("log_prob", sampler.log_prob),
+        ("anomaly_map", sampler.anomaly_map),
+    ):
+        with pytest.raises(Unsupported, match=f"Gan does not support {ability}: (a generator|a GAN has neither)"):
             use(x)
     loop, options = sampler.sampling_loop(), Options()
-    with pytest.raises(Unsupported, match=r"Gan has no reconstruct: .*fanogan"):
+    with pytest.raises(Unsupported, match=r"Gan does not support reconstruct: .*fanogan"):
         loop.reconstruct(x.numpy(), rng=np.random.default_rng(0), options=options)
-    with pytest.raises(Unsupported, match=r"Gan has no interpolate: .*fanogan"):
+    with pytest.raises(Unsupported, match=r"Gan does not support interpolate: .*fanogan"):
         loop.interpolate(x[0].numpy(), x[0].numpy(), num=3, options=options)
+    with pytest.raises(
+        Unsupported, match="Gan has no detector form: a GAN has neither a likelihood nor a reconstruction"
+    ):
+        sampler.as_detector()
     assert set(sampler.functions()) == {"decode"}
 
 
 @pytest.mark.parametrize(("option", "value"), [("size", 40), ("critic_steps", 0)])
-def test_options_it_cannot_have_are_refused(option: str, value: int) -> None:
+def test_invalid_options_are_refused(option: str, value: int) -> None:
     with pytest.raises(UsageError, match=f"{option} {value}: .*e.g. "):
         Gan(**{option: value})

@@ -1,4 +1,4 @@
-"""The mixture of Gaussians over patches: an exact density, draws with its moments, and the conditional under a mask."""
+"""Mixture of Gaussians over patches: exact density, moments of samples, and the conditional under a mask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng
 
 
 def stripes(num: int, *, size: int = 4, seed: int = 0) -> Tensor:
-    """Images (num, 3, size, size), bright on the left and of one of two colours on the right, with noise."""
+    """Draw images (num, 3, size, size), bright on the left, one of two colours on the right, with noise."""
     rng = RNG(seed)
     x = np.full((num, 3, size, size), 0.75)
     colour = np.where(rng.random((num, 1)) < 0.3, [[0.2, 0.3, 0.5]], [[0.4, 0.25, 0.2]])
@@ -33,7 +33,7 @@ def fitted(**options: Any) -> Gmm:
 
 
 def whole(sampler: Gmm, cell: int) -> MixtureSameFamily:
-    """The distribution of a cell's patch with its covariances in all D dimensions."""
+    """Distribution of a cell's patch with full covariances in all D dimensions."""
     U = sampler.directions.double()
     D, s2 = U.shape[1], sampler.noise_variance.double()
     factors = sampler.factors.double()
@@ -46,7 +46,7 @@ def whole(sampler: Gmm, cell: int) -> MixtureSameFamily:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dimensions", [5, 12])
-def test_density_is_the_product_over_cells_of_the_whole_mixture(dimensions: int) -> None:
+def test_density_is_the_product_over_cells_of_the_full_mixture(dimensions: int) -> None:
     sampler = fitted(dimensions=dimensions)
     x = stripes(6, seed=1)
     y = sampler._patches(x)
@@ -63,7 +63,7 @@ def test_density_integrates_to_one(dimensions: int) -> None:
     sampler = fitted(size=2, patch=1, dimensions=dimensions, num_gaussians=2)
     step = 0.0125
     at = torch.arange(-0.25, 1.25, step)
-    grid = torch.cartesian_prod(at, at, at)  # values of one patch of 1×1
+    grid = torch.cartesian_prod(at, at, at)  # values of one 1×1 patch
     for cell in (0, 3):
         total = 0.0
         for y in grid.split(200_000):
@@ -77,7 +77,7 @@ def test_density_integrates_to_one(dimensions: int) -> None:
 
 
 @torch.no_grad()
-def test_draws_have_the_moments_of_the_mixture() -> None:
+def test_samples_have_the_moments_of_the_mixture() -> None:
     sampler = fitted()
     loop = sampler.sampling_loop()
     drawn = loop.sample(6000, rng=RNG(0), options=Options())
@@ -89,11 +89,11 @@ def test_draws_have_the_moments_of_the_mixture() -> None:
         assert torch.allclose(y[:, cell].var(dim=0), cell_of.variance, atol=2e-3)
     mean = loop.sample(500, rng=RNG(1), options=Options(temperature=0.0))
     near = torch.cdist(sampler._patches(torch.from_numpy(mean)), sampler.mean + sampler.centres @ sampler.directions)
-    assert near.amin(dim=2).max() < 1e-4  # without deviation each patch is the mean of a Gaussian
+    assert near.amin(dim=2).max() < 1e-4  # at temperature 0 each patch is the mean of a Gaussian
 
 
 @torch.no_grad()
-def test_weights_know_the_place() -> None:
+def test_weights_depend_on_the_position() -> None:
     sampler = fitted()
     x = stripes(400, seed=3)
     drawn = sampler.sampling_loop().sample(400, rng=RNG(0), options=Options())
@@ -108,7 +108,7 @@ def test_weights_know_the_place() -> None:
 def test_unknown_pixels_are_drawn_from_the_conditional() -> None:
     sampler = fitted()
     x, mask = stripes(1, seed=5).numpy(), np.zeros((1, 4, 4), dtype=bool)
-    mask[0, 0, 3] = mask[0, 2:, 2:] = True  # one pixel of the second cell, and the whole fourth
+    mask[0, 0, 3] = mask[0, 2:, 2:] = True  # one pixel of the second cell, and the whole fourth cell
     num = 3000
     drawn = sampler.sampling_loop().inpaint(
         np.repeat(x, num, axis=0), np.repeat(mask, num, axis=0), rng=RNG(0), options=Options()
@@ -134,24 +134,24 @@ def test_unknown_pixels_are_drawn_from_the_conditional() -> None:
 
 
 @torch.no_grad()
-def test_region_of_interest_counts_the_cells_that_reach_into_it() -> None:
+def test_density_uses_the_cells_with_a_pixel_in_the_region() -> None:
     sampler = Gmm(size=4, patch=2, num_gaussians=2, dimensions=3)
     sampler.preprocess.roi[:, 3] = False
     sampler.preprocess.roi[:2] = False
-    sampler.preprocess._note()
+    sampler.preprocess._update_flags()
     x = stripes(60) * sampler.preprocess.roi
     sampler.learn(x)
-    said = sampler.anomaly_map(x)
-    assert not said[:, ~sampler.preprocess.roi].any()
+    anomaly_map = sampler.anomaly_map(x)
+    assert not anomaly_map[:, ~sampler.preprocess.roi].any()
     y = sampler._patches(x).double()
     expected = whole(sampler, 2).log_prob(y[:, 2]) + whole(sampler, 3).log_prob(y[:, 3])
-    assert torch.allclose(-said.sum(dim=(1, 2)).double(), expected, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(-anomaly_map.sum(dim=(1, 2)).double(), expected, rtol=1e-4, atol=1e-3)
     drawn = sampler.sampling_loop().sample(5, rng=RNG(0), options=Options())
     assert not drawn[:, :, :2].any()
     assert (drawn[:, :, 2:, :2] > 0.4).all()
 
 
-def test_a_whole_image_is_too_many_dimensions() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(UsageError, match=r"patch 64: a whole image of size 64 has 12288 dimensions.*e.g. patch 8"):
         Gmm(size=64, patch=64)
     for option, value in (("patch", 7), ("dimensions", 200), ("dimensions", 0), ("num_gaussians", 0)):
@@ -161,11 +161,11 @@ def test_a_whole_image_is_too_many_dimensions() -> None:
         Gmm(size=4, patch=2, num_gaussians=5, dimensions=2).learn(stripes(2))
 
 
-def test_what_it_lacks_is_said_with_the_reason() -> None:
+def test_unsupported_abilities_and_invalid_input_are_refused() -> None:
     loop, x = fitted().sampling_loop(), stripes(2).numpy()
-    with pytest.raises(Unsupported, match=r"Gmm has no reconstruct: .*take pca or vae"):
+    with pytest.raises(Unsupported, match=r"Gmm does not support reconstruct: .*take pca or vae"):
         loop.reconstruct(x, rng=RNG(0), options=Options())
-    with pytest.raises(Unsupported, match=r"Gmm has no interpolate: .*choice"):
+    with pytest.raises(Unsupported, match=r"Gmm does not support interpolate: .*choice"):
         loop.interpolate(x[0], x[1], num=3, options=Options())
     with pytest.raises(UsageError, match="mask of shape"):
         loop.inpaint(x, np.zeros((2, 3, 3), dtype=bool), rng=RNG(0), options=Options())

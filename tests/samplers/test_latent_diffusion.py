@@ -1,4 +1,4 @@
-"""Latent diffusion: phases, conditions and their training targets, known pixels, drawn defects, the detector, the export."""
+"""Latent diffusion: phases, conditions and training targets, known pixels, drawn defects, and detector form."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 class Copying:
-    """Latents that are the images at a quarter of the size; the network says noise that leads to a latent of 0.5."""
+    """Latents are the images at a quarter of the size; the network predicts the noise that leads to a latent of 0.5."""
 
     levels = (0.99, 0.7, 0.3, 0.05)
 
@@ -70,16 +70,16 @@ def a_mask(n: int) -> NDArray[np.bool_]:
     return mask
 
 
-# the loop
+# sampling loop
 
 
-def test_defects_are_drawn_under_the_mask_alone() -> None:
+def test_defects_are_drawn_only_under_the_mask() -> None:
     fake = Copying()
     x, mask = rng(3).random((2, 3, 16, 16), dtype=np.float32), a_mask(2)
     drawn = fake.sampling_loop().draw_defect(x, mask, rng=rng(), options=Options(steps=4, label=1))
     changed = (drawn != x).any(axis=1)
     assert np.array_equal(changed, mask)
-    assert drawn[:, :, 6, 4] == pytest.approx(np.full((2, 3), 0.5), abs=1e-5)  # all its neighbours are under the mask
+    assert drawn[:, :, 6, 4] == pytest.approx(np.full((2, 3), 0.5), abs=1e-5)  # all neighbours are masked
     border = x[0, 0, 5, 4] + (0.5 + 0.5 * 6 / 9) * (0.5 - x[0, 0, 5, 4])
     assert drawn[0, 0, 5, 4] == pytest.approx(border, abs=1e-5)
     (condition, *_) = fake.conditions
@@ -93,7 +93,7 @@ def test_defects_are_drawn_under_the_mask_alone() -> None:
     assert np.array_equal(classes[:, 1], cells)
 
 
-def test_without_a_mask_nothing_is_asked_for() -> None:
+def test_sampling_without_a_mask_has_an_empty_condition() -> None:
     fake = Copying()
     drawn = fake.sampling_loop().sample(3, rng=rng(), options=Options(steps=4))
     assert drawn == pytest.approx(np.full((3, 3, 16, 16), 0.5), abs=1e-5)
@@ -102,7 +102,7 @@ def test_without_a_mask_nothing_is_asked_for() -> None:
     assert fake.conditions[0].shape == (3, 2 + 3 + 2, 4, 4)
 
 
-def test_inpainting_and_reconstruction_keep_to_what_is_known() -> None:
+def test_inpainting_and_reconstruction_keep_known_pixels() -> None:
     loop = Copying().sampling_loop()
     x, mask = rng(3).random((2, 3, 16, 16), dtype=np.float32), a_mask(2)
     drawn = loop.inpaint(x, mask, rng=rng(), options=Options(steps=4, eta=1.0))
@@ -113,19 +113,19 @@ def test_inpainting_and_reconstruction_keep_to_what_is_known() -> None:
     assert repaired == pytest.approx(np.full_like(x, 0.5), abs=1e-5)
 
 
-def test_a_latent_is_held_within_its_reach() -> None:
+def test_latents_are_clipped_to_their_reach() -> None:
     fake = Copying()
     fake.info.settings["reach"] = 0.25
     assert fake.sampling_loop().sample(1, rng=rng(), options=Options(steps=2)).max() == pytest.approx(0.25, abs=1e-5)
 
 
-def test_process_refuses_what_it_cannot_do() -> None:
+def test_sampling_loop_refuses_invalid_options() -> None:
     loop = Copying().sampling_loop()
     x, mask = np.zeros((2, 3, 16, 16), dtype=np.float32), a_mask(2)
     for label in (-2, 2):
-        with pytest.raises(UsageError, match=f"label {label}: there are 2 classes from 0 on; -1"):
+        with pytest.raises(UsageError, match=f"label {label}: the classes are 0 to 1; omit it for any class"):
             loop.draw_defect(x, mask, rng=rng(), options=Options(steps=2, label=label))
-    with pytest.raises(UsageError, match="the mask is"):
+    with pytest.raises(UsageError, match="mask of shape"):
         loop.draw_defect(x, mask[:1], rng=rng(), options=Options(steps=2))
     with pytest.raises(UsageError, match=r"steps 9: .*give 1 to 4"):
         loop.draw_defect(x, mask, rng=rng(), options=Options(steps=9))
@@ -134,14 +134,14 @@ def test_process_refuses_what_it_cannot_do() -> None:
     assert loop.known_options == {"steps", "eta", "strength", "label"}
 
 
-# the sampler
+# sampler
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"size": 24}, "size 24: .*multiple of 16, e.g. 16"),
-        ({"autoencoder_widths": (6,)}, r"autoencoder_widths \[6\]: .*multiple of 4"),
+        ({"autoencoder_widths": (6,)}, r"autoencoder_widths \[6\]: give multiples of 4"),
         ({"autoencoder_widths": ()}, "autoencoder_widths"),
         ({"autoencoder_share": 1.0}, "autoencoder_share 1.0: both phases"),
         ({"num_classes": -1}, "num_classes -1"),
@@ -149,12 +149,12 @@ def test_process_refuses_what_it_cannot_do() -> None:
         ({"smooth": 2}, "smooth 2"),
     ],
 )
-def test_latent_diffusion_refuses_options_it_cannot_have(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(**options)
 
 
-def test_painted_images_differ_under_their_masks_alone() -> None:
+def test_painted_images_differ_only_under_their_masks() -> None:
     sampler = build(num_classes=3)
     x = torch.full((64, 3, 16, 16), 0.5)
     painted = sampler._paint(x)
@@ -165,14 +165,14 @@ def test_painted_images_differ_under_their_masks_alone() -> None:
     has = painted.where.flatten(1).any(dim=1)
     assert 0.2 < float(has.float().mean()) < 0.8
     assert bool(painted.hidden[~has].any())
-    told = has & (painted.label >= 0)
+    has_label = has & (painted.label >= 0)
     assert 0.2 < float((painted.label >= 0).float().mean()) < 0.8
-    for n in told.nonzero()[:, 0].tolist():
+    for n in has_label.nonzero()[:, 0].tolist():
         brighter = float((painted.x[n] - 0.5).mean(dim=0)[painted.where[n, 0] == 1].mean())
         assert int(painted.label[n]) == (0 if brighter < -0.1 else 1 if brighter < 0.1 else 2)
 
 
-def test_denoiser_learns_from_the_condition_that_the_process_gives() -> None:
+def test_training_and_sampling_use_the_same_condition() -> None:
     sampler = build().eval()
     sampler.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]
     seen: list[torch.Tensor] = []
@@ -193,7 +193,7 @@ def test_denoiser_learns_from_the_condition_that_the_process_gives() -> None:
     assert bool(torch.isfinite(z_t).all())
 
 
-def test_each_phase_moves_its_own_weights(trained: LatentDiffusion) -> None:
+def test_each_phase_changes_only_its_own_weights(trained: LatentDiffusion) -> None:
     start = build()
     assert int(trained.num_steps) == 60
     assert int(trained.ema.num_updates) == 18
@@ -218,7 +218,7 @@ def test_latents_have_unit_deviation(trained: LatentDiffusion) -> None:
     assert float((trained.decode(z) - x).abs().mean()) < 0.1
 
 
-def test_process_is_reproducible_and_keeps_to_images(trained: LatentDiffusion) -> None:
+def test_sampling_loop_is_reproducible_and_gives_images(trained: LatentDiffusion) -> None:
     loop, options = trained.sampling_loop(), Options(steps=4, eta=0.5)
     x, mask = trained.preprocess(draw_parts(2, seed=5)).numpy(), a_mask(2)
     for draw in (
@@ -238,24 +238,25 @@ def test_process_is_reproducible_and_keeps_to_images(trained: LatentDiffusion) -
     assert way.shape == (3, 3, 16, 16)
 
 
-def test_lacks_are_refused_with_their_reason(trained: LatentDiffusion) -> None:
+def test_unsupported_abilities_are_refused_with_the_reason(trained: LatentDiffusion) -> None:
     assert trained.density == "none"
-    with pytest.raises(UsageError, match="LatentDiffusion has no log_prob: its decoder is no density"):
+    with pytest.raises(UsageError, match="LatentDiffusion does not support log_prob: its decoder has no density"):
         trained.log_prob(torch.zeros(1, 3, 16, 16))
 
 
 @torch.no_grad()
-def test_defects_surprise(trained: LatentDiffusion) -> None:
+def test_defects_score_higher_than_good_images(trained: LatentDiffusion) -> None:
     good = draw_parts(8, seed=500)
     defect = draw_defects(good)
-    assert float(trained(defect).score.min()) > float(trained(good).score.max())
+    detector = trained.as_detector().eval()
+    assert float(detector(defect).score.min()) > float(detector(good).score.max())
     anomaly_map = trained.anomaly_map(trained.preprocess(defect))
     assert anomaly_map.shape == (8, 16, 16)
     usual = trained.anomaly_map(trained.preprocess(good))
     assert float(anomaly_map[:, 6:11, 7:12].mean()) > 1.2 * float(usual[:, 6:11, 7:12].mean())
 
 
-def test_real_defects_take_the_place_of_half_of_the_patterns(category: Path) -> None:
+def test_real_defects_replace_half_of_the_patterns(category: Path) -> None:
     sampler = build(num_classes=3, examples=str(category))
     x = torch.full((64, 3, 16, 16), 0.5)
     painted = sampler._paint(x)
@@ -273,5 +274,5 @@ def test_real_defects_take_the_place_of_half_of_the_patterns(category: Path) -> 
 
 
 def test_examples_without_masks_are_refused(category: Path) -> None:
-    with pytest.raises(DataError, match="holds no defect with a mask"):
+    with pytest.raises(DataError, match="has no defect with a mask"):
         read_examples(category / "train" / "good", build().preprocess)

@@ -1,4 +1,4 @@
-"""Principal components: the density by hand, the dual trick, missing pixels, and parts that are painted over."""
+"""Principal components: density, dual decomposition, missing pixels, and occluded parts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fitted(x: Tensor, **options: Any) -> Pca:
 
 
 @torch.no_grad()
-def test_density_is_that_of_the_whole_covariance() -> None:
+def test_density_equals_that_of_the_full_covariance() -> None:
     x = low_rank(40, size=4, noise=0.05)
     sampler = fitted(x, num_components=3)
     flat = x.flatten(1).double()
@@ -50,12 +50,12 @@ def test_density_is_that_of_the_whole_covariance() -> None:
     eigenvalues = torch.linalg.eigvalsh(torch.cov(flat.T, correction=0)).flip(0)
     assert sampler.noise_variance.item() == pytest.approx(
         eigenvalues[3:].mean().item(), rel=1e-4
-    )  # of D - k, not N - k
+    )  # mean over D - k, not N - k, variances
     assert torch.allclose(sampler.scale_z.double() ** 2 + sampler.noise_variance, eigenvalues[:3], rtol=1e-4)
 
 
 @torch.no_grad()
-def test_components_are_those_of_the_inner_product_matrix() -> None:
+def test_components_equal_those_of_the_inner_product_matrix() -> None:
     x = low_rank(12)
     sampler = fitted(x)
     flat = x.flatten(1).double().numpy()
@@ -100,11 +100,11 @@ def test_decoded_latents_are_the_orthogonal_projection() -> None:
     assert torch.allclose(sampler.decode(sampler.encode(y)), y, atol=1e-5)
     z = sampler.encode(x)
     shrunk = 1 - sampler.noise_variance / (sampler.scale_z**2 + sampler.noise_variance)
-    assert torch.allclose((z * z).mean(dim=0), 1 / shrunk, rtol=1e-3)  # z of the training images is N(0, I) and noise
+    assert torch.allclose((z * z).mean(dim=0), 1 / shrunk, rtol=1e-3)  # z of the training images is N(0, I) plus noise
 
 
 @torch.no_grad()
-def test_missing_pixels_are_the_conditional_mean_and_its_spread() -> None:
+def test_missing_pixels_have_the_conditional_mean_and_deviation() -> None:
     sampler = fitted(low_rank(40, size=4, noise=0.05), num_components=3)
     x = low_rank(1, size=4, noise=0.05, seed=7).numpy()
     mask = np.zeros((1, 4, 4), dtype=bool)
@@ -132,7 +132,7 @@ def rebuild(sampler: Pca, hidden: NDArray[np.float32], clean: NDArray[np.float32
 
 @torch.no_grad()
 @pytest.mark.parametrize("paint", ["grey", "noise", "scattered"])
-def test_robust_reconstruction_sees_through_what_is_painted_over(paint: str) -> None:
+def test_robust_reconstruction_ignores_overpainted_pixels(paint: str) -> None:
     train, seen = low_rank(60, size=32), low_rank(6, size=32, seed=1).numpy()
     clean, rng = low_rank(6, size=32, seed=1, noise=0.0).numpy(), RNG(3)
     if paint == "scattered":
@@ -144,7 +144,7 @@ def test_robust_reconstruction_sees_through_what_is_painted_over(paint: str) -> 
     colour = rng.uniform(0.6, 1.0, seen.shape) if paint == "noise" else np.full(seen.shape, 0.15)
     hidden = np.where(at[:, None], colour, seen).astype(np.float32)
     plain, robust = fitted(train), fitted(train, robust=True)
-    assert robust.info()["robust"]
+    assert robust.loop_settings()["robust"]
     assert rebuild(robust, hidden, clean) < 0.5 * rebuild(plain, hidden, clean)
     assert rebuild(robust, hidden, clean) < 0.002
     assert rebuild(robust, seen, clean) < 0.002
@@ -153,7 +153,7 @@ def test_robust_reconstruction_sees_through_what_is_painted_over(paint: str) -> 
 
 
 @torch.no_grad()
-def test_draws_have_the_moments_of_the_model() -> None:
+def test_samples_have_the_moments_of_the_model() -> None:
     sampler = fitted(low_rank(60))
     drawn = sampler.sampling_loop().sample(4000, rng=RNG(0), options=Options())
     assert np.array_equal(drawn[:3], sampler.sampling_loop().sample(4000, rng=RNG(0), options=Options())[:3])
@@ -163,13 +163,13 @@ def test_draws_have_the_moments_of_the_model() -> None:
 
 
 @torch.no_grad()
-def test_region_of_interest_is_all_that_counts() -> None:
+def test_density_uses_only_the_region_of_interest() -> None:
     x = low_rank(20)
     roi = torch.zeros(16, 16, dtype=torch.bool)
     roi[2:9, 3:12] = True
     sampler = Pca(size=16, num_components=4)
     sampler.preprocess.roi.copy_(roi)
-    sampler.preprocess._note()
+    sampler.preprocess._update_flags()
     sampler.learn(x * roi)
     inside = x[:, :, roi].flatten(1).double()
     U = sampler.directions[:, :, roi].flatten(1).double()
@@ -182,7 +182,7 @@ def test_region_of_interest_is_all_that_counts() -> None:
     assert np.abs(robust - (x[:2] * roi).numpy()).max() < 0.05
 
 
-def test_directions_without_variance_leave_the_noise_of_rounding() -> None:
+def test_equal_directions_keep_the_noise_of_rounding() -> None:
     sampler = fitted(low_rank(2).repeat(4, 1, 1, 1))
     assert sampler.noise_variance.item() == pytest.approx(ROUNDING)
     assert torch.isfinite(sampler.log_prob(low_rank(3))).all()
@@ -191,7 +191,7 @@ def test_directions_without_variance_leave_the_noise_of_rounding() -> None:
         fitted(low_rank(1).expand(8, -1, -1, -1))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_input_is_refused() -> None:
     with pytest.raises(UsageError, match="4 images of 768 values cannot give 4 components: set num_components to 3"):
         fitted(low_rank(4))
     with pytest.raises(UsageError, match="num_components 0: "):

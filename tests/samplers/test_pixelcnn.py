@@ -1,4 +1,4 @@
-"""PixelCNN: what each value may see, probabilities that sum to one, draws that follow them, and its form as a detector."""
+"""PixelCNN: context of each value, probabilities that sum to one, matching samples, and detector form."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
 
 
 def build(*, std: float = 0.3, **options: Any) -> PixelCnn:
-    """A network with weights large enough that everything it can see counts."""
+    """A network with large weights, so that every visible value has an influence."""
     torch.manual_seed(0)
     sampler = PixelCnn(**(TINY | options))
     for parameter in sampler.parameters():
@@ -34,7 +34,7 @@ def build(*, std: float = 0.3, **options: Any) -> PixelCnn:
 
 
 def binary() -> tuple[PixelCnn, Tensor, Tensor]:
-    """A network of 2×2 pixels of two levels, all 4096 images of them, and their probabilities."""
+    """A network for 2×2 pixels of two levels, all its 4096 images, and their probabilities."""
     sampler = build(size=2, levels=2, width=6, num_layers=2, kernel=3, std=0.6)
     images = torch.tensor(list(itertools.product((0.25, 0.75), repeat=12))).view(-1, 3, 2, 2)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_probabilities_of_all_images_sum_to_one() -> None:
 
 
 @pytest.mark.parametrize(("num_groups", "kernel", "num_layers"), [(3, 3, 3), (3, 5, 2), (1, 3, 3)])
-def test_each_value_sees_all_those_before_it_within_reach_and_no_other(
+def test_each_value_depends_on_all_earlier_values_within_reach_and_no_others(
     num_groups: int, kernel: int, num_layers: int
 ) -> None:
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_each_value_sees_all_those_before_it_within_reach_and_no_other(
 
 
 @torch.no_grad()
-def test_log_prob_is_the_sum_over_all_values_and_surprise_its_shares() -> None:
+def test_log_prob_is_the_sum_over_all_values_and_the_map_its_shares() -> None:
     sampler = build()
     x = torch.rand(3, 3, 16, 16)
     level = (x * 8).floor().long()
@@ -87,14 +87,14 @@ def test_log_prob_is_the_sum_over_all_values_and_surprise_its_shares() -> None:
 
 
 @torch.no_grad()
-def test_all_values_of_eight_bits_are_levels_of_their_own() -> None:
+def test_all_eight_bit_values_are_separate_levels() -> None:
     sampler = build(size=16, levels=256)
     x = (torch.arange(256, dtype=torch.float32) / 255).view(1, 1, 16, 16).expand(1, 3, -1, -1)
     assert len(sampler.quantised(x).unique()) == 256
 
 
 @torch.no_grad()
-def test_windows_of_the_image_give_the_logits_of_the_whole() -> None:
+def test_logits_of_windows_equal_those_of_the_whole_image() -> None:
     sampler = build()
     x = torch.rand(2, 3, 16, 16)
     whole = sampler.logits(x)
@@ -108,24 +108,24 @@ def test_windows_of_the_image_give_the_logits_of_the_whole() -> None:
         assert torch.allclose(found[..., 0, column - left], whole[..., row, column], atol=1e-4)
 
 
-def test_draws_are_as_frequent_as_their_probability() -> None:
+def test_samples_are_as_frequent_as_their_probability() -> None:
     sampler, images, p = binary()
     drawn = sampler.sampling_loop().sample(20_000, rng=np.random.default_rng(0), options=Options())
     place = (drawn.reshape(len(drawn), 12) > 0.5) @ (1 << np.arange(11, -1, -1))
     frequency = np.bincount(place, minlength=4096) / len(drawn)
-    for value in range(12):  # chances of each value and of each pair of neighbours
+    for value in range(12):  # frequencies of each value and each pair of neighbours
         on = images.flatten(1).numpy()[:, value] > 0.5
         assert frequency[on].sum() == pytest.approx(p.numpy()[on].sum(), abs=0.015)
         both = on & (images.flatten(1).numpy()[:, value - 1] > 0.5)
         assert frequency[both].sum() == pytest.approx(p.numpy()[both].sum(), abs=0.015)
 
 
-def test_inpainting_keeps_what_is_known_and_draws_the_rest_given_what_lies_before() -> None:
+def test_inpainting_keeps_known_pixels_and_draws_the_others_given_earlier_ones() -> None:
     sampler, images, p = binary()
-    x = np.full((20_000, 3, 2, 2), 0.7, dtype=np.float32)  # of no level
+    x = np.full((20_000, 3, 2, 2), 0.7, dtype=np.float32)  # between two levels
     x[:, 1] = 0.1
     mask = np.zeros((20_000, 2, 2), dtype=np.bool_)
-    mask[:, 1, 1] = True  # the last pixel: all others lie before it
+    mask[:, 1, 1] = True  # the last pixel, with all others before it
     given = sampler.sampling_loop().inpaint(x, mask, rng=np.random.default_rng(0), options=Options())
     assert np.array_equal(given[:, :, ~mask[0]], x[:, :, ~mask[0]])
     fits = (images[:, :, ~mask[0]] > 0.5).numpy() == (x[0][:, ~mask[0]] > 0.5)
@@ -135,7 +135,7 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest_given_what_lies_befor
     assert 0.02 < chance[red].sum() / chance.sum() < 0.98
 
 
-def test_sampling_follows_the_seed_and_the_temperature() -> None:
+def test_sampling_depends_on_seed_and_temperature() -> None:
     loop = build(size=5).sampling_loop()
 
     def draw(seed: int, temperature: float = 1.0) -> Any:
@@ -146,12 +146,12 @@ def test_sampling_follows_the_seed_and_the_temperature() -> None:
     assert first.dtype == np.float32
     assert np.array_equal(first, draw(0))
     assert not np.array_equal(first, draw(1))
-    assert np.array_equal(draw(0, 1e-6), draw(1, 1e-6))  # the most probable value each time
+    assert np.array_equal(draw(0, 1e-6), draw(1, 1e-6))  # always the most probable value
     with pytest.raises(UsageError, match=r"temperature 0\.0: .* e\.g\. 1"):
         draw(0, 0.0)
 
 
-def test_classes_are_drawn_by_their_softmax() -> None:
+def test_classes_are_drawn_from_their_softmax() -> None:
     logits = np.tile(np.array([[0.0, 1.0, -800.0, 2.0]]), (40_000, 1))
     for temperature in (1.0, 0.5):
         share = np.bincount(draw_class(logits, rng=np.random.default_rng(0), temperature=temperature), minlength=4)
@@ -161,18 +161,18 @@ def test_classes_are_drawn_by_their_softmax() -> None:
 
 
 @torch.no_grad()
-def test_map_is_the_surprise_on_levels_and_does_not_jump_between_them() -> None:
+def test_detector_map_equals_the_exact_map_on_levels_and_is_continuous_between_them() -> None:
     sampler = build(smooth=1)
     x = sampler.quantised(torch.rand(2, 3, 16, 16))
-    assert torch.allclose(sampler._map(x), sampler.anomaly_map(x), atol=1e-4)
+    assert torch.allclose(sampler.smoothed_map(x), sampler.anomaly_map(x), atol=1e-4)
     below, above = x.clone(), x.clone()
-    below[0, 1, 5, 5], above[0, 1, 5, 5] = 0.5 - 1e-6, 0.5 + 1e-6  # 0.5 is the border of two levels
+    below[0, 1, 5, 5], above[0, 1, 5, 5] = 0.5 - 1e-6, 0.5 + 1e-6  # 0.5 is the border between two levels
     assert (sampler.anomaly_map(below) - sampler.anomaly_map(above)).abs().max() > 1e-2
-    assert torch.allclose(sampler._map(below), sampler._map(above), atol=1e-3)
+    assert torch.allclose(sampler.smoothed_map(below), sampler.smoothed_map(above), atol=1e-3)
 
 
 @torch.no_grad()
-def test_region_of_interest_is_all_that_is_drawn_and_counts() -> None:
+def test_only_the_region_of_interest_is_drawn_and_scored() -> None:
     sampler = build()
     sampler.preprocess.set_roi(region_of_interest())
     outside = ~sampler.preprocess.roi
@@ -184,9 +184,9 @@ def test_region_of_interest_is_all_that_is_drawn_and_counts() -> None:
     assert torch.allclose(sampler.log_prob(x), -sampler.anomaly_map(x).sum(dim=(1, 2)))
 
 
-def test_training_learns_what_lies_before_to_tell_of_what_follows() -> None:
+def test_training_learns_the_dependence_on_earlier_values() -> None:
     def plain(num: int, *, seed: int) -> Tensor:
-        """Images of one grey each, of which a pixel alone can tell nothing."""
+        """Images of one random grey value each; a single pixel has no information."""
         grey = torch.randint(0, 256, (num, 1, 1, 1), generator=torch.Generator().manual_seed(seed))
         return grey.to(torch.uint8).expand(-1, 20, 20, 3).contiguous()
 
@@ -198,7 +198,7 @@ def test_training_learns_what_lies_before_to_tell_of_what_follows() -> None:
         x = sampler.quantised(sampler.preprocess(plain(16, seed=1)))
         bits = -sampler.log_prob(x).mean().item() / (3 * 8 * 8 * math.log(2))
         assert bits < 0.5 * math.log2(4)
-        assert torch.allclose(sampler.anomaly(x).score, -sampler.log_prob(x) / 64, rtol=1e-4)
+        assert torch.allclose(sampler.as_detector().anomaly(x).score, -sampler.log_prob(x) / 64, rtol=1e-4)
         x[:, :, 4:6, 4:6] = sampler.quantised(1 - x[:, :, 4:6, 4:6])
         assert (
             sampler.anomaly_map(x)[:, 4:6, 4:6].mean(dim=(1, 2)) > 2 * sampler.anomaly_map(x)[:, :4].mean(dim=(1, 2))
@@ -206,7 +206,7 @@ def test_training_learns_what_lies_before_to_tell_of_what_follows() -> None:
 
 
 @pytest.mark.parametrize("ability", ["encode", "decode", "reconstruct", "interpolate", "attribute"])
-def test_what_it_lacks_is_named_with_the_reason(ability: str) -> None:
+def test_unsupported_abilities_have_a_reason(ability: str) -> None:
     assert not PixelCnn.supports(ability)
     assert "no latent" in PixelCnn.unsupported[ability]
 
@@ -224,6 +224,6 @@ def test_what_it_lacks_is_named_with_the_reason(ability: str) -> None:
         ("smooth", 4),
     ],
 )
-def test_options_it_cannot_have_are_refused(option: str, value: int) -> None:
+def test_invalid_options_are_refused(option: str, value: int) -> None:
     with pytest.raises(UsageError, match=f"{option} {value}: .*, e.g. "):
         PixelCnn(**{option: value})

@@ -1,4 +1,4 @@
-"""The contract of the samplers, over the registry: fit, export, the same draw from the trained one and from the file."""
+"""Every registered sampler from fit to export, with equal samples of the trained model and its file; the verb `sample`."""
 
 from __future__ import annotations
 
@@ -13,82 +13,25 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+from anomaly.commands.fit import fit
 from anomaly.commands.main import run
 from anomaly.commands.parser import parse
 from anomaly.errors import ModelError, Unsupported, UsageError
 from anomaly.export.model_file import export_model
-from anomaly.export.parity import verify
+from anomaly.export.parity import compare_files, verify
 from anomaly.generation.artifact import read_sampler
 from anomaly.generation.base import Options, SamplingLoop
 from anomaly.generation.onnx_sampler import OnnxSampler
-from anomaly.generation.sample import check_options, fitted_mask
+from anomaly.generation.sample import check_options, resized_mask
 from anomaly.imaging.image_file import read_image
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.samplers import SAMPLERS
 from anomaly.samplers.base import Sampler
 from anomaly.training.fit import fit_model
-from anomaly.training.fitted_model import build_detector, load_fitted_model
+from anomaly.training.fitted_model import build_sampler, load_fitted_model
+from tests.samplers.tiny_samplers import OPTIONS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "samplers"
-FLOW = {"size": 16, "num_scales": 2, "width": 8, "smooth": 3, "epochs": 3, "batch_size": 8, "learning_rate": 3e-3}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "gmm": {"size": 32, "patch": 4, "num_gaussians": 8, "dimensions": 8, "smooth": 3, "batch_size": 8},
-    "pca": {"size": 32, "num_components": 4, "smooth": 3, "batch_size": 8},
-    "vae": {"size": 16, "width": 8, "latent": 4, "epochs": 20, "batch_size": 8, "smooth": 3, "learning_rate": 3e-3},
-    "gan": {"size": 16, "width": 4, "latent": 8, "epochs": 2, "batch_size": 4},
-    "realnvp": FLOW,
-    "glow": FLOW | {"num_steps": 2},
-    "pixelcnn": {
-        "size": 16,
-        "levels": 8,
-        "width": 24,
-        "num_layers": 2,
-        "kernel": 5,
-        "place": 4,
-        "epochs": 10,
-        "batch_size": 8,
-        "learning_rate": 1e-2,
-    },
-    "vqvae": {
-        "size": 32,
-        "grid": 8,
-        "num_codes": 16,
-        "dimensions": 8,
-        "width": 16,
-        "prior_width": 12,
-        "prior_layers": 2,
-        "epochs": 24,
-        "prior_epochs": 8,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-    },
-    "ddpm": {
-        "size": 16,
-        "patch": 1,
-        "widths": [8],
-        "epochs": 20,
-        "batch_size": 8,
-        "smooth": 3,
-        "learning_rate": 3e-3,
-        "detect_steps": 1,
-        "detect_strengths": [0.15, 0.3],
-        "latent_steps": 5,
-        "bound_steps": 6,
-    },
-    "latent_diffusion": {
-        "size": 16,
-        "autoencoder_widths": [8, 16],
-        "widths": [8],
-        "patch": 1,
-        "epochs": 20,
-        "batch_size": 8,
-        "smooth": 3,
-        "learning_rate": 1e-2,
-        "detect_steps": 1,
-        "autoencoder_share": 0.7,
-    },
-}
-"""Options under which a family trains in about a second"""
 FEW_STEPS = Options(steps=3)
 
 
@@ -98,6 +41,7 @@ class Made:
 
     run: Path
     trained: Sampler
+    scores: bool
     exported: OnnxSampler
 
     def options(self) -> Options:
@@ -111,9 +55,10 @@ def made(request: pytest.FixtureRequest, category: Path, tmp_path_factory: pytes
         category, out=tmp_path_factory.mktemp("samplers") / name, detector=name, options=OPTIONS[name]
     ).folder
     export_model(out)
-    trained = load_fitted_model(out).detector
-    assert isinstance(trained, Sampler)
-    return Made(out, trained, OnnxSampler(out / "sampler.onnx", device="cpu", num_threads=1))
+    fitted = load_fitted_model(out)
+    assert isinstance(fitted.model, Sampler)
+    exported = OnnxSampler(out / "sampler.onnx", device="cpu", num_threads=1)
+    return Made(out, fitted.model, fitted.detector is not None, exported)
 
 
 def some(made: Made, category: Path, num: int) -> NDArray[np.float32]:
@@ -128,15 +73,14 @@ def test_registry_has_options_and_a_configuration_for_every_family() -> None:
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_configuration_builds(name: str) -> None:
-    asked = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert asked["detector"] == name
-    built = build_detector(name, asked["model"])
-    assert isinstance(built, Sampler)
+    options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert options["detector"] == name
+    build_sampler(name, options["model"])
     values = parse("fit", fit, ["folder", "--out", "x", "--config", str(CONFIGS / f"{name}.yaml")])
-    assert values["model"].keys() >= asked["model"].keys()
+    assert values["model"].keys() >= options["model"].keys()
 
 
-def test_file_draws_what_the_trained_one_draws(made: Made) -> None:
+def test_file_and_trained_sampler_draw_equal_images(made: Made) -> None:
     options = made.options()
     drawn = made.exported.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
     again = made.exported.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
@@ -155,16 +99,16 @@ def test_file_draws_what_the_trained_one_draws(made: Made) -> None:
 
 def test_functions_agree_and_are_certified(made: Made) -> None:
     verify(made.run)
-    certificate = json.loads((made.run / "sampler.certificate.json").read_text(encoding="utf-8"))
-    assert set(certificate["functions"]) == set(made.trained.functions())
-    assert max(certificate["functions"].values()) <= 1e-4
-    assert (made.run / "model.onnx").exists() == made.trained.scores
-    assert (made.run / "model.certificate.json").exists() == made.trained.scores
+    drawing, *scoring = compare_files(made.run)
+    assert set(drawing.values["functions"]) == set(made.trained.functions())
+    assert max(drawing.values["functions"].values()) <= 1e-4
+    assert (made.run / "model.onnx").exists() == made.scores
+    assert len(scoring) == made.scores
 
 
-def test_what_can_score_is_a_detector_through_the_same_road(made: Made, category: Path, tmp_path: Path) -> None:
+def test_detector_form_is_scored_like_any_detector(made: Made, category: Path, tmp_path: Path) -> None:
     model, sampler = made.run / "model.onnx", made.run / "sampler.onnx"
-    if made.trained.scores:
+    if made.scores:
         rows = tmp_path / "rows.csv"
         assert run(["score", str(model), str(category / "test"), "--out", str(rows)]) == 0
         assert OnnxScorer(model, device="cpu", num_threads=1).metadata.kind == "detector"
@@ -172,14 +116,15 @@ def test_what_can_score_is_a_detector_through_the_same_road(made: Made, category
             read_sampler(model)
     else:
         assert not model.exists()
-        assert "anomaly_map" in made.trained.unsupported
+        with pytest.raises(Unsupported, match="has no detector form: "):
+            made.trained.as_detector()
         with pytest.raises(ModelError, match="no model at"):
             OnnxScorer(model, device="cpu", num_threads=1)
     with pytest.raises(ModelError, match="is a sampler: `anomaly sample` draws from it"):
         OnnxScorer(sampler, device="cpu", num_threads=1)
 
 
-def test_abilities_work_or_answer_with_the_reason(made: Made, category: Path) -> None:
+def test_abilities_work_or_are_refused_with_the_reason(made: Made, category: Path) -> None:
     x = some(made, category, 4)
     mask = np.zeros((2, *x.shape[2:]), dtype=bool)
     mask[:, 4:9, 3:8] = True
@@ -197,9 +142,9 @@ def test_abilities_work_or_answer_with_the_reason(made: Made, category: Path) ->
 
     for ability in ("reconstruct", "interpolate", "inpaint", "attribute"):
         if ability in made.trained.unsupported:
-            with pytest.raises(Unsupported, match=f"has no {ability}: ") as told:
+            with pytest.raises(Unsupported, match=f"does not support {ability}: ") as error:
                 draw(ability, loop)
-            assert made.trained.unsupported[ability] in str(told.value)
+            assert made.trained.unsupported[ability] in str(error.value)
             continue
         drawn = draw(ability, loop)
         assert drawn.dtype == np.float32
@@ -230,7 +175,7 @@ def test_damaged_function_is_refused(made: Made, tmp_path: Path) -> None:
         )
 
 
-def test_options_that_a_family_does_not_read_are_refused(made: Made) -> None:
+def test_unknown_sampling_options_are_refused(made: Made) -> None:
     loop = made.exported.sampling_loop()
     for name, moved in (("steps", 7), ("eta", 0.5), ("temperature", 0.5), ("strength", 0.3), ("label", 1)):
         options = Options(**{name: moved})
@@ -262,7 +207,7 @@ def test_model_draws_defects_into_masks_or_is_refused(
         assert any(np.array_equal(image[~mask], good[~mask]) for good in sources.values())
 
 
-# the verb
+# verb
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +226,7 @@ def drawn_by(vae: Path, out: Path, *options: str) -> list[NDArray[Any]]:
     return [cv2.imread(str(path)) for path in sorted(out.glob("[0-9]*.png"))]
 
 
-def test_verb_draws_images_and_a_sheet_the_same_for_the_same_seed(vae: Path, tmp_path: Path) -> None:
+def test_verb_draws_equal_images_for_equal_seeds(vae: Path, tmp_path: Path) -> None:
     a = drawn_by(vae, tmp_path / "a", "--num", "5", "--seed", "3", "--batch-size", "2")
     b = drawn_by(vae, tmp_path / "b", "--num", "5", "--seed", "3", "--batch-size", "2")
     c = drawn_by(vae, tmp_path / "c", "--num", "5", "--seed", "4", "--batch-size", "2")
@@ -291,7 +236,9 @@ def test_verb_draws_images_and_a_sheet_the_same_for_the_same_seed(vae: Path, tmp
     assert b"tEXtComment\0synthetic image" in (tmp_path / "a" / "0000.png").read_bytes()
 
 
-def test_verb_reconstructs_walks_fills_and_moves(vae: Path, category: Path, tmp_path: Path) -> None:
+def test_verb_reconstructs_interpolates_inpaints_and_changes_attributes(
+    vae: Path, category: Path, tmp_path: Path
+) -> None:
     good, scratch = category / "test/good", category / "test/scratch"
     assert len(drawn_by(vae, tmp_path / "r", "--reconstruct", str(good), "--batch-size", "4")) == 6
     walk = ("--interpolate", str(good / "000.png"), str(good / "001.png"), "--num", "7")
@@ -304,24 +251,24 @@ def test_verb_reconstructs_walks_fills_and_moves(vae: Path, category: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        (["--num", "0"], "0 images in batches of 16: ask for at least 1"),
+        (["--num", "0"], "0 images in batches of 16: give at least 1"),
         (["--steps", "5"], "Vae does not read --steps"),
-        (["--inpaint", "a.png"], "go together"),
-        (["--reconstruct", "a", "--inpaint", "b", "--mask", "c"], "--reconstruct and --inpaint at once"),
+        (["--inpaint", "a.png"], "belong together"),
+        (["--reconstruct", "a", "--inpaint", "b", "--mask", "c"], "--reconstruct and --inpaint together"),
         (["--interpolate", "a.png"], "--interpolate takes 2 values"),
         (["--temperature", "-1"], "temperature -1"),
     ],
 )
-def test_verb_refuses_bad_wishes(
-    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+def test_verb_refuses_invalid_options(
+    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert run(["sample", str(vae), "--out", str(tmp_path / "x"), *options]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_verb_refuses_images_and_masks_that_do_not_fit(
+def test_verb_refuses_images_and_masks_of_different_sizes(
     vae: Path, category: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = category / "test/good/000.png"
@@ -334,13 +281,13 @@ def test_verb_refuses_images_and_masks_that_do_not_fit(
     assert "draw it at the image's size" in capsys.readouterr().err
     assert run(["sample", str(vae), *out, "--reconstruct", str(tmp_path / "nothing")]) == 1
     with pytest.raises(UsageError, match="marks no pixel"):
-        fitted_mask(np.zeros((72, 88), dtype=bool), np.zeros((72, 88, 3), dtype=np.uint8), size=(16, 16))
+        resized_mask(np.zeros((72, 88), dtype=bool), np.zeros((72, 88, 3), dtype=np.uint8), size=(16, 16))
 
 
-def test_mask_is_unknown_wherever_an_unknown_pixel_touches() -> None:
+def test_mask_marks_every_pixel_with_an_unknown_part() -> None:
     mask = np.zeros((64, 64), dtype=bool)
     mask[31, 33] = True
-    small = fitted_mask(mask, np.zeros((64, 64, 3), dtype=np.uint8), size=(16, 16))
+    small = resized_mask(mask, np.zeros((64, 64, 3), dtype=np.uint8), size=(16, 16))
     assert small.sum() == 1
     assert small[7, 8]
 

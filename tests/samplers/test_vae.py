@@ -1,4 +1,4 @@
-"""The variational autoencoder: its bound against the exact density of a linear-Gaussian model, its prior and its map."""
+"""Variational autoencoder: bound against the exact density of a linear-Gaussian model, prior, and anomaly map."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def trained(*, roi: Tensor | None = None, **options: Any) -> Vae:
 
 
 def linear_gaussian() -> tuple[Tensor, Tensor, float]:
-    """A decoder W (5, 2) with orthogonal columns, an offset (5,) and s2: the posterior of x = W z + b + noise is diagonal."""
+    """Decoder W (5, 2) with orthogonal columns, offset (5,) and s2; the posterior of x = W z + b + noise is diagonal."""
     generator = torch.Generator().manual_seed(1)
     W = torch.linalg.qr(torch.randn(5, 2, generator=generator, dtype=torch.float64))[0] * torch.tensor([2.0, 0.5])
     return W, torch.randn(5, generator=generator, dtype=torch.float64), 0.3
@@ -57,7 +57,7 @@ def bound(x: Tensor, mu: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
 
     with torch.no_grad():
         likelihood = 0.0
-        for part in noise.split(500):  # a decoder that gives float32 is not what is looked at here
+        for part in noise.split(500):  # the rounding of float32 is not tested here
             likelihood = likelihood + len(part) * expected_log_likelihood(
                 x, mu, log_variance, decode=decode, noise=part, log_s2=log_s2
             )
@@ -65,7 +65,7 @@ def bound(x: Tensor, mu: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     return (likelihood / len(noise)).sum(dim=1) - kl  # type: ignore[union-attr]
 
 
-def test_bound_is_below_the_exact_value_and_meets_it_at_the_posterior() -> None:
+def test_bound_is_below_the_exact_value_and_equals_it_at_the_posterior() -> None:
     W, b, s2 = linear_gaussian()
     exact = MultivariateNormal(b, W @ W.T + s2 * torch.eye(5, dtype=torch.float64))
     x = exact.sample((6,))
@@ -79,12 +79,12 @@ def test_bound_is_below_the_exact_value_and_meets_it_at_the_posterior() -> None:
     for shift, widening in ((0.5, 0.0), (0.0, 1.0), (0.0, -1.0), (-0.3, 0.5)):
         posterior = MultivariateNormal(mu, torch.linalg.inv(precision))
         q = MultivariateNormal(mu + shift, torch.diag_embed((log_variance + widening).exp()))
-        said = bound(x, mu + shift, log_variance + widening, noise)
-        assert (said < exact.log_prob(x)).all()
-        assert torch.allclose(exact.log_prob(x) - said, kl_divergence(q, posterior), atol=0.1)  # the gap of the bound
+        lower = bound(x, mu + shift, log_variance + widening, noise)
+        assert (lower < exact.log_prob(x)).all()
+        assert torch.allclose(exact.log_prob(x) - lower, kl_divergence(q, posterior), atol=0.1)  # gap of the bound
 
 
-def test_few_kept_values_of_the_noise_estimate_the_bound_without_bias() -> None:
+def test_few_fixed_noise_values_estimate_the_bound_without_bias() -> None:
     W, b, s2 = linear_gaussian()
     x, mu, log_variance = b[None] + 0.3, torch.full((1, 2), 0.2).double(), torch.full((1, 2), -1.0).double()
     squares = ((x - b - mu @ W.T) ** 2).sum() + (W * W @ log_variance[0].exp()).sum()
@@ -98,7 +98,7 @@ def test_few_kept_values_of_the_noise_estimate_the_bound_without_bias() -> None:
     assert abs(torch.stack(drawn).mean() - exact) < 3 * error
 
 
-def test_divergence_from_a_full_prior_is_that_of_torch() -> None:
+def test_divergence_from_a_full_prior_equals_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     mu, log_variance, m = (torch.randn(n, 3, generator=generator).double() for n in (4, 4, 1))
     L = torch.tril(torch.rand(3, 3, generator=generator).double()) + torch.eye(3)
@@ -109,7 +109,7 @@ def test_divergence_from_a_full_prior_is_that_of_torch() -> None:
 
 
 @torch.no_grad()
-def test_map_sums_to_minus_the_bound_and_stays_in_the_region() -> None:
+def test_map_sums_to_minus_the_bound_inside_the_region() -> None:
     roi = torch.zeros(72, 88, dtype=torch.bool)
     roi[20:60, 10:70] = True
     for region in (None, roi):
@@ -133,11 +133,11 @@ def test_latents_of_training_images_have_the_moments_of_the_prior() -> None:
     assert torch.allclose(sampler.decode(sampler.encode(x)), sampler._decoded(code), atol=1e-5)
     fitted = sampler.log_prob(x).mean()
     sampler.prior_mean.zero_(), sampler.prior_root.copy_(torch.eye(4))
-    assert sampler.log_prob(x).mean() < fitted  # the bound rises with the fitted prior
+    assert sampler.log_prob(x).mean() < fitted  # the fitted prior raises the bound
 
 
 @torch.no_grad()
-def test_drawing_is_fixed_by_the_seed_and_keeps_ends_and_known_pixels() -> None:
+def test_sampling_depends_on_the_seed_and_keeps_ends_and_known_pixels() -> None:
     sampler = trained()
     loop, options = sampler.sampling_loop(), Options()
     drawn = [loop.sample(3, rng=np.random.default_rng(seed), options=options) for seed in (0, 0, 1)]
@@ -156,7 +156,7 @@ def test_drawing_is_fixed_by_the_seed_and_keeps_ends_and_known_pixels() -> None:
     assert np.allclose(moved, rebuilt, atol=1e-5)
 
 
-def test_beta_weighs_the_divergence() -> None:
+def test_beta_weights_the_divergence() -> None:
     loose, tight = (trained(beta=beta, epochs=8, learning_rate=5e-3) for beta in (0.01, 100.0))
     with torch.no_grad():
         x = loose.preprocess(draw_parts(16, seed=0))
@@ -169,6 +169,6 @@ def test_beta_weighs_the_divergence() -> None:
 
 
 @pytest.mark.parametrize(("option", "value"), [("size", 40), ("num_noise", 3), ("num_noise", 0), ("smooth", 4)])
-def test_options_it_cannot_have_are_refused(option: str, value: int) -> None:
+def test_invalid_options_are_refused(option: str, value: int) -> None:
     with pytest.raises(UsageError, match=f"{option} {value}: .*e.g. "):
         Vae(**{option: value})

@@ -1,4 +1,4 @@
-"""VQ-VAE: its codes, its book, its gradients and phases by hand, the prior over grids, and what is drawn through it."""
+"""VQ-VAE: codes, codebook, gradients and phases by hand, the prior over grids, and samples."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ ALIKE = Options()
 
 
 def build(**options: Any) -> VqVae:
-    """One that is not trained, with a book in which every vector is near to some cell."""
+    """Build an untrained sampler whose codebook vectors are all near some cell."""
     torch.manual_seed(0)
     sampler = VqVae(**(TINY | options))
-    with torch.no_grad():  # what it says of cells of some images
-        cells = sampler._said(torch.rand(4, 3, sampler.preprocess.size[0], sampler.preprocess.size[1]) ** 2)
+    with torch.no_grad():  # encoder outputs of some images
+        cells = sampler._encoder_output(torch.rand(4, 3, sampler.preprocess.size[0], sampler.preprocess.size[1]) ** 2)
         cells = cells.permute(0, 2, 3, 1).flatten(0, 2)
         sampler.codebook.vectors.copy_(cells[torch.randperm(len(cells))[: sampler.num_codes]])
     return sampler.eval()
 
 
 def fit(sampler: VqVae, image: Tensor, *, callback: Any = (), checkpoint: Path | None = None) -> None:
-    """Train on the CPU with the images in their order."""
+    """Train on the CPU with the images in the given order."""
     batches = [as_batch(b, name=f"{n}/") for n, b in enumerate(image.split(sampler.batch_size))]  # type: ignore[no-untyped-call]
     trainer = pl.Trainer(
         max_epochs=sampler.epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
@@ -51,7 +51,7 @@ def fit(sampler: VqVae, image: Tensor, *, callback: Any = (), checkpoint: Path |
 
 
 class Record(pl.Callback):
-    """Keeps the state after each step."""
+    """Records the state after each step."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -67,7 +67,7 @@ class Record(pl.Callback):
 def test_code_is_the_nearest_vector() -> None:
     sampler = build()
     x = torch.rand(3, 3, 32, 32)
-    u = sampler._said(x).permute(0, 2, 3, 1)
+    u = sampler._encoder_output(x).permute(0, 2, 3, 1)
     expected = torch.cdist(u.flatten(0, 2), sampler.codebook.vectors).argmin(dim=1).view(3, 8, 8)
     codes = sampler.encode(x)
     assert codes.dtype == torch.int64
@@ -78,10 +78,10 @@ def test_code_is_the_nearest_vector() -> None:
     assert torch.equal(sampler.decode(codes), torch.sigmoid(sampler.decoder(q)))
 
 
-def test_loss_and_its_gradients_are_those_of_the_paper() -> None:
+def test_loss_and_gradients_equal_the_paper() -> None:
     sampler = build(
         commitment=0.5, free_share=0.0, epochs=4, prior_epochs=2, decay=1.0, min_use=-1.0
-    )  # the book stands still
+    )  # the codebook stays fixed
     sampler.codebook.use.fill_(1.0)
     sampler.codebook.total.copy_(sampler.codebook.vectors)
     sampler.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]
@@ -89,11 +89,11 @@ def test_loss_and_its_gradients_are_those_of_the_paper() -> None:
     image = draw_parts(2, seed=0)
     sampler.training_step(as_batch(image, name=""), 0).backward()  # type: ignore[no-untyped-call]
     found = {name: p.grad for name, p in sampler.named_parameters()}
-    assert "codebook.vectors" not in found  # it follows averages
+    assert "codebook.vectors" not in found  # updated by moving averages
     sampler.zero_grad()
 
     x = sampler.preprocess(image)
-    u = sampler._said(x)
+    u = sampler._encoder_output(x)
     q = sampler.codebook.look_up(sampler.encode(x)).detach().requires_grad_()
     error = ((torch.sigmoid(sampler.decoder(q)) - x) ** 2).mean() / x.var()
     (of_decoder,) = torch.autograd.grad(error, q, retain_graph=True)
@@ -108,7 +108,7 @@ def test_loss_and_its_gradients_are_those_of_the_paper() -> None:
             assert found[name] is None
 
 
-def test_book_follows_the_moving_averages_of_its_cells() -> None:
+def test_codebook_follows_the_moving_averages_of_its_cells() -> None:
     book = Codebook(num_codes=3, dimensions=2, decay=0.9, min_use=0.01)
     generator = torch.Generator().manual_seed(0)
     u = torch.tensor([[0.0, 0.1], [1.0, 1.1], [0.9, 1.0], [0.2, 0.0]]).T.reshape(1, 2, 2, 2)
@@ -116,18 +116,18 @@ def test_book_follows_the_moving_averages_of_its_cells() -> None:
     book.use.fill_(1.0)
     book.total.copy_(book.vectors)
     book.follow(u, generator=generator)
-    # two cells each for the first two vectors, none for the third: 2 of 4 cells are 1.5 times an even use of 3
+    # two cells for each of the first two vectors, none for the third: 2 of 4 cells are 1.5 times even use of 3
     assert torch.allclose(book.use, torch.tensor([1.05, 1.05, 0.9]))
     expected = (0.9 * torch.tensor([1.0, 1.0]) + 0.1 * 0.75 * torch.tensor([1.9, 2.1])) / 1.05
     assert torch.allclose(book.vectors[1], expected)
     assert torch.allclose(book.vectors[2], torch.tensor([9.0, 9.0]))
     for _ in range(60):
         book.follow(u, generator=generator)  # 0.9^44 < 0.01
-    assert book.vectors[2].max() < 1.2  # started anew at one of the cells
+    assert book.vectors[2].max() < 1.2  # restarted at one of the cells
     assert book.vectors.isfinite().all()
 
 
-def test_two_phases_move_their_own_networks_only_and_a_fit_goes_on_across_their_border(tmp_path: Path) -> None:
+def test_each_phase_trains_only_its_own_networks_and_a_fit_resumes_in_both(tmp_path: Path) -> None:
     image, record = draw_parts(12, seed=0), Record()
 
     class Keep(pl.Callback):
@@ -151,7 +151,7 @@ def test_two_phases_move_their_own_networks_only_and_a_fit_goes_on_across_their_
         assert all(torch.equal(value, whole.state_dict()[key]) for key, value in resumed.state_dict().items())
 
 
-def test_more_than_a_quarter_of_the_book_is_in_use_and_parts_come_back() -> None:
+def test_more_than_a_quarter_of_the_codebook_is_used_and_parts_are_reconstructed() -> None:
     torch.manual_seed(0)
     sampler = VqVae(**(TINY | {"epochs": 24, "prior_epochs": 10, "free_share": 0.2}))
     image = draw_parts(24, seed=0)
@@ -169,7 +169,7 @@ def test_more_than_a_quarter_of_the_book_is_in_use_and_parts_come_back() -> None
 
 
 def tiny_prior() -> tuple[VqVae, Tensor, Tensor]:
-    """A prior over grids of 2×2 codes out of 3, all 81 grids, and their probabilities."""
+    """A prior over grids of 2×2 codes with 3 values, all 81 grids, and their probabilities."""
     sampler = build(size=4, grid=2, num_codes=3)
     for parameter in (*sampler.prior.parameters(), *sampler.embed.parameters()):
         nn.init.normal_(parameter, std=0.5)
@@ -179,7 +179,7 @@ def tiny_prior() -> tuple[VqVae, Tensor, Tensor]:
     return sampler, grids, log_p.gather(1, grids[:, None]).sum(dim=(1, 2, 3)).exp()
 
 
-def test_prior_is_a_distribution_over_grids_and_draws_follow_it() -> None:
+def test_prior_is_a_distribution_over_grids_and_samples_match_it() -> None:
     sampler, grids, p = tiny_prior()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
     sampler.decode = lambda codes: codes[:, None].expand(-1, 3, -1, -1) / 4.0  # type: ignore[method-assign,assignment]
@@ -192,7 +192,7 @@ def test_prior_is_a_distribution_over_grids_and_draws_follow_it() -> None:
     assert torch.equal(grids[40], torch.ones(2, 2, dtype=torch.int64))
 
 
-def test_drawing_goes_through_codes_and_keeps_what_is_known() -> None:
+def test_sampling_loop_draws_codes_and_keeps_known_pixels() -> None:
     sampler = build()
     loop = sampler.sampling_loop()
     x = torch.rand(2, 3, 32, 32).numpy()
@@ -215,7 +215,7 @@ def test_drawing_goes_through_codes_and_keeps_what_is_known() -> None:
     assert not np.array_equal(given[~known], x[~known])
     other = np.where(known, x, 0.9).astype(np.float32)
     again = loop.inpaint(other, mask, rng=np.random.default_rng(0), options=ALIKE)
-    assert np.array_equal(again, given)  # what stands under the mask does not count
+    assert np.array_equal(again, given)  # the masked content has no influence
 
     seen = []
 
@@ -223,7 +223,7 @@ def test_drawing_goes_through_codes_and_keeps_what_is_known() -> None:
         seen.append((function, inputs[0].copy()))
         return sampler.run_function(function, *inputs)
 
-    loop.call = call  # type: ignore[assignment]
+    loop.run_function = run_function  # type: ignore[assignment]
     loop.inpaint(x, mask, rng=np.random.default_rng(0), options=ALIKE)
     assert [function for function, _ in seen] == ["encode", "prior_logits", "prior_logits", "decode"]
     first, last = seen[1][1], seen[3][1]
@@ -233,7 +233,7 @@ def test_drawing_goes_through_codes_and_keeps_what_is_known() -> None:
 
 
 @torch.no_grad()
-def test_map_is_the_residual_and_does_not_hang_on_a_tie() -> None:
+def test_map_is_the_reconstruction_error_and_continuous_at_ties() -> None:
     sampler = build(measure="l2", prior_weight=0.0)
     sampler.codebook.usual.fill_(1e-5)
     x = torch.rand(2, 3, 32, 32)
@@ -248,7 +248,7 @@ def test_map_is_the_residual_and_does_not_hang_on_a_tie() -> None:
 
 
 @torch.no_grad()
-def test_prior_adds_the_surprise_of_the_codes() -> None:
+def test_prior_adds_the_nats_of_the_codes() -> None:
     sampler, other = build(prior_weight=0.5), build(prior_weight=0.0)
     x = torch.full((1, 3, 32, 32), 0.5)
     for one in (sampler, other):
@@ -261,7 +261,7 @@ def test_prior_adds_the_surprise_of_the_codes() -> None:
 
 
 @torch.no_grad()
-def test_outside_the_region_of_interest_all_is_black() -> None:
+def test_images_are_black_outside_the_region_of_interest() -> None:
     sampler = build()
     sampler.preprocess.set_roi(region_of_interest())
     drawn = sampler.sampling_loop().sample(2, rng=np.random.default_rng(0), options=ALIKE)
@@ -272,7 +272,7 @@ def test_outside_the_region_of_interest_all_is_black() -> None:
 @pytest.mark.parametrize(
     ("ability", "reason"), [("log_prob", "noise"), ("interpolate", "between"), ("attribute", "added")]
 )
-def test_what_it_lacks_is_named_with_the_reason(ability: str, reason: str) -> None:
+def test_unsupported_abilities_have_a_reason(ability: str, reason: str) -> None:
     assert not VqVae.supports(ability)
     assert reason in VqVae.unsupported[ability]
 
@@ -281,6 +281,6 @@ def test_what_it_lacks_is_named_with_the_reason(ability: str, reason: str) -> No
     ("option", "value"),
     [("grid", 7), ("grid", 0), ("grid", 64), ("grid", -4), ("prior_epochs", 0), ("prior_epochs", 80), ("smooth", 4)],
 )
-def test_options_it_cannot_have_are_refused(option: str, value: int) -> None:
-    with pytest.raises(UsageError, match=f"{option} {value}: .*, e.g. "):
+def test_invalid_options_are_refused(option: str, value: int) -> None:
+    with pytest.raises(UsageError, match=rf"{option} {value}: .*e\.g\. "):
         VqVae(**{"size": 64, "epochs": 80, option: value})
