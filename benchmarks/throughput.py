@@ -111,7 +111,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             (arguments.num - 1) / (arguments.num / median["end_to_end"] - median["first_verdict"]) / bound, 3
         ),
         "seconds_to_first_verdict": round(median["first_verdict"], 2),
-        "note": "end to end counts the start of the process, the drift watch and every commit to the disk",
+        "note": "end to end counts the start of the process, the drift monitor and every commit to the disk",
     }
 
 
