@@ -22,7 +22,8 @@ def export(
 ) -> Export:
     """Export a fitted model as one .onnx file, and check that the file loads and scores its golden image.
 
-    A sampler gives `sampler.onnx`, which draws. One that also scores gives a second file, which the options concern.
+    A sampler gives `sampler.onnx`, which draws. A sampler with a detector form also gives the file that scores; the options
+    concern that file.
 
     Args:
         fitted: folder that `anomaly fit` wrote.

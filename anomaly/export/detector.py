@@ -12,7 +12,6 @@ import torch
 from anomaly.detectors.base import Detector
 from anomaly.detectors.tiling_support import Seamless
 from anomaly.errors import ModelError
-from anomaly.export.passes.fold import fold
 from anomaly.export.torch_to_onnx import to_onnx
 from anomaly.inference.artifact import CONTRACT, INPUT, OUTPUTS, Metadata, calibration_tensors, set_calibration_tensors
 from anomaly.inference.golden import Golden
@@ -31,11 +30,6 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
     Raises:
         ModelError: the graph cannot be exported, or its inputs, outputs or calibration tensors break the contract.
     """
-    return fold(trace_graph(detector))
-
-
-def trace_graph(detector: Detector) -> onnx.ModelProto:
-    """Export `detector.forward` operation by operation; it raises the errors of `export_graph`."""
     detector = copy.deepcopy(detector).eval().cpu()
     calibrated = {key: float(value) for key, value in detector.calibration.state_dict().items()}
     # four different values, none 0 or 1: the exporter merges equal tensors and drops neutral operations

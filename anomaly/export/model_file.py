@@ -75,7 +75,8 @@ def export_files(
 ) -> Export:
     """Export a fitted model, then load the file and score its golden image.
 
-    A sampler gives `sampler.onnx`, which draws. One that also scores gives a second file, which the options concern.
+    A sampler gives `sampler.onnx`, which draws. A sampler with a detector form also gives the file that scores; the options
+    concern that file.
 
     Args:
         fitted: fitted model, or its folder.
