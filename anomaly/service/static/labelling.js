@@ -13,7 +13,6 @@ const LABEL_NAMES = { good: "really good", defect: "really defective", "": "not 
  */
 export function createLabelling(root, api, { selected, onLabelled, onSaved, onNext, onUndo, onError }) {
   const history = [];
-  let pendingSaves = Promise.resolve();
   const keys = { g: "good", d: "defect", n: "" };
   const buttons = {
     good: button("good", "✓ Really good", "g"),
@@ -70,21 +69,19 @@ export function createLabelling(root, api, { selected, onLabelled, onSaved, onNe
     draw();
   }
 
-  /** Show a label at once and save it after the previous ones. */
-  function save(item, label) {
+  /** Show a label at once and save it. */
+  async function save(item, label) {
     const before = item.label;
     item.label = label;
     onLabelled(item);
-    pendingSaves = pendingSaves.then(async () => {
-      try {
-        onSaved((await api.label(item.number, label)).counts);
-      } catch (error) {
-        item.label = before;
-        onLabelled(item);
-        onError(error);
-        draw();
-      }
-    });
+    try {
+      onSaved((await api.label(item.number, label)).counts);
+    } catch (error) {
+      item.label = before;
+      onLabelled(item);
+      onError(error);
+      draw();
+    }
   }
 
   return { set, draw };

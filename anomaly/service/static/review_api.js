@@ -2,8 +2,10 @@
 
 import { readMap } from "./heat_map.js";
 
-/** The run under review, read and labelled through an `ApiClient`. */
+/** The run under review, read and labelled through an `ApiClient`; rows are read after all pending labels are saved. */
 export class ReviewApi {
+  #pendingLabels = Promise.resolve();
+
   constructor(client) {
     this.client = client;
   }
@@ -20,11 +22,13 @@ export class ReviewApi {
 
   /** Return one page of the rows that pass a filter: {total, items, counts}. */
   async rows(query) {
+    await this.#pendingLabels;
     return (await this.client.fetch(`/api/rows?${new URLSearchParams(query)}`, {})).json();
   }
 
   /** Return all rows that pass a filter as a CSV file (Blob). */
   async table({ verdict, label, text }) {
+    await this.#pendingLabels;
     return (await this.client.fetch(`/api/rows.csv?${new URLSearchParams({ verdict, label, text })}`, {})).blob();
   }
 
@@ -44,8 +48,14 @@ export class ReviewApi {
     return { map: await readMap(map), note };
   }
 
-  /** Set or remove the label of an image; returns {label, counts}. */
-  async label(number, label) {
+  /** Set or remove the label of an image after the previous ones; returns {label, counts}. */
+  label(number, label) {
+    const saved = this.#pendingLabels.then(() => this.#saveLabel(number, label));
+    this.#pendingLabels = saved.catch(() => {}); // the caller handles the error
+    return saved;
+  }
+
+  async #saveLabel(number, label) {
     const headers = { "Content-Type": "application/json" };
     const request = { method: "PUT", headers, body: JSON.stringify({ label }) };
     return (await this.client.fetch(`/api/images/${number}/label`, request)).json();

@@ -173,6 +173,24 @@ def test_page_has_no_horizontal_scrolling_at_360_pixels(page: Page) -> None:
     assert wide == []
 
 
+def test_rows_are_read_after_pending_labels_are_saved(page: Page) -> None:
+    methods = page.evaluate(
+        """async () => {
+            const {ReviewApi} = await import("/static/review_api.js");
+            const order = [];
+            const client = {fetch: async (path, {method}) => {
+                await new Promise(resolve => setTimeout(resolve));
+                order.push(method ?? "GET");
+                return {json: async () => ({})};
+            }};
+            const api = new ReviewApi(client);
+            await Promise.all([api.label(0, "good"), api.label(1, "good"), api.rows({})]);
+            return order;
+        }"""
+    )
+    assert methods == ["PUT", "PUT", "GET"]
+
+
 def test_token_is_requested(browser: Browser, finished_run: Path) -> None:
     with running_review(finished_run, token=TOKEN) as address, browser.new_context() as context:
         page = context.new_page()
