@@ -41,7 +41,7 @@ def test_registry_rejects_names_of_other_classes() -> None:
         ("fastflo", "nearest: 'fastflow'"),
         ("anomaly.detectors.base:Nothing", "cannot be imported"),
         ("no.such.module:Class", "cannot be imported"),
-        ("anomaly.detectors.base:Anomaly", "no subclass"),
+        ("anomaly.detectors.base:Anomaly", "is not a detector: Anomaly does not derive"),
     ):
         with pytest.raises(UsageError, match=message):
             detector_class(name)
