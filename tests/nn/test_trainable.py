@@ -47,7 +47,7 @@ class Scaled(Trainable):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_raises(value: float) -> None:
-    with pytest.raises(TrainingError, match="the loss term 'loss' became (nan|inf) in epoch 1"):
+    with pytest.raises(TrainingError, match=r"the loss term 'loss' became (nan|inf) in epoch 1"):
         train_on(Scaled(gain=value), draw_parts(4, seed=0))
 
 
