@@ -5,14 +5,14 @@ BIN    := $(VENV)/bin
 OUT    ?= demo-out
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test lint types unit docs bench-setup clean
+.PHONY: setup demo test lint types unit suite docs bench-setup clean
 
 setup: $(VENV)/train.stamp
 
 demo: setup
 	$(BIN)/anomaly demo --out $(OUT)
 
-test: $(VENV)/dev.stamp .venv-serve/serve.stamp lint types unit
+test: lint types docs suite
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -21,7 +21,11 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
-unit: $(VENV)/dev.stamp .venv-serve/serve.stamp
+# without exports, browsers and killed processes
+unit: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m unit --numprocesses 2 --dist loadfile --quiet
+
+suite: $(VENV)/dev.stamp .venv-serve/serve.stamp
 	ANOMALY_SERVING_PYTHON=$(CURDIR)/.venv-serve/bin/python \
 	ANOMALY_OLDEST_ORT_PYTHON=$(CURDIR)/.venv-oldest/bin/python \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=85

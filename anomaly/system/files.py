@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,12 @@ def atomic_write(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             sync_folder(path.parent)
     except OSError as error:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; choose another place") from error
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise
 
 

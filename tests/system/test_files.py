@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from anomaly.errors import OutputError, UsageError
-from anomaly.system.files import as_path, atomic_write, sha256_of, write_json
+from anomaly.system.files import TemporaryFolder, as_path, atomic_write, write_json
 
 
 def test_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
@@ -57,3 +57,18 @@ def test_path_of_another_type_is_refused(path: object) -> None:
 def test_empty_path_is_refused() -> None:
     with pytest.raises(UsageError, match="model is empty; give a path"):
         as_path("", name="model")
+
+
+def test_folder_in_the_way_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "rows.json.partial").mkdir()
+    with pytest.raises(OutputError, match=r"rows\.json cannot be written"):
+        write_json(tmp_path / "rows.json", {})
+    assert (tmp_path / "rows.json.partial").is_dir()
+
+
+def test_temporary_folder_goes_with_its_object() -> None:
+    folder = TemporaryFolder()
+    path = folder.path
+    assert path.is_dir()
+    del folder
+    assert not path.exists()
