@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from anomaly.errors import OutputError, UsageError
-from anomaly.system.files import TemporaryFolder, as_path, atomic_write, write_json
+from anomaly.system.files import TemporaryFolder, as_path, atomic_write, sha256_of, write_json
 
 
 def test_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
