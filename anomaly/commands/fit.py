@@ -54,7 +54,7 @@ def fit(
         precision: number format of training; `fastest` is bf16 where the hardware supports it. Calibration is fp32.
         device: training device.
         cache_gib: memory for decoded images in GiB.
-        resume: continue the interrupted fit in the folder `out`.
+        resume: continue the interrupted fit in the folder of --out.
         tile: tile size H,W in pixels: large images are scored in seamless tiles, and training uses crops.
         windows: window distance in pixels: large images are scored in overlapping windows of the network's size.
         brightness: `levelled` scales every image to the training images' mean grey level. Varying light then changes no
@@ -89,9 +89,11 @@ def _result(fitted: FittedModel) -> dict[str, Any]:
 
 
 def show(fitted: FittedModel) -> None:
-    """Print where the fitted model is and the next step."""
+    """Print the folder of the fitted model, the numbers of images, and the next command."""
     description = fitted.description
+    num = description.calibration.num_images
+    calibrated = f", calibrated on {num}" if num else ""
     print(
-        f"{fitted.folder}: {description.detector} fitted on {len(description.train)} images, calibrated on"
-        f" {description.calibration.num_images}; next: anomaly export {fitted.folder}"
+        f"{fitted.folder}: {description.detector} trained on {len(description.train)} images{calibrated};"
+        f" next: anomaly export {fitted.folder}"
     )

@@ -89,8 +89,8 @@ def synthesize(
         num: number of defects, distributed evenly over the kinds.
         kinds: kinds of defects; a model adds the kind `diffusion`.
         model: sampler.onnx of a latent diffusion model that draws defects into masks.
-        min_size: smallest longest extent of a defect over the shorter side of the image, at least 0.01.
-        max_size: largest longest extent of a defect over the shorter side of the image, at most 0.5.
+        min_size: smallest size of a defect, its longest extent over the shorter side of the image; at least 0.01.
+        max_size: largest size of a defect, its longest extent over the shorter side of the image; at most 0.5.
         min_contrast: smallest change in hundreds of grey levels, at least 0.02.
         max_contrast: largest change in hundreds of grey levels, at most 1.
         seed: seed of the split and of all draws.

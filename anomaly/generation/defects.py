@@ -77,8 +77,8 @@ def synthesize_defects(
         num: number of defects, distributed evenly over the kinds.
         kinds: kinds of drawn and pasted defects.
         learned: model that draws defects into masks; it adds the kind `diffusion`.
-        min_size: smallest longest extent over the shorter side of the image, at least 0.01.
-        max_size: largest longest extent over the shorter side of the image, at most 0.5.
+        min_size: smallest size of a defect, its longest extent over the shorter side of the image; at least 0.01.
+        max_size: largest size of a defect, its longest extent over the shorter side of the image; at most 0.5.
         min_contrast: smallest change in hundreds of grey levels, at least 0.02.
         max_contrast: largest change in hundreds of grey levels, at most 1.
         seed: seed of all draws.

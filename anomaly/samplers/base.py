@@ -18,9 +18,10 @@ from anomaly.generation.base import SamplerInfo, SamplingLoop
 from anomaly.nn.map_scaling import PixelScale, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.trainable import Trainable
-from anomaly.samplers.detector_form import SamplerDetector, Score
+from anomaly.samplers.detector_form import SamplerDetector
 
 Density = Literal["exact", "bound", "none"]
+Score = Literal["mean", "peak"]
 
 
 class Sampler(Trainable):

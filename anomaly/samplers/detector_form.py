@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,8 +11,6 @@ from anomaly.detectors.tiling_support import WholeImages
 
 if TYPE_CHECKING:
     from anomaly.samplers.base import Sampler
-
-Score = Literal["mean", "peak"]
 
 
 class SamplerDetector(Detector):

@@ -76,9 +76,7 @@ class Pca(OnePassSampler):
         seed: int = 0,
     ) -> None:
         if not 1 <= num_components < 3 * size * size:
-            raise UsageError(
-                f"num_components {num_components}: give 1 to {3 * size * size - 1}, e.g. 32"
-            )
+            raise UsageError(f"num_components {num_components}: give 1 to {3 * size * size - 1}, e.g. 32")
         super().__init__(
             size=size,
             resize=resize,

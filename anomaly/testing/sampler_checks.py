@@ -19,7 +19,7 @@ from anomaly.errors import Unsupported
 from anomaly.export.sampler import function_graphs
 from anomaly.generation.base import Options, SamplingLoop
 from anomaly.generation.onnx_sampler import draw_input
-from anomaly.inference.scorer import relative_difference
+from anomaly.inference.difference import relative_difference
 from anomaly.samplers.base import Sampler
 from anomaly.testing._score_checks import (
     check_calibration,

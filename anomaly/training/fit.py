@@ -135,6 +135,7 @@ def fit_model(
     seconds: dict[str, float] = {}
     with _timed(seconds, "fit"):
         train(model, loaders, out=folder, precision=precision, device=device, resume=resume)
+    model.eval()
     scorer, scores, seam_difference = detector_of(model), np.zeros(0), None
     if scorer is not None:
         with _timed(seconds, "calibrate"):
