@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -17,10 +16,19 @@ from torch import Tensor
 from anomaly.detectors.base import Detector
 from anomaly.errors import Unsupported
 from anomaly.export.sampler import function_graphs
-from anomaly.generation.base import Options, SamplingLoop
-from anomaly.generation.onnx_sampler import draw_input
-from anomaly.inference.difference import relative_difference
 from anomaly.samplers.base import Sampler
+from anomaly.testing._sampler_inputs import (
+    FUNCTIONS,
+    LOOPS,
+    difference_of,
+    draw_samples,
+    example_mask,
+    function_inputs,
+    good_images,
+    sampling_options,
+    tolerance_of,
+    use_ability,
+)
 from anomaly.testing._score_checks import (
     check_calibration,
     check_deterministic,
@@ -39,13 +47,6 @@ from anomaly.testing.toy_training import (
     region_of_interest,
 )
 
-REFUSE = 1e-3
-"""Largest relative difference between a trained function and its graph, and between batches"""
-MOST_CODES = 0.01
-"""Largest share of different integer outputs"""
-FUNCTIONS = ("encode", "decode", "log_prob", "anomaly_map")
-LOOPS = ("sample", "reconstruct", "interpolate", "inpaint", "attribute")
-
 
 @torch.no_grad()
 def check_functions(builder: Builder[Sampler]) -> None:
@@ -56,7 +57,7 @@ def check_functions(builder: Builder[Sampler]) -> None:
     require(
         bool(examples), "functions() is empty", "name the methods that the sampling loop calls, with example inputs"
     )
-    for name, inputs in _inputs(sampler):
+    for name, inputs in function_inputs(sampler):
         output = sampler.run_function(name, *inputs)
         require(
             len(output) == len(inputs[0]),
@@ -70,7 +71,7 @@ def check_functions(builder: Builder[Sampler]) -> None:
         )
         alone = sampler.run_function(name, *(value[1:2] for value in inputs))
         require(
-            _difference(output[1:2], alone) <= _tolerance(output),
+            difference_of(output[1:2], alone) <= tolerance_of(output),
             f"{name} of one image alone differs from {name} of the same image in a batch",
             "normalise by learned values, never over the batch",
         )
@@ -87,7 +88,7 @@ def check_sample(builder: Builder[Sampler]) -> None:
     """Check that the sampling loop draws images in [0, 1] that depend on the seed alone."""
     require = builder.requires("sample")
     sampler = builder.fitted(NUM_TRAIN)
-    one, two, other = (_sample(sampler, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (draw_samples(sampler, seed=seed) for seed in (1, 1, 2))
     expected = (2, 3, *sampler.preprocess.size)
     require(
         one.shape == expected and one.dtype == np.float32,
@@ -130,14 +131,16 @@ def check_abilities(builder: Builder[Sampler]) -> None:
             "write the reason as a clause for an error message",
         )
         try:
-            _use(sampler, name)
+            use_ability(sampler, name)
         except Unsupported as error:
             require(not is_supported, f"{name} is refused: {error}", f"write it, or name it in `unsupported`: {name!r}")
         else:
             require(is_supported, f"{name} works, but `unsupported` names it", "remove it from `unsupported`")
     if sampler.supports("inpaint"):
-        x, mask = _images(sampler, 2), _mask(sampler, 2)
-        drawn = _loop(sampler).inpaint(x, mask, rng=np.random.default_rng(0), options=_options(sampler))
+        x, mask = good_images(sampler, 2), example_mask(sampler, 2)
+        drawn = sampler.sampling_loop().inpaint(
+            x, mask, rng=np.random.default_rng(0), options=sampling_options(sampler)
+        )
         known = np.broadcast_to(~mask[:, None], x.shape)
         require(
             drawn.shape == x.shape and np.array_equal(drawn[known], x[known]),
@@ -176,7 +179,7 @@ def check_density(builder: Builder[Sampler]) -> None:
 
 def check_sampler_learning(builder: Builder[Sampler]) -> None:
     """Check that training determines the samples."""
-    one, two = (_sample(builder.fitted(num), seed=1) for num in (NUM_TRAIN, NUM_FEW))
+    one, two = (draw_samples(builder.fitted(num), seed=1) for num in (NUM_TRAIN, NUM_FEW))
     builder.requires("learning")(
         not np.array_equal(one, two),
         "after training on two different sets of images, it draws the same images",
@@ -198,7 +201,7 @@ def check_sampler_state(builder: Builder[Sampler]) -> None:
         sampler.info() == other.info(), "another sampler with the same state has other settings of the loop", remedy
     )
     require(
-        np.array_equal(_sample(sampler, seed=1), _sample(other, seed=1)),
+        np.array_equal(draw_samples(sampler, seed=1), draw_samples(other, seed=1)),
         "another sampler with the same state draws other images",
         remedy,
     )
@@ -231,16 +234,16 @@ def check_sampler_export(builder: Builder[Sampler]) -> None:
     require = builder.requires("export")
     sampler = builder.fitted(NUM_TRAIN)
     graphs = function_graphs(sampler)
-    for name, inputs in _inputs(sampler):
+    for name, inputs in function_inputs(sampler):
         session = onnxruntime.InferenceSession(graphs[name].SerializeToString(), providers=["CPUExecutionProvider"])
         names = [node.name for node in session.get_inputs()]
         trained = sampler.run_function(name, *inputs)
         exported = np.asarray(session.run([name], dict(zip(names, inputs, strict=True)))[0])
-        difference = _difference(trained, exported)
+        difference = difference_of(trained, exported)
         require(
-            difference <= _tolerance(trained),
+            difference <= tolerance_of(trained),
             f"the graph's {name} differs by {difference:.3g}",
-            f"at most {_tolerance(trained):g} passes: avoid branches on values and constants below 1e-6",
+            f"at most {tolerance_of(trained):g} passes: avoid branches on values and constants below 1e-6",
         )
 
 
@@ -317,72 +320,3 @@ class _FormBuilder(Builder[Detector]):
 
     def fitted(self, num_images: int) -> Detector:
         return self._sampler_builder.fitted(num_images).as_detector().eval()
-
-
-def _loop(sampler: Sampler) -> SamplingLoop:
-    return sampler.sampling_loop()
-
-
-def _options(sampler: Sampler) -> Options:
-    """Few denoising steps for a diffusion model."""
-    return Options(steps=3) if "steps" in _loop(sampler).known_options else Options()
-
-
-def _sample(sampler: Sampler, *, seed: int) -> NDArray[np.float32]:
-    return _loop(sampler).sample(2, rng=np.random.default_rng(seed), options=_options(sampler))
-
-
-@torch.no_grad()
-def _images(sampler: Sampler, num: int) -> NDArray[np.float32]:
-    return np.asarray(sampler.preprocess(draw_parts(num, seed=5)).numpy())
-
-
-def _mask(sampler: Sampler, num: int) -> NDArray[np.bool_]:
-    height, width = sampler.preprocess.size
-    mask = np.zeros((num, height, width), dtype=bool)
-    mask[:, height // 4 : height // 2, width // 4 : width // 2] = True
-    return mask
-
-
-def _inputs(sampler: Sampler) -> Iterator[tuple[str, list[NDArray[Any]]]]:
-    """Yield each function's name and inputs for three images: good images for x, else random values."""
-    x, rng = _images(sampler, 3), np.random.default_rng(0)
-    for name, example in sampler.functions().items():
-        inputs: list[NDArray[Any]] = []
-        for argument, part in zip(sampler.input_names(name), example, strict=True):
-            if argument == "x" and part.shape[1:] == x.shape[1:]:
-                inputs.append(x)
-            else:
-                largest = None if part.is_floating_point() else int(part.max())
-                inputs.append(draw_input(argument, (3, *part.shape[1:]), largest=largest, rng=rng))
-        yield name, inputs
-
-
-def _use(sampler: Sampler, ability: str) -> None:
-    """Use an ability on good images."""
-    x, options, rng, loop = _images(sampler, 3), _options(sampler), np.random.default_rng(0), _loop(sampler)
-    if ability == "decode":
-        functions = sampler.functions()
-        sampler.decode(functions["decode"][0] if "decode" in functions else torch.zeros(2, *sampler.latent_shape))
-    elif ability in FUNCTIONS:
-        getattr(sampler, ability)(torch.from_numpy(x))
-    elif ability == "sample":
-        loop.sample(1, rng=rng, options=options)
-    elif ability == "reconstruct":
-        loop.reconstruct(x, rng=rng, options=options)
-    elif ability == "interpolate":
-        loop.interpolate(x[0], x[1], num=3, options=options)
-    elif ability == "inpaint":
-        loop.inpaint(x, _mask(sampler, 3), rng=rng, options=options)
-    else:
-        loop.attribute(x[:1], x[:2], x[2:], strength=1.0, options=options)
-
-
-def _difference(a: NDArray[Any], b: NDArray[Any]) -> float:
-    if np.issubdtype(a.dtype, np.integer):
-        return float((a != b).mean())
-    return float(np.nan_to_num(relative_difference(a, b), nan=np.inf).max())
-
-
-def _tolerance(output: NDArray[Any]) -> float:
-    return MOST_CODES if np.issubdtype(output.dtype, np.integer) else REFUSE

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from anomaly.errors import UsageError
 from anomaly.generation.base import Options
-from anomaly.samplers.vqvae import Codebook, VqVae
+from anomaly.samplers._codebook import Codebook
+from anomaly.samplers.vqvae import VqVae
 from anomaly.testing.toy_training import as_batch, draw_parts, region_of_interest
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning")
