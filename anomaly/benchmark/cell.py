@@ -18,8 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from anomaly.benchmark.leaks import Roles, find_leaks, num_checks
+from anomaly.benchmark.leaks import find_leaks, num_checks
 from anomaly.benchmark.plan import Cell
+from anomaly.benchmark.roles import Roles
 from anomaly.benchmark.shortcuts import measure_shortcuts
 from anomaly.data.folders import Category, find_category
 from anomaly.errors import ParityError
