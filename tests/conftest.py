@@ -13,6 +13,18 @@ import pytest
 from anomaly.imaging.image_file import write_png
 from tests.plates import TINY, draw_part, make_category
 
+SLOW_FIXTURES = {"run_folder", "model"}
+"""Fixtures that export a model"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that is not slow as a unit test."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.unit)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def untraced_export() -> Iterator[None]:
@@ -53,11 +65,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run_folder(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a tiny autoencoder on `category`, with its exported model.onnx; read only."""
-    from anomaly.export.detector import export
-    from anomaly.training.fit import fit
+    from anomaly.export.model_file import export_model
+    from anomaly.training.fit import fit_model
 
-    run = fit(category, out=tmp_path_factory.mktemp("runs") / "plate", detector="autoencoder", model=TINY)
-    export(run)
+    run = fit_model(
+        category, out=tmp_path_factory.mktemp("runs") / "plate", detector="autoencoder", options=TINY
+    ).folder
+    export_model(run)
     return run
 
 

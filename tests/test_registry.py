@@ -90,7 +90,9 @@ def test_entry_points_of_another_package_are_found(install: Install) -> None:
 def test_broken_entry_point_matters_only_when_its_name_is_used(install: Install) -> None:
     install("broken-package", detectors__broken="no_such_module:Detector", detectors__missing="other_package:Missing")
     assert detector_class("autoencoder") is Autoencoder
-    with pytest.raises(UsageError, match=r"'broken' cannot be imported from the package broken-package.*no_such_module"):
+    with pytest.raises(
+        UsageError, match=r"'broken' cannot be imported from the package broken-package.*no_such_module"
+    ):
         detector_class("broken")
     with pytest.raises(UsageError, match=r"'missing' cannot be imported from the package broken-package.*Missing"):
         model_class("missing")

@@ -48,6 +48,7 @@ def test_load_refuses(
         anomaly.load(make(tmp_path), device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -163,6 +163,7 @@ def test_notebook_shows_the_overlay(plate_model: anomaly.Model, scratched: np.nd
     assert shown.shape == scratched.shape
 
 
+@pytest.mark.slow
 def test_six_lines_from_images_to_a_verdict(
     category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

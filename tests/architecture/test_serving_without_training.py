@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly.inference.scorer import OnnxScorer, relative_difference
+from anomaly.inference.difference import relative_difference
+from anomaly.inference.scorer import OnnxScorer
+
+pytestmark = pytest.mark.slow
 
 REFUSED = (
     "torch", "torchvision", "pytorch_lightning", "lightning", "timm", "diffusers", "anomalib", "sklearn", "matplotlib",

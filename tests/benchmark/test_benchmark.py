@@ -18,6 +18,8 @@ from anomaly.commands.main import run
 from anomaly.errors import UsageError
 from tests.plates import TINY
 
+pytestmark = pytest.mark.slow
+
 PLANS = Path(__file__).resolve().parents[2] / "configs" / "benchmarks"
 ROW = {"model": TINY | {"epochs": 1}, "note": "1 epoch", "config": "autoencoder.yaml"}
 

@@ -188,6 +188,7 @@ def test_values_keep_their_hyphens() -> None:
     assert found["threshold"] == -0.5
 
 
+@pytest.mark.slow
 def test_switch_needs_no_value() -> None:
     for options, expected in (
         ([], False), (["--fail-on-defect"], True), (["--fail-on-defect", "true"], True),
@@ -206,6 +207,7 @@ def test_defaults_are_those_of_the_function() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_word_that_may_be_left_out_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         ["m.onnx", "good", "--labels", "k"],

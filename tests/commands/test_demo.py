@@ -19,6 +19,8 @@ from anomaly.inference.scorer import OnnxScorer
 from anomaly.nn.batch import Batch
 from tests.plates import NUM_TEST_DEFECT, NUM_TEST_GOOD, TINY, draw_part
 
+pytestmark = pytest.mark.slow
+
 SMALL = [word for name, value in TINY.items() for word in (f"--model.{name}", str(value))]
 
 

@@ -68,6 +68,7 @@ def test_glob_list_stdin_and_one_file_give_the_rows_of_the_folder(
     assert [r["path"] for r in rows_of(tmp_path / "one.csv")] == paths[:1]
 
 
+@pytest.mark.slow
 def test_formats_hold_the_same_rows_and_equal_runs_equal_bytes(category: Path, model: Path, tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv", "a.parquet", "b.parquet", "a.jsonl", "b.jsonl"):
         assert score(model, category / "test", tmp_path / name) == 0

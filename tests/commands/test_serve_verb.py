@@ -114,6 +114,7 @@ def test_garbage_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "is not an ONNX file or is cut short" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_process_serves_until_it_is_stopped(model: Path, category: Path, tmp_path: Path, end: signal.Signals) -> None:
     token = tmp_path / "token"

@@ -16,6 +16,8 @@ from anomaly.commands.main import run
 from anomaly.testing import check_detector, check_sampler
 from tests.docs.pages import ROOT, python_blocks, read
 
+pytestmark = pytest.mark.slow
+
 DETECTOR_PAGE = ROOT / "docs" / "tutorials" / "own-detector.md"
 SAMPLER_PAGE = ROOT / "docs" / "tutorials" / "own-sampler.md"
 MAX_CODE, MAX_PAGE = 65, 130

@@ -9,6 +9,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
 from anomaly.scoring.overlays import overlay_name
 from anomaly.scoring.sources import Item
 
@@ -65,6 +67,7 @@ print(json.dumps({"codes": codes, "locks": locks}))
 """
 
 
+@pytest.mark.slow
 def test_serving_runs_without_the_modules_missing_on_windows(model: Path, category: Path, tmp_path: Path) -> None:
     archive, out = tmp_path / "shift.tar", tmp_path / "out"
     with tarfile.open(archive, "w") as written:

@@ -147,6 +147,7 @@ def test_image_that_sets_the_threshold_stays_below_it_in_single_precision() -> N
         assert in_graph.max() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_guarantee_holds_over_random_splits(guarantee: GuaranteeKind) -> None:
     """Draw 300 calibration sets of normal scores; the normal tail gives the exact false-alarm rate of each threshold."""

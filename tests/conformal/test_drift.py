@@ -45,6 +45,7 @@ def monitor_of(
     return DriftMonitor(calibration[:, 0].tolist(), stats, threshold=1.0, alpha=alpha, seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_values", [False, True])
 def test_monitor_is_silent_on_undrifted_runs(keeps_values: bool) -> None:
     alarmed = 0

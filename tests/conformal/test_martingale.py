@@ -34,6 +34,7 @@ def test_bets_keep_the_capital_of_a_stream_without_a_value() -> None:
     assert bets.log_capital[1] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [False, True])
 def test_undrifted_runs_keep_the_error_only_with_growing_ranks(ties: bool) -> None:
     num_runs, length, n = 60, 2000, 42

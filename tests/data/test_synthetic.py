@@ -82,6 +82,7 @@ def test_image_has_sensor_noise_and_a_full_range(kind: str) -> None:
     assert flat > 0.5
 
 
+@pytest.mark.slow
 def test_machined_part_lies_at_any_angle() -> None:
     angles = []
     for seed in range(32):
@@ -131,6 +132,7 @@ def test_defect_is_fixed_by_its_seed(kind: str) -> None:
     assert not np.array_equal(drawn[0][1], drawn[2][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEFECTS)
 def test_size_is_the_longest_extent(kind: str) -> None:
     sizes = (0.05, 0.1, 0.2, 0.4)
@@ -216,6 +218,7 @@ def test_component_mask_holds_the_changed_pixels(
         assert np.hypot(rows - row, columns - column).min() < 8
 
 
+@pytest.mark.slow
 def test_every_component_defect_occurs(board: RenderedPart, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[str] = Counter()
     for name, alter in list(COMPONENT_DEFECTS.items()):
@@ -259,6 +262,7 @@ def make(root: Path, **change: Any) -> list[tuple[int, int]]:
     return calls
 
 
+@pytest.mark.slow
 def test_dataset_has_the_layout_and_images_independent_of_their_number(tmp_path: Path) -> None:
     assert make(tmp_path / "small") == [(done, 14) for done in range(1, 15)]
     make(tmp_path / "large", num_train=2, num_test_good=0, num_test_defect=7, parts=["assembly"])

@@ -54,6 +54,7 @@ def check(bundle: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=bundle.parent)
 
 
+@pytest.mark.slow
 def test_own_wheel_holds_the_running_files_and_installs(own: Path, tmp_path: Path) -> None:
     assert repack(tmp_path).read_bytes() == own.read_bytes()
     with zipfile.ZipFile(own) as archive:
@@ -306,6 +307,7 @@ def test_verb_includes_model_and_weights_and_writes_the_folder_whole(
     assert "is not empty: name a new folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_network")
 def test_failed_bundle_is_reported_and_leaves_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

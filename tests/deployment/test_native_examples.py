@@ -32,6 +32,8 @@ from anomaly.inference.golden import golden_image
 from anomaly.system.processors import has_cuda_device
 from tests.plates import draw_part, draw_scratch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CPP, CSHARP = ROOT / "deploy" / "cpp", ROOT / "deploy" / "csharp"
 INCLUDES = [Path(name) for name in (os.environ.get("ANOMALY_ORT_INCLUDE", ""), "/usr/include/onnxruntime",

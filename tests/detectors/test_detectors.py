@@ -20,6 +20,8 @@ from anomaly.testing.toy_training import Builder
 from anomaly.training.fitted_model import build_detector
 from tests.detectors.tiny_detectors import OPTIONS, batch_of, build, fit, parts, without_trainer
 
+pytestmark = pytest.mark.slow
+
 
 @cache
 def builder(name: str) -> Builder:

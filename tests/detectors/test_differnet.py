@@ -52,6 +52,7 @@ def with_random_flow(detector: DifferNet) -> DifferNet:
     return detector
 
 
+@pytest.mark.slow
 def test_loss_is_negative_log_likelihood_per_feature() -> None:
     detector = with_random_flow(build(train_rotations=2))
     image = parts(2)
@@ -73,6 +74,7 @@ def _halved(x: Tensor, times: int) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rotations", [1, 4, 6])
 def test_score_and_map_equal_automatic_differentiation(num_rotations: int) -> None:
     detector = (
@@ -157,6 +159,7 @@ def test_rotated_corners_are_black() -> None:
     assert torch.allclose(corner + detector.preprocess.mean[0, :, 0, 0], torch.zeros(3), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_exported_graph_gives_equal_scores_and_maps() -> None:
     detector = build(num_rotations=3)  # 120° and 240° are interpolated and turned
     fit(detector, parts(16), num_epochs=3)
@@ -186,6 +189,7 @@ def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> 
         build(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
 @torch.no_grad()
 def test_torchvision_networks_use_torchvision_keys(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

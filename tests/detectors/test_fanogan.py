@@ -245,6 +245,7 @@ class SaveCheckpoint(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [2, 3])
 def test_resumed_fit_gives_the_same_weights(tmp_path: Path, epoch: int) -> None:
     options = {"epochs": 4, "gan_share": 0.55, "critic_steps": 2}  # the second phase starts in the third epoch
@@ -266,6 +267,7 @@ def test_mixed_precision_trains_to_finite_weights() -> None:
     assert record.changed(7) == {"encoder"}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("options", "region"), [({"score": "izi_f", "measure": "l1"}, False), ({"size": 64}, True)])
 def test_exported_graph_gives_equal_scores_and_maps(options: dict[str, Any], region: bool) -> None:
@@ -284,6 +286,7 @@ def test_exported_graph_gives_equal_scores_and_maps(options: dict[str, Any], reg
         assert relative_difference(result.anomaly_map.numpy(), found.anomaly_map).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_short_training_detects_a_large_defect() -> None:
     detector = build(
         size=16,

@@ -99,6 +99,7 @@ def test_support_vector_scores_differ_where_decisions_tie() -> None:
     assert near + 100 < further
 
 
+@pytest.mark.slow
 @EVERY
 def test_contract(method: Method) -> None:
     check_detector(FrozenFeatures, options=TINY | {"method": method} | BY_METHOD[method])

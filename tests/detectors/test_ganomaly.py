@@ -283,6 +283,7 @@ def test_pixels_outside_the_region_change_neither_training_nor_scores(score: str
     assert terms[0] != one_step(build(epochs=1), image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["l1", "msgms"])
 def test_short_training_detects_a_large_defect(measure: str) -> None:
     detector = build(epochs=10, measure=measure, learning_rate=3e-3)
@@ -297,6 +298,7 @@ def test_short_training_detects_a_large_defect(measure: str) -> None:
     assert ((peak // 64 > 15) & (peak // 64 < 42) & (peak % 64 > 14) & (peak % 64 < 44)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "roi"),
     [({"score": "latent", "resize": "letterbox"}, "10,15,70,50"), ({"measure": "msgms", "schedule": "cosine"}, None)],

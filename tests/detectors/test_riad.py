@@ -203,6 +203,7 @@ def test_training_stops_early_without_improvement() -> None:
     assert trainer.callback_metrics["stopping"].item() == pytest.approx(float(sum(losses)) / 2, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_standardised_score_is_in_units_of_the_training_spread() -> None:
     scores: tuple[Literal["standardised", "map"], ...] = ("standardised", "map")
     detectors = [Riad(**TINY, epochs=1, score=score) for score in scores]
@@ -222,6 +223,7 @@ def test_standardised_score_is_in_units_of_the_training_spread() -> None:
     assert detectors[1].tiling == Seamless(stride=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["map", "standardised"])
 def test_exported_graph_agrees(score: str) -> None:
     torch.manual_seed(0)

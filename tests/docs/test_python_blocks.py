@@ -13,6 +13,8 @@ import anomaly
 from tests.docs.pages import README, ROOT, python_blocks
 from tests.plates import TINY
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "docs" / "tutorials" / "notebook.md"
 
 

@@ -44,6 +44,8 @@ from anomaly.training.fit import fit_model
 from anomaly.training.fitted_model import load_fitted_model
 from tests.plates import TINY, draw_part
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((100, 90), (64, 64), (1, 1), (301, 47))
 SMALL = TINY | {"epochs": 12}
 FLOW = {

@@ -25,6 +25,8 @@ from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
 from anomaly.system.processors import has_cuda_device
 
+pytestmark = pytest.mark.slow
+
 SIZE = Fixed(2, 72, 88)
 
 

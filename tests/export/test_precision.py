@@ -40,6 +40,8 @@ from anomaly.recalibration.recalibrate import recalibrate
 from anomaly.training.fitted_model import Description, load_fitted_model
 from tests.plates import draw_part
 
+pytestmark = pytest.mark.slow
+
 WIDE = Bounds(auroc_loss=0.2, flips=0.5)
 Image = NDArray[np.uint8]
 
@@ -350,6 +352,8 @@ def test_converted_file_can_be_verified_and_recalibrated(
     assert certificate["precision"] == "int8"
     assert certificate["auroc_before"] == pytest.approx(converted["int8"][1]["auroc_before"], abs=1e-3)
     assert certificate["score"]["max"] > 0
+    bounds = ["--max-auroc-loss", "0.2", "--max-flips", "0.5"]
+    assert run(["verify", str(run_folder), "--model", str(path), *bounds]) == 0
     assert "int8, AUROC of drawn defects" in capsys.readouterr().out
     with pytest.raises(ParityError, match=r"int8 of .* loses too much"):
         verify(run_folder, model=path, max_auroc_loss=-1.0)

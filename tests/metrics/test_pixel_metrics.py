@@ -181,6 +181,7 @@ def test_results_do_not_depend_on_block_sizes(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(intervals_of(in_blocks), intervals_of(whole), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_curve_approximates_the_exact_one_with_few_points() -> None:
     images = draw(6, seed=4, size=60, num_levels=1e6)
     metrics = pixel_metrics(repeatable(images), limits=[1.0], seed=0, num_resamples=2)

@@ -46,6 +46,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_equals_automatic_differentiation(name: str) -> None:
     net = network(name)

@@ -31,6 +31,7 @@ def triangle(length: int, target: int) -> NDArray[np.float64]:
     return np.asarray(weight / weight.sum(axis=1, keepdims=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(150, 83), (64, 96), (20, 33), (1, 1)])
 def test_stretch_is_an_antialiased_resize(height: int, width: int) -> None:
     image = random_images(2, height, width, 3)

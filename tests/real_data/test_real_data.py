@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from anomaly.commands.inspect import inspect
-from anomaly.evaluation.evaluate import test as evaluate
-from anomaly.export.detector import export
+from anomaly.evaluation.evaluate import evaluate
+from anomaly.export.model_file import export_model
 from anomaly.export.parity import verify
-from anomaly.training.fit import fit
+from anomaly.training.fit import fit_model
+
+pytestmark = pytest.mark.slow
 
 DATA, WEIGHTS = os.environ.get("ANOMALY_DATA", ""), os.environ.get("ANOMALY_WEIGHTS", "")
 CATEGORIES = sorted(good.parent.parent for good in Path(DATA).rglob("train/good")) if DATA else []
@@ -35,10 +37,12 @@ def test_fastflow_of_one_epoch_exports_verifies_and_tells_bottles_apart(tmp_path
         (few / folder).mkdir(parents=True)
         for path in sorted((source / folder).iterdir())[:num]:
             (few / folder / path.name).symlink_to(path.resolve())
-    run = fit(few, out=tmp_path / "run", detector="fastflow", model={"size": 128, "epochs": 1, "batch_size": 2})
-    export(run)
+    run = fit_model(
+        few, out=tmp_path / "run", detector="fastflow", options={"size": 128, "epochs": 1, "batch_size": 2}
+    ).folder
+    export_model(run)
     assert verify(run)["num_flips"] == 0
-    figures = evaluate(run / "model.onnx", few, out=tmp_path / "figures.json")
+    figures = evaluate(run / "model.onnx", few).to_dict()
     assert figures["image"]["auroc"]["value"] > 0.65  # after 7 steps
     assert figures["pixel"]["auroc"]["value"] > 0.8
 
@@ -68,8 +72,10 @@ def test_ganomaly_of_a_hundred_steps_tells_bottles_apart(tmp_path: Path) -> None
         (few / folder).mkdir(parents=True)
         for path in sorted((source / folder).iterdir())[:num]:
             (few / folder / path.name).symlink_to(path.resolve())
-    run = fit(few, out=tmp_path / "run", detector="ganomaly", model={"size": 64, "epochs": 30, "batch_size": 12})
-    export(run)
+    run = fit_model(
+        few, out=tmp_path / "run", detector="ganomaly", options={"size": 64, "epochs": 30, "batch_size": 12}
+    ).folder
+    export_model(run)
     assert verify(run)["num_flips"] == 0
-    figures = evaluate(run / "model.onnx", few, out=tmp_path / "figures.json")
+    figures = evaluate(run / "model.onnx", few).to_dict()
     assert figures["image"]["auroc"]["value"] > 0.85

@@ -241,6 +241,7 @@ def test_pixels_with_both_labels_are_refused_and_copies_count_once(
     assert "WARNING: 001.png is labelled good, 001.png defect, and they are near-duplicates" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_and_labels_together(model: Path, night: Path, category: Path, tmp_path: Path) -> None:
     good, alone, both = str(category / "test/good"), tmp_path / "alone.onnx", tmp_path / "both.onnx"
     file = label(night, "bright", "good", num=2)

@@ -339,6 +339,7 @@ def test_invalid_pictures_are_refused(tmp_path: Path, picture: NDArray[np.uint8]
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_too_many_false_alarms_are_pointed_out(tmp_path: Path) -> None:
     report = full_report()
     assert report.labelled is not None

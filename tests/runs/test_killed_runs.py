@@ -16,6 +16,8 @@ from anomaly.runs.run_files import MANIFEST, hash_files, read_ledger
 from anomaly.runs.sinks import Format
 from tests.runs.fake_scoring import contents, die_at, score_fake_run, wait_in_inference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_kill_at_every_step_and_resume(

@@ -113,6 +113,7 @@ def test_changed_added_and_missing_files_of_a_run_are_named(model: Path, images:
         replay(run)
 
 
+@pytest.mark.slow
 def test_diff_lists_the_verdicts_that_change(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_diff_lists_the_verdicts_that_change(
         diff(a, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_merged_shards_equal_the_whole_run(
     model: Path, images: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]

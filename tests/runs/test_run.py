@@ -182,6 +182,7 @@ def test_shard_takes_every_nth_image(
     assert not (tmp_path / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_verb_scores_into_a_run(model: Path, category: Path, tmp_path: Path) -> None:
     command = ["score", str(model), str(category / "test"), "--run", str(tmp_path / "run"), "--maps", "--device", "cpu"]
     assert cli(command) == 0

@@ -71,6 +71,7 @@ def test_loss_is_the_error_at_the_drawn_steps(weighting: str) -> None:
     assert logged == {weighting: pytest.approx(expected, rel=1e-4)}
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error_of_the_averaged_network(trained: Ddpm) -> None:
     x = 2 * trained.preprocess(draw_parts(8, seed=900)) - 1
     noise, t = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)), torch.arange(8) * 120 + 50
@@ -115,6 +116,7 @@ def test_sampling_loop_is_reproducible_and_gives_images(trained: Ddpm) -> None:
     assert one.max() <= 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_decode_inverts_encode(trained: Ddpm) -> None:
     sampler = build(latent_steps=50)
@@ -183,6 +185,7 @@ def test_bound_is_slightly_below_the_exact_density() -> None:
     assert abs(mean - float(whole.mean())) < 4 * error + 0.01 * x[0].numel()
 
 
+@pytest.mark.slow
 def test_weights_of_the_strata_equal_the_whole_sum() -> None:
     sampler = build(schedule="linear", bound_steps=16)
     assert int(sampler.bound_at[0]) == 0

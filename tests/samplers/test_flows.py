@@ -282,6 +282,7 @@ def test_density_in_two_dimensions_integrates_to_one(kind: str) -> None:
     assert float(density.sum()) * 0.1**2 == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_training_lowers_the_bits_and_the_state_holds_the_flow(name: str) -> None:
     image = parts(12)

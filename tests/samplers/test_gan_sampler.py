@@ -108,6 +108,7 @@ def ring(num: int, *, random: torch.Generator) -> Tensor:
     return (centres + 0.1 * torch.randn((num, 2), generator=random))[:, :, None, None]
 
 
+@pytest.mark.slow
 def test_wgan_gp_covers_all_gaussians_of_a_ring() -> None:
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)

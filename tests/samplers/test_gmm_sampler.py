@@ -57,6 +57,7 @@ def test_density_is_the_product_over_cells_of_the_full_mixture(dimensions: int) 
     assert torch.allclose(sampler.anomaly_map(x).sum(dim=(1, 2)), -sampler.log_prob(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_density_integrates_to_one(dimensions: int) -> None:

@@ -193,6 +193,7 @@ def test_training_and_sampling_use_the_same_condition() -> None:
     assert bool(torch.isfinite(z_t).all())
 
 
+@pytest.mark.slow
 def test_each_phase_changes_only_its_own_weights(trained: LatentDiffusion) -> None:
     start = build()
     assert int(trained.num_steps) == 60
@@ -218,6 +219,7 @@ def test_latents_have_unit_deviation(trained: LatentDiffusion) -> None:
     assert float((trained.decode(z) - x).abs().mean()) < 0.1
 
 
+@pytest.mark.slow
 def test_sampling_loop_is_reproducible_and_gives_images(trained: LatentDiffusion) -> None:
     loop, options = trained.sampling_loop(), Options(steps=4, eta=0.5)
     x, mask = trained.preprocess(draw_parts(2, seed=5)).numpy(), a_mask(2)

@@ -184,6 +184,7 @@ def test_only_the_region_of_interest_is_drawn_and_scored() -> None:
     assert torch.allclose(sampler.log_prob(x), -sampler.anomaly_map(x).sum(dim=(1, 2)))
 
 
+@pytest.mark.slow
 def test_training_learns_the_dependence_on_earlier_values() -> None:
     def plain(num: int, *, seed: int) -> Tensor:
         """Images of one random grey value each; a single pixel has no information."""

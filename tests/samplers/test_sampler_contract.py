@@ -9,6 +9,8 @@ from anomaly.samplers import SAMPLERS
 from anomaly.testing import SAMPLER_CHECKS, check_sampler
 from tests.samplers.tiny_samplers import OPTIONS
 
+pytestmark = pytest.mark.slow
+
 CHECKS = [name for name in SAMPLER_CHECKS if name != "export"]
 """All checks except the export, which test_samplers.py covers"""
 

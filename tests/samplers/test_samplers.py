@@ -31,6 +31,8 @@ from anomaly.training.fit import fit_model
 from anomaly.training.fitted_model import build_sampler, load_fitted_model
 from tests.samplers.tiny_samplers import OPTIONS
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "samplers"
 FEW_STEPS = Options(steps=3)
 

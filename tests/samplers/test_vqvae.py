@@ -152,6 +152,7 @@ def test_each_phase_trains_only_its_own_networks_and_a_fit_resumes_in_both(tmp_p
         assert all(torch.equal(value, whole.state_dict()[key]) for key, value in resumed.state_dict().items())
 
 
+@pytest.mark.slow
 def test_more_than_a_quarter_of_the_codebook_is_used_and_parts_are_reconstructed() -> None:
     torch.manual_seed(0)
     sampler = VqVae(**(TINY | {"epochs": 24, "prior_epochs": 10, "free_share": 0.2}))

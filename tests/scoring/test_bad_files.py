@@ -106,6 +106,7 @@ def clean(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
     return rows_of(make_night(folder / "night", bad={}), run_folder / "model.onnx", folder / "run", exit_code=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.01, 0.5])
 def test_bad_files_change_only_their_own_rows(
     share: float, clean: list[dict[str, str]], model: Path, tmp_path: Path

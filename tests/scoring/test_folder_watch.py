@@ -89,6 +89,7 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
         next(iter(watch_folder(tmp_path / "none", seen=set(), stop=threading.Event())))
 
 
+@pytest.mark.slow
 def test_watch_resumes_after_a_kill_and_ends_with_a_manifest(model: Path, category: Path, tmp_path: Path) -> None:
     images = sorted((category / "test").rglob("*.png"))
     folder, run = tmp_path / "arriving", tmp_path / "run"

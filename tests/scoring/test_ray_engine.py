@@ -21,7 +21,7 @@ from anomaly.scoring.sources import open_source
 from anomaly.scoring.windows import ScoredImage
 
 ray = pytest.importorskip("ray", reason="the extra [cluster] is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own warnings
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of Ray itself
 NUM_IMAGES, BATCH = 240, 2
 
 

@@ -55,6 +55,7 @@ def test_remote_folders_are_listed_and_read(category: Path) -> None:
         list(open_source("nosuchscheme://bucket/folder").items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_further_columns_of_a_table_are_copied_to_the_rows(
     model: Path, category: Path, tmp_path: Path, ending: str

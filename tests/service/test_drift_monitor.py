@@ -76,6 +76,7 @@ def test_model_without_statistics_is_reported_as_not_watched(scorer: OnnxScorer)
     assert "lack brightness" in str(state["drift_cause"])
 
 
+@pytest.mark.slow
 def test_monitor_is_deleted_with_its_scorer(run_folder: Path) -> None:
     scorer = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1)
     monitors = DriftMonitors(threshold=1.0)

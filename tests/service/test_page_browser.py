@@ -23,6 +23,8 @@ from anomaly.scoring.rows import COLUMNS
 from tests.plates import draw_part, draw_scratch
 from tests.service.running_service import TOKEN, make_service, running
 
+pytestmark = pytest.mark.slow
+
 
 def png(image: NDArray[Any]) -> bytes:
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()

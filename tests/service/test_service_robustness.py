@@ -79,6 +79,7 @@ def received(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.slow
 def test_slow_clients_are_disconnected_while_others_are_served(model: Path) -> None:
     service, stop = make_service(model, timeout=2.0), threading.Event()
     with running(service, idle_seconds=1.0) as address:

@@ -19,6 +19,8 @@ from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.testing import CHECKS, ContractError, _score_checks, _training_checks, check_detector, toy_training
 from anomaly.testing.toy_training import Builder, draw_defects, draw_parts, train_on
 
+pytestmark = pytest.mark.slow
+
 
 class PixelMean(Detector):
     """Squared distance of each pixel to its mean over good images, learned in one pass without an optimiser."""

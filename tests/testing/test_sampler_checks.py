@@ -17,6 +17,8 @@ from anomaly.samplers.detector_form import SamplerDetector
 from anomaly.testing import SAMPLER_CHECKS, ContractError, check_sampler
 from anomaly.testing.toy_training import Builder
 
+pytestmark = pytest.mark.slow
+
 FLOOR = 0.02
 
 

@@ -17,6 +17,8 @@ from anomaly.training.loop import INTERRUPTED
 from tests.plates import TINY
 from tests.training.quick_training import ONE_EPOCH, quick_fit
 
+pytestmark = pytest.mark.slow
+
 
 class Interrupted(Autoencoder):
     """Raises Ctrl-C in its second epoch while `armed`."""

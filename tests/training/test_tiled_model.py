@@ -30,6 +30,8 @@ from anomaly.training.torch_scorer import TorchScorer
 from tests.detectors.tiny_detectors import OPTIONS
 from tests.plates import TINY
 
+pytestmark = pytest.mark.slow
+
 NUM, SHAPES = 22, ((150, 190), (161, 203))
 SEAMLESS = TINY | {"standardise": False, "epochs": 1, "width": 4}
 

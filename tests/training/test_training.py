@@ -32,6 +32,8 @@ from anomaly.training.torch_scorer import TorchScorer
 from tests.plates import NUM_TRAIN, TINY, draw_part
 from tests.training.quick_training import FLOW, MAX_PIXELS, ONE_EPOCH, quick_fit, write_parts
 
+pytestmark = pytest.mark.slow
+
 
 def test_equal_seeds_give_equal_detectors(plain: Path, tmp_path: Path) -> None:
     (one, of_one), (two, of_two), (other, of_other) = (

@@ -312,6 +312,7 @@ def test_damaged_rows_are_refused(tmp_path: Path) -> None:
         RowIndex(run)
 
 
+@pytest.mark.slow
 def test_large_run_has_a_small_index_and_short_pages(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -20,6 +20,8 @@ from anomaly.service.review.app import create_review_app
 from anomaly.service.review.serve import open_review
 from tests.service.running_service import TOKEN, serving, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def running_review(run: Path, *, token: str | None = None) -> Iterator[str]:

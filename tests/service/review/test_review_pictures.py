@@ -24,6 +24,7 @@ def finished_run(run_folder: Path, category: Path, tmp_path: Path) -> Path:
     return score_test_images(run_folder / "model.onnx", category, tmp_path)
 
 
+@pytest.mark.slow
 def test_pictures_are_reduced_and_the_map_equals_the_models_map(finished_run: Path) -> None:
     number = row_numbers(finished_run, folder="scratch")[0]
     row = list(read_rows(finished_run))[number]
