@@ -13,7 +13,7 @@ import pytest
 from anomaly.imaging.image_file import write_png
 from tests.plates import TINY, draw_part, make_category
 
-SLOW_FIXTURES = {"run_folder", "model"}
+SLOW_FIXTURES = {"fitted_plate", "model"}
 """Fixtures that export a model"""
 
 
@@ -63,19 +63,19 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_folder(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of a tiny autoencoder on `category`, with its exported model.onnx; read only."""
+def fitted_plate(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny autoencoder fitted on `category`, with its exported model.onnx; read only."""
     from anomaly.export.model_file import export_model
     from anomaly.training.fit import fit_model
 
-    run = fit_model(
+    folder = fit_model(
         category, out=tmp_path_factory.mktemp("runs") / "plate", detector="autoencoder", options=TINY
     ).folder
-    export_model(run)
-    return run
+    export_model(folder)
+    return folder
 
 
 @pytest.fixture
-def model(run_folder: Path, tmp_path: Path) -> Path:
+def model(fitted_plate: Path, tmp_path: Path) -> Path:
     """A copy of the exported model, to do with as one likes."""
-    return Path(shutil.copy(run_folder / "model.onnx", tmp_path / "model.onnx"))
+    return Path(shutil.copy(fitted_plate / "model.onnx", tmp_path / "model.onnx"))

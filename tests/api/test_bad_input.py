@@ -14,9 +14,9 @@ import anomaly
 
 
 @pytest.fixture(scope="session")
-def plate_model(run_folder: Path) -> anomaly.Model:
+def plate_model(fitted_plate: Path) -> anomaly.Model:
     """The exported plate model, loaded through the public face."""
-    return anomaly.load(run_folder / "model.onnx", device="cpu")
+    return anomaly.load(fitted_plate / "model.onnx", device="cpu")
 
 
 def closed_stream() -> io.BytesIO:
@@ -57,9 +57,9 @@ def test_load_refuses(
         ({"device": 3}, r"device.*3"),
     ],
 )
-def test_load_refuses_options(arguments: dict[str, Any], message: str, run_folder: Path) -> None:
+def test_load_refuses_options(arguments: dict[str, Any], message: str, fitted_plate: Path) -> None:
     with pytest.raises(anomaly.UsageError, match=message):
-        anomaly.load(run_folder / "model.onnx", **arguments)
+        anomaly.load(fitted_plate / "model.onnx", **arguments)
 
 
 IMAGES: list[tuple[str, Callable[[Path], Any], type[Exception], str]] = [

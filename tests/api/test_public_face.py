@@ -35,9 +35,9 @@ HEAVY = (
 
 
 @pytest.fixture(scope="session")
-def plate_model(run_folder: Path) -> anomaly.Model:
+def plate_model(fitted_plate: Path) -> anomaly.Model:
     """The exported plate model, loaded through the public face."""
-    return anomaly.load(run_folder / "model.onnx", device="cpu")
+    return anomaly.load(fitted_plate / "model.onnx", device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +66,10 @@ def test_import_loads_no_heavy_package() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_load_needs_no_torch(run_folder: Path) -> None:
+def test_load_needs_no_torch(fitted_plate: Path) -> None:
     code = "import anomaly, sys; print(anomaly.load(sys.argv[1])); print('torch' in sys.modules)"
     result = subprocess.run(
-        [sys.executable, "-c", code, str(run_folder / "model.onnx")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(fitted_plate / "model.onnx")], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[1] == "False"
     assert result.stdout.startswith("Model(autoencoder of plate; false alarms 9.09% expected, at most ")
@@ -144,11 +144,11 @@ def test_stream_reads_no_further_than_its_batch(plate_model: anomaly.Model) -> N
 
 
 def test_results_equal_the_rows_of_the_command(
-    plate_model: anomaly.Model, run_folder: Path, category: Path, tmp_path: Path
+    plate_model: anomaly.Model, fitted_plate: Path, category: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "rows.jsonl"
     images = category / "test" / "scratch"
-    assert run(["score", str(run_folder / "model.onnx"), str(images), "--out", str(out), "--batch-size", "2"]) == 0
+    assert run(["score", str(fitted_plate / "model.onnx"), str(images), "--out", str(out), "--batch-size", "2"]) == 0
     import json
 
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]

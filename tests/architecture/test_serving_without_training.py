@@ -38,14 +38,14 @@ sys.meta_path.insert(0, Refuse())
 from anomaly.commands.main import run
 from anomaly.commands.serve import serve
 
-model, category, list_, run_folder, out = sys.argv[1:]
+model, category, list_, fitted_plate, out = sys.argv[1:]
 codes = [
     run(["score", model, f"{{category}}/test", "--out", f"{{out}}/rows.parquet", "--overlays", f"{{out}}/drawn"]),
     run(["calibrate", model, list_, "--out", f"{{out}}/new.onnx"]),
     run(["inspect", category, "--out", f"{{out}}/inspection.json"]),
     run(["evaluate", model, category, "--out", f"{{out}}/figures.json"]),
     run(["fit", category, "--out", f"{{out}}/run"]),
-    run(["evaluate", run_folder, category, "--out", f"{{out}}/trained.json"]),
+    run(["evaluate", fitted_plate, category, "--out", f"{{out}}/trained.json"]),
     run(["serve", f"{{out}}/none.onnx"]),
 ]
 loaded = [name for name in {REFUSED!r} if name in sys.modules]
@@ -54,12 +54,12 @@ print(json.dumps({{"codes": codes, "loaded": loaded}}))
 
 
 def test_serving_side_runs_without_the_packages_of_training(
-    model: Path, category: Path, run_folder: Path, tmp_path: Path
+    model: Path, category: Path, fitted_plate: Path, tmp_path: Path
 ) -> None:
-    calibration_images = json.loads((run_folder / "detector.json").read_text(encoding="utf-8"))["calibration_images"]
+    calibration_images = json.loads((fitted_plate / "detector.json").read_text(encoding="utf-8"))["calibration_images"]
     (tmp_path / "good.txt").write_text("\n".join(calibration_images), encoding="utf-8")
     out = tmp_path / "out"
-    arguments = [str(p) for p in (model, category, tmp_path / "good.txt", run_folder, out)]
+    arguments = [str(p) for p in (model, category, tmp_path / "good.txt", fitted_plate, out)]
     told = subprocess.run([sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout.splitlines()[-1]) == {"codes": [0, 0, 0, 0, 2, 2, 1], "loaded": []}

@@ -189,8 +189,8 @@ def write_lines(path: Path, model: Path, **changed: str) -> None:
     path.write_text("\n".join(f"{key}={value}" for key, value in stored.items() if value) + "\n", encoding="utf-8")
 
 
-def test_metadata_are_read_and_unknown_values_are_refused(ask: Ask, run_folder: Path, tmp_path: Path) -> None:
-    model = run_folder / "model.onnx"
+def test_metadata_are_read_and_unknown_values_are_refused(ask: Ask, fitted_plate: Path, tmp_path: Path) -> None:
+    model = fitted_plate / "model.onnx"
     metadata = read_metadata(load_graph(model), name="model")
     tolerance = {"b": 0.5, "a": 1e-2}
     golden = {"score": -1.5e-3, "map_maximum": 2, "png": '\u00e9 \\ " \U0001f600', "tolerance": tolerance}

@@ -14,9 +14,9 @@ from tests.plates import NUM_TEST_DEFECT, NUM_TEST_GOOD
 
 
 def test_file_and_fitted_model_give_equal_figures(
-    run_folder: Path, model: Path, category: Path, capsys: pytest.CaptureFixture[str]
+    fitted_plate: Path, model: Path, category: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exported, fitted = evaluate(str(model), str(category)), evaluate(run_folder, category)
+    exported, fitted = evaluate(str(model), str(category)), evaluate(fitted_plate, category)
     assert capsys.readouterr().out == "", "the library prints nothing"
     assert exported.category == fitted.category == category.name
     assert len(exported.scores) == NUM_TEST_GOOD + NUM_TEST_DEFECT

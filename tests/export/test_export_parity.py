@@ -96,8 +96,8 @@ def test_exported_graph_agrees_for_every_batch_and_size(case: str, category: Pat
                 assert relative_difference(trained.anomaly_map.numpy(), fixed.anomaly_map).max() < 1e-4
 
 
-def test_file_follows_the_contract(run_folder: Path, category: Path, tmp_path: Path) -> None:
-    path = export_model(run_folder, out=tmp_path / "new" / "plate.onnx")
+def test_file_follows_the_contract(fitted_plate: Path, category: Path, tmp_path: Path) -> None:
+    path = export_model(fitted_plate, out=tmp_path / "new" / "plate.onnx")
     assert [p.name for p in path.parent.iterdir() if p.suffix != ".json"] == ["plate.onnx"]
     model = load_graph(path)
     onnx.checker.check_model(model)
@@ -105,7 +105,7 @@ def test_file_follows_the_contract(run_folder: Path, category: Path, tmp_path: P
     assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", 18)]
     assert [o.domain for o in model.opset_import if o.domain] == []
     data = path.read_bytes()
-    for place in (run_folder, category, tmp_path, Path(anomaly.__file__).parent, Path(torch.__file__).parent):
+    for place in (fitted_plate, category, tmp_path, Path(anomaly.__file__).parent, Path(torch.__file__).parent):
         assert str(place).encode() not in data
     metadata = read_metadata(model, name="plate")
     assert (metadata.category, metadata.detector, metadata.size) == (category.name, "autoencoder", [64, 64])
@@ -114,8 +114,8 @@ def test_file_follows_the_contract(run_folder: Path, category: Path, tmp_path: P
     assert scores.score[0] == pytest.approx(metadata.golden.score, abs=1e-5)
 
 
-def test_equal_calibration_tensors_keep_their_names(run_folder: Path, model: Path) -> None:
-    detector = load_fitted_model(run_folder).detector
+def test_equal_calibration_tensors_keep_their_names(fitted_plate: Path, model: Path) -> None:
+    detector = load_fitted_model(fitted_plate).detector
     assert detector is not None
     buffers = {key: float(value) for key, value in detector.calibration.state_dict().items()}
     assert buffers["offset_score"] == buffers["offset_map"]  # the score is the map's maximum
@@ -128,8 +128,8 @@ def test_equal_calibration_tensors_keep_their_names(run_folder: Path, model: Pat
     assert detector.calibration.offset_score == 0  # unchanged: the export works on a copy
 
 
-def test_verify_gives_the_certificate_and_writes_nothing(run_folder: Path, model: Path) -> None:
-    certificate = verify(run_folder, model=model)
+def test_verify_gives_the_certificate_and_writes_nothing(fitted_plate: Path, model: Path) -> None:
+    certificate = verify(fitted_plate, model=model)
     assert sorted(model.parent.iterdir()) == [model]
     assert certificate["kind"] == "parity"
     assert certificate["provider"] == "CPUExecutionProvider"
@@ -140,9 +140,9 @@ def test_verify_gives_the_certificate_and_writes_nothing(run_folder: Path, model
 
 
 def test_verb_writes_the_certificate_and_prints_the_parity(
-    run_folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    fitted_plate: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["verify", str(run_folder), "--model", str(model)]) == 0
+    assert run(["verify", str(fitted_plate), "--model", str(model)]) == 0
     assert "no verdict flips" in capsys.readouterr().out
     certificate = json.loads((model.parent / "model.certificate.json").read_text())
     assert certificate["kind"] == "parity"
@@ -169,7 +169,7 @@ def no_antialias(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("change", [shifted_mean, no_antialias])
 def test_verify_refuses_a_graph_that_computes_something_else(
-    run_folder: Path, model: Path, change: Callable[[onnx.ModelProto], None], capsys: pytest.CaptureFixture[str]
+    fitted_plate: Path, model: Path, change: Callable[[onnx.ModelProto], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph = load_graph(model)
     metadata = read_metadata(graph, name="model")
@@ -182,8 +182,8 @@ def test_verify_refuses_a_graph_that_computes_something_else(
     write_model(model, graph, dataclasses.replace(metadata, sha256=graph_sha256(graph), golden=golden))
     OnnxScorer(model, device="cpu", num_threads=1)  # complete, of this package, and consistent with its golden image
     with pytest.raises(ParityError, match=r"differs from the trained model by .* do not ship it"):
-        verify(run_folder, model=model)
-    assert run(["verify", str(run_folder), "--model", str(model)]) == 1
+        verify(fitted_plate, model=model)
+    assert run(["verify", str(fitted_plate), "--model", str(model)]) == 1
     assert "do not ship it" in capsys.readouterr().err
     certificate = json.loads((model.parent / "model.certificate.json").read_text())
     assert certificate["by_input"][certificate["worst_input"]]["map"] > certificate["refused_above"]
@@ -214,13 +214,13 @@ def test_compare_counts_flips_and_treats_nan_as_the_worst() -> None:
     )
 
 
-def test_export_refuses_unreadable_and_unwritable_places(run_folder: Path, tmp_path: Path) -> None:
+def test_export_refuses_unreadable_and_unwritable_places(fitted_plate: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a fitted model"):
         export_model(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        export_model(run_folder, out=tmp_path / "file" / "model.onnx")
-    copy = Path(shutil.copytree(run_folder, tmp_path / "run"))
+        export_model(fitted_plate, out=tmp_path / "file" / "model.onnx")
+    copy = Path(shutil.copytree(fitted_plate, tmp_path / "run"))
     (copy / "model.onnx").unlink()
     with pytest.raises(ModelError, match="no model at"):
         verify(copy)

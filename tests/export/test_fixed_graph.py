@@ -41,11 +41,11 @@ def bare(model: Path) -> onnx.ModelProto:
 
 
 @pytest.fixture
-def fixed(run_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fixed(fitted_plate: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model with fixed shapes, written by the verb."""
     monkeypatch.setattr("anomaly.export.model_file.export_graph", lambda detector: bare(model))
     out = tmp_path / "fixed" / "fixed.onnx"
-    assert run(["export", str(run_folder), "--out", str(out), "--fixed", "2,72,88"]) == 0
+    assert run(["export", str(fitted_plate), "--out", str(out), "--fixed", "2,72,88"]) == 0
     return out
 
 
@@ -133,9 +133,9 @@ def test_parallel_batches_give_the_rows_of_sequential_batches(model: Path, categ
 
 
 def test_fixed_model_is_verified_and_profiled_at_its_own_size(
-    fixed: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+    fixed: Path, fitted_plate: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    certificate = verify(run_folder, model=fixed)
+    certificate = verify(fitted_plate, model=fixed)
     assert certificate["fixed"] == [2, 72, 88]
     assert max(certificate["score"]["max"], certificate["map"]["max"]) < 1e-4
     assert set(certificate["by_input"]) == {
@@ -156,19 +156,21 @@ def test_fixed_model_can_be_recalibrated(fixed: Path, category: Path) -> None:
 
 
 def test_size_other_than_the_images_is_refused(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fitted_plate: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model.onnx"
-    assert run(["export", str(run_folder), "--out", str(out), "--fixed", "4,100,88"]) == 2
+    assert run(["export", str(fitted_plate), "--out", str(out), "--fixed", "4,100,88"]) == 2
     assert "a calibration image has 88×72 pixels, not 88×100" in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_fixed_shapes_with_int8(run_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fixed_shapes_with_int8(
+    fitted_plate: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("anomaly.export.model_file.export_graph", lambda detector: bare(model))
     out = tmp_path / "both.onnx"
     options = ["--fixed", "3,72,88", "--precision", "int8", "--max-auroc-loss", "0.2", "--max-flips", "0.5"]
-    assert run(["export", str(run_folder), "--out", str(out), *options]) == 0
+    assert run(["export", str(fitted_plate), "--out", str(out), *options]) == 0
     scorer = OnnxScorer(out, device="cpu", num_threads=1)
     assert (scorer.metadata.precision, scorer.metadata.fixed) == ("int8", [3, 72, 88])
     certificate = json.loads((tmp_path / "both.certificate.json").read_text(encoding="utf-8"))

@@ -47,13 +47,13 @@ Image = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def description(run_folder: Path) -> Description:
-    return load_fitted_model(run_folder).description
+def description(fitted_plate: Path) -> Description:
+    return load_fitted_model(fitted_plate).description
 
 
 @pytest.fixture(scope="module")
-def learned(run_folder: Path) -> frozenset[str]:
-    with safe_open(run_folder / "detector.safetensors", "np") as state:
+def learned(fitted_plate: Path) -> frozenset[str]:
+    with safe_open(fitted_plate / "detector.safetensors", "np") as state:
         return frozenset(name for name in state.keys() if name.startswith("network."))  # noqa: SIM118
 
 
@@ -83,13 +83,13 @@ def convert(
 
 @pytest.fixture(scope="module")
 def converted(
-    run_folder: Path, description: Description, learned: frozenset[str], tmp_path_factory: pytest.TempPathFactory
+    fitted_plate: Path, description: Description, learned: frozenset[str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Precision, tuple[Path, dict[str, Any]]]:
     """The exported model in fp16 and int8, with certificates; read only."""
     folder, kept = tmp_path_factory.mktemp("converted"), {}
     for precision in ("fp16", "int8"):
         out = folder / f"{precision}.onnx"
-        kept[precision] = out, convert(run_folder / "model.onnx", out, description, learned, precision=precision)
+        kept[precision] = out, convert(fitted_plate / "model.onnx", out, description, learned, precision=precision)
     assert sorted(p.name for p in folder.iterdir()) == ["fp16.onnx", "int8.onnx"]
     return kept
 
@@ -208,10 +208,10 @@ def test_converted_file_is_calibrated_through_its_own_graph(
     converted: dict[Precision, tuple[Path, dict[str, Any]]],
     precision: Precision,
     description: Description,
-    run_folder: Path,
+    fitted_plate: Path,
 ) -> None:
     path, certificate = converted[precision]
-    scorer, reference = OnnxScorer(path, device="cpu", num_threads=1), run_folder / "model.onnx"
+    scorer, reference = OnnxScorer(path, device="cpu", num_threads=1), fitted_plate / "model.onnx"
     assert (scorer.metadata.precision, certificate["precision"]) == (precision, precision)
     assert certificate["model"] == scorer.sha256
     images = [read_image(p, white=255, max_pixels=10_000) for p in description.calibration_images]
@@ -342,21 +342,21 @@ def test_file_without_optional_fields_is_read(model: Path) -> None:
 
 def test_converted_file_can_be_verified_and_recalibrated(
     converted: dict[Precision, tuple[Path, dict[str, Any]]],
-    run_folder: Path,
+    fitted_plate: Path,
     category: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = Path(shutil.copy(converted["int8"][0], tmp_path / "int8.onnx"))
-    certificate = verify(run_folder, model=path, max_auroc_loss=0.2, max_flips=0.5)
+    certificate = verify(fitted_plate, model=path, max_auroc_loss=0.2, max_flips=0.5)
     assert certificate["precision"] == "int8"
     assert certificate["auroc_before"] == pytest.approx(converted["int8"][1]["auroc_before"], abs=1e-3)
     assert certificate["score"]["max"] > 0
     bounds = ["--max-auroc-loss", "0.2", "--max-flips", "0.5"]
-    assert run(["verify", str(run_folder), "--model", str(path), *bounds]) == 0
+    assert run(["verify", str(fitted_plate), "--model", str(path), *bounds]) == 0
     assert "int8, AUROC of drawn defects" in capsys.readouterr().out
     with pytest.raises(ParityError, match=r"int8 of .* loses too much"):
-        verify(run_folder, model=path, max_auroc_loss=-1.0)
+        verify(fitted_plate, model=path, max_auroc_loss=-1.0)
     tolerance = OnnxScorer(path, device="cpu", num_threads=1).metadata.golden.tolerance
     recalibrate(path, good=category / "test/good")
     again = OnnxScorer(path, device="cpu", num_threads=1).metadata
@@ -365,7 +365,7 @@ def test_converted_file_can_be_verified_and_recalibrated(
 
 
 def test_export_verb_writes_the_certificate_beside_the_file(
-    run_folder: Path,
+    fitted_plate: Path,
     model: Path,
     category: Path,
     tmp_path: Path,
@@ -375,7 +375,7 @@ def test_export_verb_writes_the_certificate_beside_the_file(
     monkeypatch.setattr("anomaly.export.model_file.export_graph", lambda detector: bare(model))
     out = tmp_path / "new" / "half.onnx"
     options = ["--precision", "fp16", "--max-auroc-loss", "0.2", "--max-flips", "0.5"]
-    assert run(["export", str(run_folder), "--out", str(out), *options]) == 0
+    assert run(["export", str(fitted_plate), "--out", str(out), *options]) == 0
     assert "AUROC of drawn defects" in capsys.readouterr().out
     names = ["half.certificate.json", "half.export.run.json", "half.onnx"]
     assert sorted(p.name for p in out.parent.iterdir()) == names

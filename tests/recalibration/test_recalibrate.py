@@ -19,9 +19,9 @@ from anomaly.recalibration.recalibrate import recalibrate
 
 
 @pytest.fixture
-def calibration_images(run_folder: Path, tmp_path: Path) -> Path:
+def calibration_images(fitted_plate: Path, tmp_path: Path) -> Path:
     """A list of the images that the model was calibrated on."""
-    description = json.loads((run_folder / "detector.json").read_text(encoding="utf-8"))
+    description = json.loads((fitted_plate / "detector.json").read_text(encoding="utf-8"))
     path = tmp_path / "calibration_images.txt"
     path.write_text("\n".join(description["calibration_images"]), encoding="utf-8")
     return path

@@ -101,9 +101,9 @@ def rows_of(listed: Path, model: Path, run: Path, *, exit_code: int) -> list[dic
 
 
 @pytest.fixture(scope="module")
-def clean(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+def clean(fitted_plate: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     folder = tmp_path_factory.mktemp("clean")
-    return rows_of(make_night(folder / "night", bad={}), run_folder / "model.onnx", folder / "run", exit_code=0)
+    return rows_of(make_night(folder / "night", bad={}), fitted_plate / "model.onnx", folder / "run", exit_code=0)
 
 
 @pytest.mark.slow

@@ -71,11 +71,11 @@ def files(run: Path) -> dict[str, bytes]:
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_lost_node_changes_no_row(nodes: Any, images: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_lost_node_changes_no_row(nodes: Any, images: Path, fitted_plate: Path, tmp_path: Path) -> None:
     from anomaly.scoring.ray_engine import RayEngine
 
     cluster, second = nodes
-    model = run_folder / "model.onnx"
+    model = fitted_plate / "model.onnx"
     spread = RayEngine(address="auto", num_scorers=2, num_decoders=2, overlays_of="defect")
     lost: list[int] = []
 
@@ -99,12 +99,12 @@ def test_lost_node_changes_no_row(nodes: Any, images: Path, run_folder: Path, tm
 
 
 def test_wrong_use_is_refused(
-    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fitted_plate: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from anomaly.scoring.ray_engine import RayEngine
 
     with pytest.raises(UsageError, match="0 scorers and 2 decoders"):
         RayEngine(address="local", num_scorers=0, num_decoders=2, overlays_of="none")
-    command = ["score", str(run_folder / "model.onnx"), str(images), "--engine", "ray"]
+    command = ["score", str(fitted_plate / "model.onnx"), str(images), "--engine", "ray"]
     assert cli([*command, "--out", str(tmp_path / "rows.csv")]) == 2
     assert "--engine ray scores a list into a run" in capsys.readouterr().err

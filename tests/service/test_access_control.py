@@ -14,13 +14,13 @@ from tests.service.running_service import BASE, TOKEN, make_app, make_service
 
 
 @pytest.fixture(scope="module")
-def client(run_folder: Path) -> Iterator[TestClient]:
-    with TestClient(make_app(make_service(run_folder / "model.onnx")), base_url=BASE) as opened:
+def client(fitted_plate: Path) -> Iterator[TestClient]:
+    with TestClient(make_app(make_service(fitted_plate / "model.onnx")), base_url=BASE) as opened:
         yield opened
 
 
-def test_token_is_required_outside_the_open_paths(run_folder: Path) -> None:
-    service, log = make_service(run_folder / "model.onnx"), []
+def test_token_is_required_outside_the_open_paths(fitted_plate: Path) -> None:
+    service, log = make_service(fitted_plate / "model.onnx"), []
     with TestClient(make_app(service, token=TOKEN, log=log), base_url=BASE) as client:
         paths = [route.path for route in client.app._app.routes]
         for path in paths:
@@ -63,8 +63,8 @@ def test_requests_from_pages_of_other_sites_are_refused(
     assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")
 
 
-def test_too_many_concurrent_requests_are_answered_with_503(run_folder: Path) -> None:
-    service = make_service(run_folder / "model.onnx", max_requests=1)
+def test_too_many_concurrent_requests_are_answered_with_503(fitted_plate: Path) -> None:
+    service = make_service(fitted_plate / "model.onnx", max_requests=1)
     app = make_app(service)
     with TestClient(app, base_url=BASE) as client:
         app._num_requests = 1  # type: ignore[attr-defined]
@@ -75,11 +75,11 @@ def test_too_many_concurrent_requests_are_answered_with_503(run_folder: Path) ->
         assert client.get("/v2").status_code == 200
 
 
-def test_internal_error_leaks_nothing(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = make_service(run_folder / "model.onnx")
+def test_internal_error_leaks_nothing(fitted_plate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = make_service(fitted_plate / "model.onnx")
 
     def fail() -> bytes:
-        raise RuntimeError(f"secret at {run_folder}")
+        raise RuntimeError(f"secret at {fitted_plate}")
 
     monkeypatch.setattr(service.metrics, "export", fail)
     with TestClient(make_app(service), base_url=BASE, raise_server_exceptions=False) as client:

@@ -18,12 +18,12 @@ from tests.service.running_service import BASE, make_app, make_service
 
 
 @pytest.fixture(scope="module")
-def scorer(run_folder: Path) -> OnnxScorer:
-    return OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1)
+def scorer(fitted_plate: Path) -> OnnxScorer:
+    return OnnxScorer(fitted_plate / "model.onnx", device="cpu", num_threads=1)
 
 
-def test_dark_images_raise_an_alarm_on_the_model_card(run_folder: Path) -> None:
-    with TestClient(make_app(make_service(f"plate={run_folder / 'model.onnx'}")), base_url=BASE) as client:
+def test_dark_images_raise_an_alarm_on_the_model_card(fitted_plate: Path) -> None:
+    with TestClient(make_app(make_service(f"plate={fitted_plate / 'model.onnx'}")), base_url=BASE) as client:
         before = client.get("/v2/models/plate").json()["parameters"]
         assert (before["drift"], before["drift_images"]) == ("none", 0)
         for seed in range(30):
@@ -77,8 +77,8 @@ def test_model_without_statistics_is_reported_as_not_watched(scorer: OnnxScorer)
 
 
 @pytest.mark.slow
-def test_monitor_is_deleted_with_its_scorer(run_folder: Path) -> None:
-    scorer = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1)
+def test_monitor_is_deleted_with_its_scorer(fitted_plate: Path) -> None:
+    scorer = OnnxScorer(fitted_plate / "model.onnx", device="cpu", num_threads=1)
     monitors = DriftMonitors(threshold=1.0)
     assert monitors.monitor_of(scorer) is monitors.monitor_of(scorer)
     del scorer

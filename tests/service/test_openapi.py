@@ -26,8 +26,8 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 
 @pytest.fixture(scope="module")
-def base_url(run_folder: Path) -> Iterator[str]:
-    with running(make_service(f"plate={run_folder / 'model.onnx'}")) as address:
+def base_url(fitted_plate: Path) -> Iterator[str]:
+    with running(make_service(f"plate={fitted_plate / 'model.onnx'}")) as address:
         yield f"http://{address}"
 
 

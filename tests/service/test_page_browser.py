@@ -44,15 +44,15 @@ BAD = {"notes.png": b"not an image"}
 
 
 @pytest.fixture(scope="module")
-def address(run_folder: Path) -> Iterator[str]:
-    model = run_folder / "model.onnx"
+def address(fitted_plate: Path) -> Iterator[str]:
+    model = fitted_plate / "model.onnx"
     with running(make_service(f"plate={model}", f"other={model}")) as found:
         yield f"http://{found}/"
 
 
 @pytest.fixture(scope="module")
-def scorer(run_folder: Path) -> OnnxScorer:
-    return OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1)
+def scorer(fitted_plate: Path) -> OnnxScorer:
+    return OnnxScorer(fitted_plate / "model.onnx", device="cpu", num_threads=1)
 
 
 @pytest.fixture
@@ -351,8 +351,8 @@ def test_memory_of_the_page_is_limited(modules: Page) -> None:
     assert found == [2040, 40, ["39"]]
 
 
-def test_token_is_requested_and_stored_in_the_tab(browser: Browser, run_folder: Path) -> None:
-    service = make_service(f"plate={run_folder / 'model.onnx'}")
+def test_token_is_requested_and_stored_in_the_tab(browser: Browser, fitted_plate: Path) -> None:
+    service = make_service(f"plate={fitted_plate / 'model.onnx'}")
     with running(service, token=TOKEN) as address, browser.new_context() as context:
         page = context.new_page()
         page.set_default_timeout(30_000)

@@ -30,8 +30,8 @@ from tests.service.running_service import BASE, make_app, make_service, running
 
 
 @pytest.fixture(scope="module")
-def served_model(run_folder: Path) -> Path:
-    return run_folder / "model.onnx"
+def served_model(fitted_plate: Path) -> Path:
+    return fitted_plate / "model.onnx"
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from tests.service.running_service import BASE, TOKEN, make_app, make_service
 
 
 @pytest.fixture(scope="module")
-def client(run_folder: Path) -> Iterator[TestClient]:
-    with TestClient(make_app(make_service(f"plate={run_folder / 'model.onnx'}")), base_url=BASE) as opened:
+def client(fitted_plate: Path) -> Iterator[TestClient]:
+    with TestClient(make_app(make_service(f"plate={fitted_plate / 'model.onnx'}")), base_url=BASE) as opened:
         yield opened
 
 
@@ -57,8 +57,8 @@ def test_other_paths_are_not_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
-def test_page_needs_no_token_but_its_data_do(run_folder: Path) -> None:
-    service = make_service(f"plate={run_folder / 'model.onnx'}")
+def test_page_needs_no_token_but_its_data_do(fitted_plate: Path) -> None:
+    service = make_service(f"plate={fitted_plate / 'model.onnx'}")
     with TestClient(make_app(service, token=TOKEN), base_url=BASE) as client:
         assert all(client.get(path).status_code == 200 for path in PAGE)
         for method, path in (
@@ -71,10 +71,10 @@ def test_page_needs_no_token_but_its_data_do(run_folder: Path) -> None:
         assert index.json()[0]["name"] == "plate"
 
 
-def test_map_equals_the_map_of_the_verb(client: TestClient, category: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_map_equals_the_map_of_the_verb(client: TestClient, category: Path, fitted_plate: Path, tmp_path: Path) -> None:
     images = category / "test/scratch"
-    assert run(["score", str(run_folder / "model.onnx"), str(images), "--run", str(tmp_path / "run"), "--maps"]) == 0
-    resize = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1).metadata.resize
+    assert run(["score", str(fitted_plate / "model.onnx"), str(images), "--run", str(tmp_path / "run"), "--maps"]) == 0
+    resize = OnnxScorer(fitted_plate / "model.onnx", device="cpu", num_threads=1).metadata.resize
     for number, path in enumerate(sorted(images.glob("*.png"))):
         found = client.post("/score?map=true", content=path.read_bytes()).json()["map"]
         assert (found["step"], found["zero"], found["resize"]) == (1 / 2048, 4.0, resize)
@@ -100,8 +100,8 @@ def test_document_describes_the_map() -> None:
     assert "half-pixel" in found["description"]
 
 
-def test_metadata_contain_the_model_card(client: TestClient, run_folder: Path) -> None:
-    stored = OnnxScorer(run_folder / "model.onnx", device="cpu", num_threads=1).metadata
+def test_metadata_contain_the_model_card(client: TestClient, fitted_plate: Path) -> None:
+    stored = OnnxScorer(fitted_plate / "model.onnx", device="cpu", num_threads=1).metadata
     card = client.get("/v2/models/plate").json()["parameters"]
     assert card["calibration_date"] == stored.calibration.date
     assert (card["alpha"], card["guarantee"]) == (stored.alpha, stored.guarantee)

@@ -186,13 +186,13 @@ def test_overlapping_windows_work_from_fit_to_score(webs: Path, tmp_path: Path) 
         assert (b.anomaly_map[0, :64, :64] >= corners.anomaly_map[0] - 1e-3).all()
 
 
-def test_fitted_model_without_tiling_field_loads(run_folder: Path, tmp_path: Path) -> None:
-    fitted = load_fitted_model(run_folder)
+def test_fitted_model_without_tiling_field_loads(fitted_plate: Path, tmp_path: Path) -> None:
+    fitted = load_fitted_model(fitted_plate)
     detector, description = fitted.detector, fitted.description
     assert description.tiling is None
     assert detector.preprocess.resize == "stretch"
     older = dataclasses.asdict(description)
     del older["tiling"]
     (tmp_path / "detector.json").write_text(json.dumps(older), encoding="utf-8")
-    (tmp_path / "detector.safetensors").write_bytes((run_folder / "detector.safetensors").read_bytes())
+    (tmp_path / "detector.safetensors").write_bytes((fitted_plate / "detector.safetensors").read_bytes())
     assert load_fitted_model(tmp_path).description == description

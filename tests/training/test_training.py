@@ -190,7 +190,7 @@ def test_run_card_of_the_verb_holds_options_and_results(plain: Path, tmp_path: P
 def test_unusable_folder_of_the_fitted_model_is_refused(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(OutputError, match=r"folder .* cannot be made: .*; choose another place"):
+        with pytest.raises(OutputError, match=r"folder .* cannot be created: .*; choose another place"):
             quick_fit(plain, place)
 
 
@@ -241,16 +241,16 @@ def test_images_of_different_sizes_train(tmp_path: Path, detector: str, model: d
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
-def test_damaged_fitted_models_are_refused(run_folder: Path, tmp_path: Path) -> None:
+def test_damaged_fitted_models_are_refused(fitted_plate: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"detector\.safetensors is missing"):
         load_fitted_model(tmp_path)
     for name, content in (
         ("detector.safetensors", b"short"),
         ("detector.json", b"{"),
         ("detector.json", b"{}"),
-        ("detector.json", (run_folder / "detector.json").read_bytes().replace(b'"width": 8', b'"width": 4')),
+        ("detector.json", (fitted_plate / "detector.json").read_bytes().replace(b'"width": 8', b'"width": 4')),
     ):
-        copy = Path(shutil.copytree(run_folder, tmp_path / "run", dirs_exist_ok=True))
+        copy = Path(shutil.copytree(fitted_plate, tmp_path / "run", dirs_exist_ok=True))
         (copy / name).write_bytes(content)
         with pytest.raises(ModelError, match="damaged or foreign model"):
             load_fitted_model(copy)

@@ -78,9 +78,9 @@ def write_run(folder: Path, rows: list[dict[str, Any]], *, kind: Format) -> Path
 
 
 @pytest.fixture
-def finished_run(run_folder: Path, category: Path, tmp_path: Path) -> Path:
+def finished_run(fitted_plate: Path, category: Path, tmp_path: Path) -> Path:
     """A finished run."""
-    return score_test_images(run_folder / "model.onnx", category, tmp_path)
+    return score_test_images(fitted_plate / "model.onnx", category, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

@@ -33,13 +33,13 @@ def running_review(run: Path, *, token: str | None = None) -> Iterator[str]:
 
 
 @pytest.fixture
-def finished_run(run_folder: Path, category: Path, tmp_path: Path) -> Path:
+def finished_run(fitted_plate: Path, category: Path, tmp_path: Path) -> Path:
     """A finished run over test images, one of them twice, and a file that is not an image."""
     images = tmp_path / "images"
     shutil.copytree(category / "test", images)
     (images / "bad.png").write_bytes(b"not an image")
     shutil.copy(images / "scratch/000.png", images / "scratch/copy of 000.png")
-    model = run_folder / "model.onnx"
+    model = fitted_plate / "model.onnx"
     assert cli(["score", str(model), str(images), "--run", str(tmp_path / "finished_run"), "--device", "cpu"]) == 3
     return tmp_path / "finished_run"
 

@@ -19,9 +19,9 @@ from tests.service.review.review_run import client_of, row_numbers, score_test_i
 
 
 @pytest.fixture
-def finished_run(run_folder: Path, category: Path, tmp_path: Path) -> Path:
+def finished_run(fitted_plate: Path, category: Path, tmp_path: Path) -> Path:
     """A finished run."""
-    return score_test_images(run_folder / "model.onnx", category, tmp_path)
+    return score_test_images(fitted_plate / "model.onnx", category, tmp_path)
 
 
 @pytest.mark.slow
@@ -92,10 +92,10 @@ def test_missing_and_changed_images_are_refused_and_moved_ones_found(finished_ru
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(shown, np.uint8), cv2.IMREAD_COLOR), expected)
 
 
-def test_merged_run_is_reviewed_with_its_shards(run_folder: Path, category: Path, tmp_path: Path) -> None:
+def test_merged_run_is_reviewed_with_its_shards(fitted_plate: Path, category: Path, tmp_path: Path) -> None:
     options = ["--device", "cpu", "--format", "jsonl", "--maps"]
     for n in (1, 2):
-        arguments = ["score", str(run_folder / "model.onnx"), str(category / "test"), "--shard", f"{n}/2", *options]
+        arguments = ["score", str(fitted_plate / "model.onnx"), str(category / "test"), "--shard", f"{n}/2", *options]
         assert cli([*arguments, "--run", str(tmp_path / f"s{n}")]) == 0
     merged = tmp_path / "merged"
     assert cli(["merge", str(tmp_path / "s1"), str(tmp_path / "s2"), "--out", str(merged)]) == 0
@@ -115,10 +115,10 @@ def test_merged_run_is_reviewed_with_its_shards(run_folder: Path, category: Path
         assert "the shards of a merged run" in response.json()["error"]
 
 
-def test_images_in_archives_are_shown(run_folder: Path, category: Path, tmp_path: Path) -> None:
+def test_images_in_archives_are_shown(fitted_plate: Path, category: Path, tmp_path: Path) -> None:
     archive = shutil.make_archive(str(tmp_path / "shard"), "tar", category / "test")
     run = tmp_path / "run"
-    assert cli(["score", str(run_folder / "model.onnx"), archive, "--run", str(run), "--device", "cpu"]) == 0
+    assert cli(["score", str(fitted_plate / "model.onnx"), archive, "--run", str(run), "--device", "cpu"]) == 0
     with client_of(run) as client:
         for number, row in enumerate(read_rows(run)):
             shown = client.get(f"/api/images/{number}/picture").content
