@@ -1,4 +1,4 @@
-"""Leaks between the images of a protocol, found in the files that were used rather than in the protocol's description.
+"""Leaks between the images of a protocol, found in the used files, not in the protocol's description.
 
 Two files are equal if their bytes are, whatever their names. Equal pixels in different files, near-duplicates
 (`anomaly.data.duplicates`) and part groups (`anomaly.data.splits`) are searched between the same roles.

@@ -1,6 +1,6 @@
 """Published figures for MVTec AD, by category in %, with their sources and caveats.
 
-They are shown beside measured rows. None was measured here, and all were measured on the original images. A recalled row was
+They are shown beside measured rows. They were not measured here. All were measured on the original images. A recalled row was
 checked against its published mean only. Methods without a published table (f-AnoGAN, STFPM) have no row.
 """
 

@@ -177,7 +177,7 @@ class _Process:
 
     def _reason(self) -> str:
         if self._timed_out:
-            return "stopped: it took longer than --hours"
+            return "stopped: it took longer than --hours; raise --hours"
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
         words = [Path(word).name if word.startswith("/") else word for word in last[:500].split(" ")]

@@ -1,7 +1,9 @@
 """Shortcuts in a test set: statistics of whole images that separate defective from good images without a detector.
 
-Where good and defective test images were taken in different light, the light alone ranks them, and the figures of a detector
-that sees it measure the light. R. Geirhos et al., "Shortcut Learning in Deep Neural Networks", 2020, arXiv 2004.07780.
+If good and defective test images were taken in different light, the light alone ranks them. The figures of a detector that
+depends on light then measure the light.
+
+R. Geirhos et al., "Shortcut Learning in Deep Neural Networks", 2020, arXiv 2004.07780.
 """
 
 from __future__ import annotations
@@ -57,11 +59,11 @@ def describe_shortcuts(measured: Mapping[str, Mapping[str, float]]) -> Iterable[
     for name, defect, test in sorted(found, key=lambda one: (-abs(one[1] - 0.5), one[0])):
         if max(defect, 1 - defect) >= CLEAR:
             cause = (
-                "The good test images differ from the training images in it, and figures of detectors that see it are biased."
+                "The good test images differ from the training images in it, which biases detectors that depend on it."
                 if max(test, 1 - test) >= DIFFERENT
                 else "The good test images agree with the training images in it, so the defects cause the difference."
             )
             yield (
                 f"{name.capitalize()} of the whole image ranks defective above good test images with an AUROC of"
-                f" {100 * defect:.1f}, and good test images above training images with {100 * test:.1f}. {cause}"
+                f" {100 * defect:.1f}. It ranks good test images above training images with {100 * test:.1f}. {cause}"
             )

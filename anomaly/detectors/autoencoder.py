@@ -7,8 +7,8 @@ coarse noise (A. Kascenas et al., 2022) or structured patterns (V. Zavrtanik et 
 is the multi-scale gradient similarity of RIAD (V. Zavrtanik et al., 2021).
 
 Notation: x -> image in [0, 1], (N, 3, h, w); x_hat -> its reconstruction; r -> residual map, (N, h, w).
-What differs, and why: the map is averaged over a window before its maximum is taken, as in RIAD, because a single pixel with
-a high residual is not a defect. The learning rate follows one cosine to zero, so that the last epoch is a converged one.
+What differs, and why: the map is averaged over a window before its maximum is taken, as in RIAD. A single pixel with a high
+residual is not a defect. The learning rate follows one cosine to zero, so that the last epoch has converged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Autoencoder(Detector):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 32.
-        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         network: architecture: `strided` (table 1 of the paper) or `unet` (for the denoising variant).
         latent: channels of the code of network `strided`; 100 for textures and 500 for objects in the paper.
         width: channels of the finest level of network `unet`.
@@ -50,7 +50,7 @@ class Autoencoder(Detector):
         loss: training loss: `l2`, `ssim`, `msgms` (gradients), or `ssim+msgms`, which adds L2.
         score: measure of the anomaly map: `l2`, `ssim`, `msgms` (gradients) or `ssim+msgms`.
         smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
-        standardise: standardise each pixel of the anomaly map by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: learning rate of Adam at the start of the cosine.
         weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.

@@ -59,7 +59,7 @@ class Calibration(nn.Module):
             score: raw scores (n,).
             peak: maxima of the raw anomaly maps (n,).
             alpha: largest share of good parts above the threshold.
-            guarantee: `expected` limits the expected share to alpha, `bound` its 95 % upper confidence bound.
+            guarantee: whether alpha bounds the expected share or its 95 % upper bound.
 
         Returns:
             The calibrated scores (n,).
@@ -101,7 +101,7 @@ class Detector(Trainable):
         Args:
             x: the network's input (N, 3, h, w) float32, from `preprocess`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must write anomaly(x)")
+        raise NotImplementedError(f"{type(self).__name__} does not define anomaly(x): write it")
 
     def dependence(self, x: Tensor) -> Tensor:
         """Map x to (N, h, w) with the receptive field of the anomaly map; works before training."""
@@ -127,12 +127,12 @@ class Detector(Trainable):
 
     @torch.no_grad()
     def calibrate(self, good: Iterable[Batch], *, alpha: float, guarantee: GuaranteeKind) -> NDArray[np.float64]:
-        """Fit offset and scale of scores and maps on calibration images (FORMATS: split conformal).
+        """Fit offset and scale of scores and maps on calibration images, by split conformal prediction.
 
         Args:
             good: batches of good images that are not training images.
             alpha: largest share of good parts above the threshold.
-            guarantee: `expected` limits the expected share to alpha, `bound` its 95 % upper confidence bound.
+            guarantee: whether alpha bounds the expected share or its 95 % upper bound.
 
         Returns:
             The calibrated scores of the calibration images, (n,) float64 in the given order.

@@ -12,7 +12,7 @@ channels, rotated back, averaged over rotations and blurred.
 What differs, and why:
 * Training uses a fixed set of rotations, so that features are computed once, not once per epoch (`augment: random` is the
   paper's way).
-* The learning rate rises shortly and follows one cosine to zero, so that the last epoch is a converged one.
+* The learning rate rises shortly and follows one cosine to zero, so that the last epoch has converged.
 * The flow starts with a whitening linear step, because a short training fails without it. Its subnets are smooth and their
   inputs are bounded (see `coupling_1d`).
 * The smaller scales are 2×2 means.
@@ -60,7 +60,7 @@ class DifferNet(Detector):
 
     Args:
         size: side of the network's square input at the largest scale in pixels, a multiple of 4.
-        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         backbone: name of a timm CNN, or torchvision's `alexnet` (in the paper) or `squeezenet1_1`.
         layers: feature level of the backbone, exactly one.
         weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
@@ -73,7 +73,7 @@ class DifferNet(Detector):
         weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
         batch_size: images per optimisation step.
-        standardise: divide each pixel of the anomaly map by its mean over good training images.
+        standardise: scaling of each pixel of the anomaly map by its mean over good training images.
         cache_gib: memory in GiB for features that stay in memory between epochs; 0 computes them each time.
         seed: random seed of the rotations of augment `random`.
     """

@@ -12,8 +12,7 @@ What differs, and why:
 * The paper's codes end in tanh, in [-1, 1], but G is trained on N(0, 1). A third of the values of each coordinate, and nearly
   every whole code, is then outside the encoder's range. `code_range` widens the codes to r · tanh(u / r); r = 1 in the paper.
   With r = 3 the same G reconstructs calibration images with half the squared error.
-* Both phases share one fit. Their learning rates follow one cosine to zero each, so that the last step of each is a converged
-  one.
+* Both phases share one fit. Each learning rate follows one cosine to zero, so that the last step of each phase has converged.
 * The score is the maximum of a smoothed gradient-similarity map. It finds synthetic defects that A misses, because A is a mean
   over the whole image. The paper's map and score are options.
 """
@@ -64,7 +63,7 @@ class FAnoGan(Detector):
 
     Args:
         size: side of the network's square input in pixels, a power of two from 16 up; 64 in the paper.
-        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         width: channels of the finest map; 64 in the paper (DIM).
         latent: length of the code.
         code_range: largest absolute value in the encoder's codes; 1 in the paper.
@@ -75,7 +74,7 @@ class FAnoGan(Detector):
         measure: measure of the anomaly map: `l1`, the paper's |x - x_hat|, or `msgms`, gradients at four scales.
         score: image score: `izi_f`, the paper's A, or `map`, the maximum of the anomaly map.
         smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
-        standardise: standardise each pixel of the anomaly map by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: learning rate of Adam for generator and critic at the start of the cosine.
         encoder_learning_rate: learning rate of RMSProp for the encoder at the start of the cosine.
         epochs: passes over the training images, both phases together.

@@ -9,8 +9,8 @@ As in the paper: frozen backbone, one 2-D flow per level (eq. 1 and 2: the likel
 times |det dz/dy|), and the mean of the levels' maps.
 What differs, and why: the public implementation's map is -mean_i exp(-e_i), which saturates at clear defects. Here it is
 -log mean_i exp(-e_i), a monotone function of the same quantity with equal ranks and without saturation. Features are computed
-once, not once per epoch, because the backbone is frozen. The learning rate rises shortly and follows one cosine to zero, so
-that the last epoch is a converged one and no epoch is selected on test images.
+once, not once per epoch, because the backbone is frozen. The learning rate rises shortly and follows one cosine to zero. The
+last epoch has then converged, and no epoch is selected on test images.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ class FastFlow(Detector):
 
     Args:
         size: height and width of the network's input in pixels.
-        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         backbone: timm model name; `resnet18`, `wide_resnet50_2`, `deit_base_distilled_patch16_384` (size 384, layers 7) and
             `cait_m48_448` (size 448, layers 40) in the paper.
         layers: feature levels of the backbone: one per stride for CNNs, block numbers for ViTs.
         weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
         num_steps: number of couplings per level; 8 for ResNets and 20 for ViTs in the paper.
         hidden_ratio: hidden channels of a coupling per input channel; 1.0 for ResNets and 0.16 for ViTs in the paper.
-        conv3x3_only: use 3×3 kernels in all couplings, instead of 3×3 and 1×1 alternately.
+        conv3x3_only: 3×3 kernels in all couplings, instead of 3×3 and 1×1 alternately.
         learning_rate: highest learning rate of Adam.
         weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.

@@ -40,7 +40,7 @@ class FrozenFeatures(Detector):
 
     Args:
         size: height and width of the network's input in pixels.
-        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         backbone: timm model name.
         layers: feature levels of the backbone, resized to the grid of the finest level.
         weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.

@@ -71,17 +71,16 @@ class Ganomaly(Detector):
 
     Args:
         size: side of the network's square input in pixels, a power of two from 16 up; 32 in the paper.
-        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         width: channels of the finest level of all networks; 64 in the paper.
         latent: channels of the code.
         score: image score: `latent`, the paper's mean squared distance of the codes, or `map`, the map's maximum.
         measure: measure of the anomaly map: `l1`, the residual of colours, or `msgms`, gradients at four scales.
         smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
-        standardise: standardise each pixel of the anomaly map by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of both Adam optimisers; 2e-4 in the paper.
         schedule: schedule of the learning rate: `constant`, as in the paper, or `cosine`, which falls to zero.
-        epochs: passes over the training images; 15 in the paper, about 10,000 steps on its data, where 30 epochs on 170
-            images are 330 steps.
+        epochs: passes over the training images; 15 in the paper, which are about 10,000 steps on its data.
         batch_size: images per optimisation step, at least 2.
         cache_gib: memory in GiB for preprocessed images that stay in memory between epochs; 0 for none.
 

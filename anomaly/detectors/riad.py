@@ -99,7 +99,7 @@ class Riad(Detector):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 16 and of every region.
-        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         width: channels of the U-Net at full resolution; 64 in the paper.
         regions: sides k in pixels of the inpainted regions; 2, 4, 8 and 16 at size 256 in the paper.
         num_sets: number n of sets of regions, inpainted one after the other.

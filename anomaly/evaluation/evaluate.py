@@ -135,7 +135,7 @@ def evaluate_samples(
     Args:
         samples: good and defective samples.
         scorer: fitted model or exported file.
-        resize: resizing of the model, for laying maps over masks.
+        resize: resizing rule of the model, for laying maps over masks.
         white: stored value of a 16-bit image that becomes 255.
         threshold: score above which the verdict is `defect`.
         max_pixels: largest width × height that is decoded.
@@ -243,7 +243,7 @@ def check_mask(sample: Sample, *, height: int, width: int, max_pixels: int) -> N
 
 
 def summary(evaluation: Evaluation) -> str:
-    """Format the figures for printing, one a line."""
+    """Format the figures for printing, one per line."""
 
     def line(name: str, estimate: Any) -> str:
         low, high = estimate.interval

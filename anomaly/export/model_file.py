@@ -1,4 +1,4 @@
-"""From a fitted model on disk to the .onnx file that crosses to the factory."""
+"""From a fitted model on disk to the .onnx file for the factory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Export:
     sha256: str | None = None
     """hash of the file that scores; None for a sampler that only draws"""
     graph_sha256: str | None = None
-    """hash of its graph without metadata"""
+    """hash of the graph without metadata"""
     sampler: dict[str, Any] | None = None
     """facts about the file that draws; None for a detector"""
     certificate: dict[str, Any] | None = None
@@ -90,7 +90,7 @@ def export_files(
     Raises:
         ModelError: a damaged or missing fitted model, or a graph that breaks the contract.
         ParityError: fp16 or int8 loses more than allowed; an existing file stays.
-        UsageError: a fixed size that the images do not have, or a precision that the detector cannot have.
+        UsageError: a fixed size that the images do not have, or a precision that the detector does not support.
         OutputError: a file that cannot be written.
     """
     size = parse_fixed(fixed) if fixed is not None else None
@@ -144,7 +144,7 @@ def _check_fixed(size: Fixed, description: Description) -> None:
     """Refuse fixed shapes for a tiled model and for images of another size.
 
     Raises:
-        UsageError: either of both.
+        UsageError: a tiled model, or images of another size.
     """
     if description.tiling:
         raise UsageError("--fixed takes whole images, and this model scores large images in tiles: omit --fixed")

@@ -190,11 +190,11 @@ def _calibration_images(description: Description) -> list[NDArray[np.uint8]]:
 
 
 def adversarial_inputs(*, seed: int, fixed: Sequence[int]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Give inputs that reveal differences which images hide: noise, extremes, the finest pattern, odd sizes, one pixel.
+    """Give inputs that reveal differences hidden on images: noise, extremes, the finest pattern, odd sizes, one pixel.
 
     Args:
         seed: seed of the noise.
-        fixed: images per run, height and width of a fixed model, whose own size is then the only one; empty for any.
+        fixed: images per run, height and width of a fixed model; empty for any size.
 
     Yields:
         Name and images (n, H, W, 3) uint8 of each input.

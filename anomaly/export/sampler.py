@@ -27,7 +27,7 @@ from anomaly.training.fitted_model import Description, config_to_travel
 
 SAMPLER_FILE = "sampler.onnx"
 TARGET, REFUSE = 1e-4, 1e-3
-"""Difference of a function's output, `|a - b| / max(1, |a|)`: the level of fp32, and the limit of an accepted file"""
+"""Difference of a function's output, `|a - b| / max(1, |a|)`: target of fp32, and bound of an accepted file"""
 MOST_CODES = 0.01
 """Largest accepted share of different integer outputs"""
 NUM_COMPARED = 4

@@ -67,7 +67,7 @@ def to_onnx(
 
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove debugging facts of the exporter (source lines, paths) and fields that the contract's IR version lacks."""
+    """Remove debugging facts of the exporter (source lines, paths) and fields missing in the contract's IR version."""
     model.ir_version = IR_VERSION
     del model.metadata_props[:]
     model.doc_string = ""

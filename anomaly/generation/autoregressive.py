@@ -28,8 +28,8 @@ def draw_class(logits: NDArray[Any], *, rng: np.random.Generator, temperature: f
 class AutoregressiveLoop(SamplingLoop):
     """Raster loop over `links`, once per row, and `logits_row`, once per value.
 
-    Settings: `levels`, number of values per colour; `reach`, reach of the network in pixels; `region`, rows of 0 and 1 that
-    mark the drawn pixels.
+    Settings: `levels`, number of values per colour; `reach`, reach of the network in pixels; `region`, rows with 1 at
+    drawn pixels and 0 elsewhere.
     """
 
     def sample(self, n: int, *, rng: np.random.Generator, options: Options) -> Array:

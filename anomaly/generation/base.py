@@ -24,7 +24,7 @@ class RunFunction(Protocol):
 
 @dataclass(frozen=True)
 class SamplerInfo:
-    """Properties of a sampler that its sampling loop needs; they travel in the exported file."""
+    """Properties of a sampler that its sampling loop needs; the exported file stores them."""
 
     sampler: str
     """class name of the sampler"""

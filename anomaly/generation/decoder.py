@@ -88,7 +88,7 @@ class DecoderLoop(SamplingLoop):
         self.check("attribute")
         for name, images in (("with", present), ("without", absent)):
             if not len(images):
-                raise UsageError(f"no image {name} the attribute: its direction needs at least one")
+                raise UsageError(f"no image {name} the attribute: give at least one")
         direction = self._encode(present).mean(axis=0) - self._encode(absent).mean(axis=0)
         return self._decode(self._encode(x) + np.float32(strength) * direction)
 

@@ -50,7 +50,7 @@ class LatentDiffusionLoop(DiffusionLoop):
         return np.asarray(self.run_function("decode", state), dtype=np.float32).clip(0, 1)
 
     def unknown_states(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Mark the cells with a pixel under masks (n, h, w), (n, 1, h', w') bool."""
+        """Select the cells with a pixel under masks (n, h, w), giving (n, 1, h', w') bool."""
         rows, columns = self.state_shape[1:]
         n, height, width = mask.shape
         cells = mask.reshape(n, 1, rows, height // rows, columns, width // columns)

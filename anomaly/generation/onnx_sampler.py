@@ -78,7 +78,7 @@ class OnnxSampler:
         if not difference <= GOLDEN_TOLERANCE:
             raise ModelError(
                 f"{function} of {self.path} differs on {session.get_providers()[0]} from its result at export: mean and"
-                f" deviation are {found}, were {stored}; use another provider or version, or export it again"
+                f" deviation are {found} instead of {stored}; use another provider or version, or export it again"
             )
 
 

@@ -171,7 +171,9 @@ def check_options(loop: SamplingLoop, options: Options) -> None:
     for field in fields(Options):
         if getattr(options, field.name) != field.default and field.name not in loop.known_options:
             known = ", ".join(f"--{name}" for name in sorted(loop.known_options)) or "none"
-            raise UsageError(f"{loop.info.sampler} does not read --{field.name}; of these options it reads {known}")
+            raise UsageError(
+                f"{loop.info.sampler} does not read --{field.name}: omit it; options that it reads: {known}"
+            )
 
 
 def resized_mask(mask: NDArray[np.bool_], image: NDArray[np.uint8], *, size: Sequence[int]) -> NDArray[np.bool_]:
@@ -188,7 +190,7 @@ def resized_mask(mask: NDArray[np.bool_], image: NDArray[np.uint8], *, size: Seq
     small = cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
     unknown: NDArray[np.bool_] = small > 0
     if not unknown.any():
-        raise UsageError("the mask marks no pixel as unknown: set the unknown pixels above 0")
+        raise UsageError("the mask has no unknown pixel: set the unknown pixels above 0")
     return unknown
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import socket
@@ -22,6 +21,8 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from anomaly.errors import UsageError, WeightsError
+from anomaly.nn import packaged_weights as packaged
+from anomaly.system.files import sha256_of
 
 WEIGHTS_FOLDER_VARIABLE = "ANOMALY_WEIGHTS"
 FROM_TORCHVISION = ("alexnet", "squeezenet1_1")
@@ -54,9 +55,9 @@ class Backbone(nn.Module):
         layers: feature levels (timm's `out_indices`): one per stride for CNNs, block numbers for ViTs, and 0 for
             torchvision's networks.
         size: height and width of the input in pixels.
-        weights: `pretrained` (first the folder `ANOMALY_WEIGHTS`, then timm's cache, then a download), `none` (random
-            weights, for tests and for a state loaded later), or the path of a `.safetensors` file or of a folder of such
-            files.
+        weights: source of the weights: `pretrained`, `none` (random weights), or the path of a `.safetensors` file or of a
+            folder of such files. `pretrained` tries the folder `ANOMALY_WEIGHTS`, an installed
+            package (see `packaged_weights`), timm's cache, and a download.
 
     Raises:
         UsageError: unknown name, or a layer that the network does not have.
@@ -72,6 +73,8 @@ class Backbone(nn.Module):
         config = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, ...] = tuple(config.mean) if config else (0.485, 0.456, 0.406)
         self.std: tuple[float, ...] = tuple(config.std) if config else (0.229, 0.224, 0.225)
+        if "package" in self.provenance:
+            self.mean, self.std = packaged.MEAN, packaged.STD
         self.network = network.requires_grad_(False).eval()
         with torch.no_grad():
             maps = self.network(torch.zeros(1, 3, *size))
@@ -120,7 +123,7 @@ def available_weights(name: str) -> str | None:
     Args:
         name: backbone name, as in `Backbone`.
     """
-    local = local_weights_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE))
+    local = local_weights_file(name, os.environ.get(WEIGHTS_FOLDER_VARIABLE)) or packaged.packaged_weights(name)
     return str(local) if local else _cached_file(name)
 
 
@@ -191,6 +194,11 @@ def load_weights(network: nn.Module, name: str, weights: str) -> dict[str, str]:
             f"no weights for backbone {name!r} at {weights}: give a .safetensors file,"
             f" or a folder with {name}.<tag>.safetensors"
         )
+    file = packaged.packaged_weights(name)
+    if file is not None:
+        source = packaged.package_version(name)
+        _copy_state(network, packaged.load_packaged(name, file), name, source)
+        return {"weights": file.name, "package": source, "sha256": sha256_of(file)}
     library = "torchvision" if name in FROM_TORCHVISION else "timm"
     host = urllib.parse.urlparse(
         _torchvision_weights(name).url if name in FROM_TORCHVISION else constants.ENDPOINT
@@ -255,7 +263,7 @@ def _load_local(network: nn.Module, name: str, file: Path) -> dict[str, str]:
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} is not a safetensors file ({error}): save the weights with safetensors") from error
     _copy_state(network, state, name, str(file))
-    return {"weights": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {"weights": file.name, "sha256": sha256_of(file)}
 
 
 def _copy_state(network: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:

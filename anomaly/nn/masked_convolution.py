@@ -4,8 +4,8 @@ A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", 2
 vertical and the horizontal stack, figure 2; a condition on the position, eq. 5); A. van den Oord et al., "Pixel
 Recurrent Neural Networks", 2016, arXiv 1601.06759 (masks A and B over the colours of a pixel, section 3.4).
 
-Notation: v -> vertical stack, features of the rows above; h -> horizontal stack, features of the row to the left as well;
-group -> features that depend on the values of a pixel up to their own; link -> term that v adds to the gates of h.
+Notation: v -> vertical stack, features of the rows above; h -> horizontal stack, features of the rows above and of the pixels
+to the left; group -> features that depend on a pixel's values up to the group's own; link -> term that v adds to h's gates.
 What differs, and why: the first vertical layer skips its own row, so that no later layer needs a shift. The condition is a
 learned map of the position, because industrial parts are aligned. v depends only on the rows above, and h only on one row
 and the links. Sampling therefore computes v once per row and h once per value.

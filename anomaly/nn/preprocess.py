@@ -24,7 +24,7 @@ class Preprocess(nn.Module):
 
     Args:
         size: height and width of the network's input in pixels.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         mean: mean of each channel, in [0, 1].
         std: standard deviation of each channel, in [0, 1].
     """

@@ -42,7 +42,7 @@ _MEANINGS = {
     "Image F1, best threshold": "Balance of detected defects and false alarms, at the best threshold for these test images.",
     "Pixel AUROC": "Probability that a defect pixel has a higher map value than a normal pixel.",
     "Pixel average precision": "Purity of the list of pixels sorted by map value, highest first.",
-    "AUPRO 30 %": "Mean marked share of each defect's area, up to 30 % of normal pixels marked.",
+    "AUPRO 30 %": "Mean share of each defect's area above a threshold, up to 30 % of normal pixels above it.",
     "AUPRO 5 %": "The same up to 5 %, the range that matters in production.",
 }
 

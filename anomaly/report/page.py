@@ -107,9 +107,9 @@ def _curves(labelled: LabelledResults, *, false_alarms: Rate, misses: Rate) -> l
         curves.append(("Parts: ROC curve", "Each point of the line is one threshold.", drawing))
     if len(labelled.pro[0]):
         drawing = curve_chart(
-            labelled.pro, name="pro", x_label="normal pixels marked", y_label="defect area marked, mean over defects",
-            x_max=PRO_MAX_FPR, at_threshold=None,
+            labelled.pro, name="pro", x_label="normal pixels above the threshold",
+            y_label="defect area above the threshold, mean over defects", x_max=PRO_MAX_FPR, at_threshold=None,
         )  # fmt: skip
-        text = "The marked share of each defect, over the marked share of the normal surface."
+        text = "Share of each defect above a threshold, over the share of the normal surface above it."
         curves.append(("Places: PRO curve", text, drawing))
     return curves

@@ -101,7 +101,7 @@ class DetectionRate:
     size: float
     """longest extent over the shorter side of the image, in (0, 1]"""
     size_px: float
-    """the same in pixels"""
+    """longest extent in pixels"""
     contrast: float
     """largest change in hundreds of grey levels"""
     detected: Rate

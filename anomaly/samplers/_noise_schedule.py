@@ -22,9 +22,8 @@ def noise_schedule(name: Schedule, *, num_timesteps: int) -> DDPMScheduler:
     """Build the scheduler with β_t and ᾱ_t, which adds noise to images in training.
 
     Args:
-        name: `linear`: β_t from 1e-4 to 0.02 at 1000 steps, times 1000 / T as in 2102.09672; `cosine`: ᾱ_t =
-            cos²(π/2 · t/T); `offset-cosine`: the same with the offset s = 0.008, which keeps the first steps from being too
-            small.
+        name: name of the schedule. `linear`: β_t from 1e-4 to 0.02 at 1000 steps, times 1000 / T as in 2102.09672.
+            `cosine`: ᾱ_t = cos²(π/2 · t/T). `offset-cosine`: `cosine` with the offset s = 0.008, for larger first steps.
         num_timesteps: number T of steps.
 
     Raises:

@@ -36,10 +36,10 @@ class Sampler(Trainable):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         epochs: passes over the training images.
         batch_size: images per optimisation step.
     """
@@ -49,7 +49,7 @@ class Sampler(Trainable):
     loop: ClassVar[str] = "decoder"
     """Name of the sampling loop, a key of `anomaly.generation.SAMPLING_LOOPS`"""
     level_bits: float = 8.0
-    """Bits per value from a density on [0, 1] to a probability of grey levels; 0 where `log_prob` is one already"""
+    """Bits per value that convert a density on [0, 1] into a probability of grey levels; 0 if `log_prob` is a probability"""
     unsupported: ClassVar[dict[str, str]] = {}
     """Unsupported ability -> reason: `encode`, `log_prob`, `anomaly_map`, `interpolate`, `inpaint` …"""
 
@@ -154,7 +154,7 @@ class Sampler(Trainable):
         return sampling_loop_class(self.loop)(self.run_function, self.info())
 
     def info(self) -> SamplerInfo:
-        """Return the properties that the sampling loop needs; they travel in the exported file."""
+        """Return the properties that the sampling loop needs; the exported file stores them."""
         return SamplerInfo(
             sampler=type(self).__name__,
             size=list(self.preprocess.size),
@@ -180,7 +180,7 @@ class Sampler(Trainable):
         return smoothed(self.anomaly_map(x), window=self.smooth)
 
     def measure_scale(self) -> None:
-        """Measure the anomaly map at each pixel over the training images; to be called at the end of training."""
+        """Measure the anomaly map at each pixel over the training images; call it at the end of training."""
         if self.standardise and self.supports("anomaly_map"):
             self.eval()
             with torch.no_grad():

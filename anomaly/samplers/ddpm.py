@@ -46,21 +46,21 @@ class Ddpm(Sampler):
 
     Args:
         size: side of the network's square input in pixels, a multiple of patch · 2^(levels - 1).
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         patch: side of the U-Net's patches in pixels; 1 in the paper.
         widths: channels of the U-Net's levels, finest first.
         schedule: noise schedule: `linear` of the paper, `offset-cosine` of 2102.09672, or `cosine` without the offset.
         num_timesteps: number T of diffusion steps.
-        weighting: error in the loss: of the `noise`, as in the paper, or of the `velocity`, with the weight 1 / ᾱ_t. A
-            short training then learns the noisy steps too, which determine the overall shape of the part.
+        weighting: error in the loss: `noise`, as in the paper, or `velocity`, with the weight 1 / ᾱ_t. With `velocity` a
+            short training also learns the noisy steps, which determine the overall shape of the part.
         ema_decay: decay of the weight average; 0.9999 in the paper, which trains a hundred times longer.
-        latent_steps: diffusion steps of `encode` and `decode`.
-        bound_steps: network evaluations of `log_prob`.
+        latent_steps: number of diffusion steps in `encode` and `decode`.
+        bound_steps: number of network evaluations in `log_prob`.
         detect_strengths: noise levels of the partial diffusions in `anomaly_map`, as shares of the schedule in (0, 1].
-        detect_steps: denoising steps of a partial diffusion.
+        detect_steps: number of denoising steps in a partial diffusion.
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam, which follows a cosine to zero.
         epochs: passes over the training images.
         batch_size: images per optimisation step.

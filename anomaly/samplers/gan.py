@@ -75,7 +75,7 @@ class Gan(Sampler):
 
     Args:
         size: side of the images in pixels, a power of two of at least 16.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         width: channels of both networks at their finest resolution.
         latent: number of values of z.
         objective: objective of the game. wgan-gp is the most stable one on a few hundred images.

@@ -6,7 +6,7 @@ eq. 10 and 11).
 As in the paper: the three layers of a step and their initial state. The prior of a scale's output is a Gaussian whose mean
 and deviation depend on the remaining half; one more coupling before the split implements it.
 What differs, and why: log-scales are softly clamped in place of the sigmoid; the networks receive their position, because
-parts lie in register; the hidden convolution is residual.
+parts are aligned; the hidden convolution is residual.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Glow(Flow):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 2^num_scales.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         num_scales: number of scales; each halves the resolution.
-        num_steps: steps per scale.
+        num_steps: number of steps per scale.
         width: hidden channels of the couplings' networks.
         bits: bits of the dequantised grey levels; the training noise has the width 2^-bits.
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: highest learning rate of Adam, between a short rise and a cosine to zero.
         epochs: passes over the training images.
         batch_size: images per optimisation step; the first batch initialises the actnorms.
@@ -92,6 +92,6 @@ def _steps(channels: int, *, size: tuple[int, int], num_steps: int, width: int, 
         steps.append(Actnorm((channels, 1, 1), shrinkage=0.0))
         steps.append(Invertible1x1(channels))
         steps.append(MaskedCoupling(half, width=width, kernel=1, clamp=CLAMP, size=size))
-    if not last:  # the first half leaves; its prior depends on the second half
+    if not last:  # the first half goes to the latent; its prior depends on the second half
         steps.append(MaskedCoupling(~half, width=width, kernel=1, clamp=CLAMP, size=size))
     return steps

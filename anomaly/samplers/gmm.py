@@ -8,7 +8,7 @@ Notation: x -> image; c -> cell of a grid without overlap; y -> the cell's patch
 directions (d, D); a = U (y - mu); r -> residual of y - mu; s2 -> variance of each value of r; k -> Gaussian.
 p(x) = prod_c p(y_c), p(y_c) = N(r; 0, s2 I) sum_k pi_ck N(a; m_k, S_k): an exact density of x.
 
-What differs, and why: D is several hundred. The Gaussians are full in d dimensions and spherical in the D - d others of least
+What differs, and why: D is several hundred. The Gaussians are full in d dimensions and spherical in the other D - d, of least
 variance (M. Tipping and C. Bishop, "Mixtures of Probabilistic Principal Component Analysers", 1999, here with one subspace).
 All cells share the Gaussians. The weights pi_ck are specific to a cell, so that sampled features lie at their
 position on the part; one step of expectation maximisation computes them.
@@ -46,14 +46,14 @@ class Gmm(OnePassSampler):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         patch: side of a patch in pixels, a proper divisor of `size`.
         num_gaussians: number K of Gaussians.
         dimensions: number d of directions, up to 3 · patch².
-        num_patches: random patches of all training images in the fit.
+        num_patches: number of random patches from all training images in the fit.
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         batch_size: images per optimisation step.
         seed: seed of the choice of patches and of the mixture's start.
     """

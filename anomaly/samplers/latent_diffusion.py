@@ -8,8 +8,8 @@ given latent of the good part.
 What differs, and why:
 * There is no adversarial and no perceptual loss, because their networks would outweigh the rest. Gradients at several scales
   (MSGMS) keep edges sharp.
-* Procedural patterns on good parts replace images of defects, which are few (`examples`) or missing. m = 0 then draws good
-  parts, and m > 0 a defect of that shape. A pattern's class is its brightness relative to the part.
+* Procedural patterns on good parts replace images of defects, because these are few (`examples`) or missing. m = 0 then draws
+  good parts, and m > 0 a defect of that shape. A pattern's class is its brightness relative to the part.
 * Both phases share one fit, and the learning rate of each follows one cosine to zero.
 """
 
@@ -57,7 +57,7 @@ class _Painted(NamedTuple):
     hidden: Tensor
     """(N, 1, h, w) in {0, 1}, pixels whose latent is not given, also in images without a pattern"""
     label: Tensor
-    """(N,) class of the pattern, -1 where it is not given"""
+    """(N,) class of the pattern; -1 without a given class"""
     known: Tensor
     """(N, 3, h, w), images with the given latent where nothing is hidden"""
 
@@ -67,7 +67,7 @@ class LatentDiffusion(Sampler):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         autoencoder_widths: channels of the autoencoder's levels, finest first; each further level halves the latent's sides.
         latent_channels: number C of latent channels.
         kl_weight: weight of the KL term per latent value, relative to L1 and MSGMS.
@@ -80,10 +80,10 @@ class LatentDiffusion(Sampler):
         ema_decay: decay of the denoiser's weight average.
         autoencoder_share: share of the steps for the autoencoder; the other steps train the denoiser.
         detect_strength: noise level of the partial diffusion in `anomaly_map`, as a share of the schedule in (0, 1].
-        detect_steps: denoising steps of the partial diffusion.
+        detect_steps: number of denoising steps in the partial diffusion.
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam in each phase, which follows a cosine to zero.
         epochs: passes over the training images in both phases together.
         batch_size: images per optimisation step.

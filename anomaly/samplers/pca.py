@@ -43,12 +43,12 @@ class Pca(OnePassSampler):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         num_components: number k of components, less than the number of training images.
         robust: whether `reconstruct` ignores occluded or overpainted pixels (`LinearLoop.robust`).
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         batch_size: images per optimisation step.
         seed: seed of the randomised method.
     """

@@ -10,7 +10,7 @@ What differs, and why:
   it, a defect raises -log p at its own pixels only.
 * The condition is the position, see `GatedMaskedNetwork`. A class is not used, because images of one part have no classes.
 * The detector's map interpolates -log p at t between the two nearest levels, and the network sees x itself. Both equal the
-  exact -log p on quantised images. Elsewhere a rounding of 1e-7 in the resized image cannot flip a level, nor a verdict.
+  exact -log p on quantised images. Elsewhere a rounding of 1e-7 in the resized image cannot flip a level or a verdict.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class PixelCnn(Sampler):
 
     Args:
         size: side of the network's square input in pixels.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         levels: number of quantisation levels of a colour, 2 to 256.
         width: channels of both convolution stacks, a multiple of 3.
-        num_layers: layers of both convolution stacks.
+        num_layers: number of layers of both convolution stacks.
         kernel: side of the convolution kernels, odd.
         place: channels of the learned map of positions.
         noise: largest share of randomly replaced input values in training, in [0, 1].
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam, which follows a cosine to zero.
         epochs: passes over the training images.
         batch_size: images per optimisation step.

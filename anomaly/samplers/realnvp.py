@@ -6,7 +6,7 @@ As in the paper: each scale has three couplings under alternating checkerboard m
 masks, and outputs half of its values. The last scale has four checkerboard couplings.
 What differs, and why: a checkerboard coupling runs on the squeezed map, where its colours are halves of the channels, at a
 quarter of the cost; an actnorm before each coupling replaces batch norm, so that images are independent; a network is one
-residual convolution without weight norm, and receives its position, because parts lie in register.
+residual convolution without weight norm, and receives its position, because parts are aligned.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class RealNvp(Flow):
 
     Args:
         size: side of the network's square input in pixels, a multiple of 2^num_scales.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         num_scales: number of scales; each halves the resolution.
         width: hidden channels of the couplings' networks.
         bits: bits of the dequantised grey levels; the training noise has the width 2^-bits.
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: highest learning rate of Adam, between a short rise and a cosine to zero.
         epochs: passes over the training images.
         batch_size: images per optimisation step; the first batch initialises the actnorms.

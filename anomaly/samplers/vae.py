@@ -7,12 +7,12 @@ Notation: x -> image of D values in [0, 1]; z -> latent; q(z|x) = N(mu, sigma²)
 the decoded image. Bound: log p(x) >= E_q[log N(x; decode(z), s2)] - KL(q || N(0, I)) in nats.
 
 What differs, and why:
-* One s2 for all values is learned, so that the bound is one of a density of x. A fixed s2 would require tuning beta instead.
+* One s2 for all values is learned, so that the bound applies to a density of x. A fixed s2 would require tuning beta instead.
 * The networks are DCGAN's pyramids.
 * The expectation in the bound is the mean over a few fixed noise values: an unbiased, reproducible estimate. The noise comes
   in pairs (e, -e), so that linear terms cancel.
-* After training the prior of the decoder's code becomes N(m, C) with the moments of the training images' codes. Of all
-  Gaussian priors it gives the largest bound (P. Ghosh et al., "From Variational to Deterministic Autoencoders", 2020, arXiv
+* After training the prior of the decoder's code becomes N(m, C) with the moments of the training images' codes. It gives the
+  largest bound of all Gaussian priors (P. Ghosh et al., "From Variational to Deterministic Autoencoders", 2020, arXiv
   1903.12436, also fit a prior after training). Codes of a few hundred images are far from N(0, I), and samples from N(0, I)
   do not look like parts. The latent z is the code in the coordinates of this prior: code = m + L z with C = L Lᵀ, z from
   N(0, I).
@@ -84,14 +84,14 @@ class Vae(Sampler):
 
     Args:
         size: side of the network's square input in pixels, a power of two of at least 16.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         width: channels of the networks at their finest resolution.
         latent: number of values of z.
         beta: weight of the KL divergence in the loss; 1 trains the bound.
-        num_noise: noise values in the bound, an even number.
+        num_noise: number of noise values in the bound, even.
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam, which follows a cosine to zero; ten times as high for s2.
         epochs: passes over the training images.
         batch_size: images per optimisation step.

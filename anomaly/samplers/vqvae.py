@@ -13,8 +13,8 @@ What differs, and why:
 * The squared error is divided by the batch's variance, so that `commitment` has the same weight at any contrast.
 * One strided convolution leads to the grid and one from it. Two in sequence learned faint detail several times slower.
 * Both phases share one fit: the last `prior_epochs` epochs train the prior; encoder, codebook and decoder stay fixed.
-* The detector's map mixes nearly equally near vectors with weights softmax(-d / T). A choice of the nearest vector alone would
-  depend on rounding, and so would the verdict.
+* The detector's map mixes vectors at nearly equal distance with weights softmax(-d / T). With the nearest vector alone,
+  rounding would decide the verdict.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ class VqVae(Sampler):
 
     Args:
         size: side of the network's square input in pixels, an even multiple of `grid`.
-        resize: `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         grid: side of the grid of codes.
-        num_codes: vectors of the codebook.
-        dimensions: values of a codebook vector.
+        num_codes: number of codebook vectors.
+        dimensions: number of values of a codebook vector.
         width: channels of encoder and decoder.
         commitment: weight of the distance between the encoder's output and its codes.
         free_share: share of the first phase without quantisation.
         decay: decay of the codebook's moving averages.
         min_use: least use of a codebook vector before it restarts, as a share of even use.
         prior_width: channels of the prior.
-        prior_layers: layers of the prior.
+        prior_layers: number of layers of the prior.
         prior_weight: weight of the code's -log p in nats in the anomaly map.
         measure: reconstruction error in the map: squared error `l2`, or `msgms`, a comparison of gradients at four scales.
         score: score of the detector form: `mean` or `peak` of the anomaly map.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
-        standardise: whether each pixel of the anomaly map is scaled by its mean and deviation over the training images.
+        standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam in each phase, which follows a cosine to zero.
         epochs: passes over the training images in both phases together.
-        prior_epochs: last epochs, which train the prior.
+        prior_epochs: number of last epochs, which train the prior.
         batch_size: images per optimisation step.
         seed: seed of the restarts of codebook vectors.
         cache_gib: memory for preprocessed images and codes between epochs in GiB.
@@ -82,8 +82,8 @@ class VqVae(Sampler):
     loop = "codes"
     unsupported = {  # noqa: RUF012 - a class constant, declared by the base
         "log_prob": "its prior is a probability of codes, and its decoder has no noise model",
-        "interpolate": "its codes are numbers of a list, without values in between",
-        "attribute": "its codes are numbers of a list, which cannot be added",
+        "interpolate": "its codes are indices, without values in between",
+        "attribute": "its codes are indices, which cannot be added",
     }
 
     perplexity: Tensor

@@ -17,7 +17,7 @@ from anomaly.inference.scorer import score_bytes
 from anomaly.testing.toy_training import NUM_TRAIN, Builder, as_batch, draw_parts, unusual_images
 
 REFUSE = 1e-3
-"""Largest difference in calibrated units between a detector and its exported graph (FORMATS, tolerances)"""
+"""Largest difference in calibrated units between a detector and its exported graph (docs/reference/formats.md, tolerances)"""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The choice of a detector where the user names none."""
+"""The choice of a detector without a name from the user."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 NUM_OPEN = 8
-"""Images with mixed crops, so that each image is decoded once per epoch"""
+"""Number of images whose crops are mixed, so that each image is decoded once per epoch"""
 Crop = tuple[int, int, int]
 """Number of the image, top row and left column of the crop"""
 

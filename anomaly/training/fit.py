@@ -63,11 +63,11 @@ def fit_model(
 
     Args:
         data: category in a known layout, or plain folder of good images.
-        out: folder for the fitted model; None keeps it in a temporary folder that lives as long as the result.
+        out: folder for the fitted model; None keeps it in a temporary folder that exists as long as the result.
         detector: registry name of a detector or a sampler, or package.module:Class.
         options: arguments of the constructor of the detector or sampler.
         alpha: largest share of good parts above the threshold; None is 0.01, or the tightest that the images support.
-        guarantee: `expected` bounds the expected share by alpha, `bound` its 95 % upper bound.
+        guarantee: whether alpha bounds the expected share or its 95 % upper bound.
         seed: seed of the split, the initial weights and the training order.
         part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         exclude: text file with names of excluded images, one per line.
@@ -80,8 +80,8 @@ def fit_model(
         resume: whether to continue the interrupted fit in `out`.
         tile: tile size H,W in pixels: large images are scored in seamless tiles, and training uses crops.
         windows: window distance in pixels: large images are scored in overlapping windows of the network's size.
-        brightness: `levelled` scales every image to the training images' mean grey level, inside the graph. Varying
-            light then changes no score. A part that is too bright or too dark as a whole is not a defect.
+        brightness: treatment of brightness. `levelled` scales every image to the training images' mean grey level, inside
+            the graph. Varying light then changes no score. A part that is too bright or too dark as a whole is not a defect.
 
     Returns:
         The fitted model.
@@ -206,7 +206,7 @@ def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"folder {folder} cannot be made: {error.strerror}; choose another place") from error
+        raise OutputError(f"folder {folder} cannot be created: {error.strerror}; choose another place") from error
     return folder
 
 

@@ -77,8 +77,8 @@ def train(
             raise KeyboardInterrupt from error
         except TrainingError as error:
             raise TrainingError(
-                f"{error}; the weights before that step are in {checkpoint}: lower --model.learning-rate and start again,"
-                " or continue with --resume --precision fp32 after a training in bf16"
+                f"{error}; {checkpoint} has the weights before that step: lower --model.learning-rate and start again."
+                " After a training in bf16, --resume --precision fp32 can continue."
             ) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -19,7 +19,7 @@ from anomaly.nn.receptive_field import reach
 from anomaly.samplers.base import Sampler
 
 TARGET, REFUSE = 1e-5, 1e-3
-"""Difference between the stitched and the whole map in calibrated units: the level of fp32, and the limit of a fit"""
+"""Difference between the stitched and the whole map in calibrated units: target of fp32, and bound of an accepted fit"""
 
 
 def choose_tiling(
@@ -93,8 +93,8 @@ def _seamless(detector: Detector, tile: str, *, smallest: tuple[int, int]) -> Ti
     if not isinstance(support, Seamless):
         raise UsageError(
             f"{name} has no seamless tiles: {support.reason}. It can score overlapping windows of its own size:"
-            f" --windows {min(detector.preprocess.size) * 3 // 4} (each pixel takes the largest value of its windows;"
-            " a map of the whole image does not exist)"
+            f" --windows {min(detector.preprocess.size) * 3 // 4}. Each pixel takes the largest value of its windows;"
+            " a map of the whole image does not exist."
         )
     stride = support.stride
     if not all(step) or any(length % stride for length in step):

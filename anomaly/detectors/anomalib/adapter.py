@@ -62,7 +62,7 @@ class AnomalibModel(Detector):
         model: class name in `anomalib.models`, e.g. `Patchcore`.
         options: constructor arguments of the model, without processors, evaluator, visualizer and `pre_trained`.
         size: height and width of the network's input in pixels.
-        resize: fit of an image to the network's input, `stretch` or `letterbox`.
+        resize: resizing rule, `stretch` or `letterbox`.
         weights: weights of the backbones: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
         inner_epochs: passes over the training images; models with a memory bank choose their own number.
         batch_size: images per optimisation step.
@@ -112,7 +112,7 @@ class AnomalibModel(Detector):
 
         Args:
             module: instance of a class of `anomalib.models`, with its own pre-processor.
-            resize: fit of an image to the network's input; anomalib uses `stretch`.
+            resize: resizing rule; anomalib uses `stretch`.
 
         Raises:
             UsageError: preprocessing other than a resize to a square and the default normalisation of the class.
@@ -187,14 +187,15 @@ class AnomalibModel(Detector):
                 _train(module, x, epochs=self.inner_epochs, batch_size=self.batch_size, accelerator=accelerator)
             except OSError as error:
                 raise WeightsError(
-                    f"anomalib's {self.model} cannot download its training data or weights: {error}"
+                    f"anomalib's {self.model} cannot download its training data or weights ({error}):"
+                    " try again with network access"
                 ) from error
             except (ValueError, AssertionError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                     raise
                 raise UsageError(
                     f"anomalib's {self.model} cannot be trained with size {self.preprocess.size[0]}, batch_size"
-                    f" {self.batch_size} and {self.hparams['options']}: {error or type(error).__name__}"
+                    f" {self.batch_size} and {self.hparams['options']}: change them ({error or type(error).__name__})"
                 ) from error
         _freeze(self.network.to(self.device))
         for key, value in self.network.state_dict().items():
