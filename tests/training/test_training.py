@@ -152,7 +152,7 @@ def test_invalid_regions_are_refused(plain: Path, tmp_path: Path, roi: str, mess
             assert cv2.imwrite(roi, np.full(shape, value, dtype=np.uint8))
     with pytest.raises(UsageError, match=message):
         quick_fit(plain, tmp_path / "run", detector=f"{__name__}:Untrainable", roi=roi)
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="the file does not exist"):
         read_roi("1,2,3", height=72, width=88, max_pixels=MAX_PIXELS)
 
 
