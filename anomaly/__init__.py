@@ -1,7 +1,7 @@
 """Industrial anomaly detection: from a folder of good images to one certified .onnx file.
 
 import anomaly
-fitted = anomaly.fit("parts/")                   # trains on good images, calibrates, writes nothing unless asked
+fitted = anomaly.fit("parts/")                   # trains and calibrates on good images
 model = fitted.export("model.onnx")              # later: anomaly.load("model.onnx"), without torch
 result = model("part.png")
 result.verdict, result.score, result.p_value, result.regions

@@ -64,13 +64,13 @@ def fit(
 
     Args:
         data: folder of good images, or a category in a known layout.
-        detector: name of a detector, `package.module:Class`, or `auto`: FastFlow where its pretrained weights are available,
+        detector: name of a detector, `package.module:Class`, or `auto`: FastFlow if its pretrained weights are available,
             else the autoencoder.
         options: arguments of the detector's constructor.
         out: folder of the fitted model; None keeps it in a temporary folder for the life of the result.
-        alpha: share of good parts that may be rejected, in (0, 1); None takes 1 %, or the tightest that the images support.
-        guarantee: `expected` bounds the expected rate by alpha, `bound` its 95 % upper bound.
-        seed: seed of split, weights and order.
+        alpha: share of good parts that may be rejected, in (0, 1); None takes 1 %, or the smallest possible one.
+        guarantee: kind of guarantee: `expected` bounds the expected rate by alpha, `bound` its 95 % upper bound.
+        seed: seed of the split, the initial weights and the training order.
         part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         exclude: text file with names of excluded images, one per line.
         roi: region of interest, x,y,w,h in pixels or the path of a mask.
@@ -80,7 +80,7 @@ def fit(
         device: training device.
         tile: tile size H,W in pixels: large images are scored in seamless tiles.
         windows: window distance in pixels: large images are scored in overlapping windows.
-        brightness: `levelled` scales every image to the training images' mean grey level.
+        brightness: brightness correction; `levelled` scales every image to the training images' mean grey level.
 
     Raises:
         DataError: images that cannot be used, or too few.
@@ -154,7 +154,7 @@ class Fitted:
             path: file to write.
             precision: precision of the learned convolutions.
             fixed: shape N,H,W of the only accepted input; None accepts any number and size.
-            device: device that the model runs on.
+            device: inference device.
 
         Raises:
             OutputError: the place cannot be written.

@@ -31,8 +31,8 @@ def load(path: str | Path, *, device: Device = "auto", num_threads: int = 0, max
     """Load an exported model and check that it scores its golden image as it did at export.
 
     Args:
-        path: the .onnx file.
-        device: `auto` takes a GPU where one works, else the CPU; `cpu`, `cuda` or `tensorrt` take exactly that device.
+        path: .onnx file.
+        device: inference device; `auto` takes a usable GPU, else the CPU.
         num_threads: threads of one inference on the CPU; 0 takes all.
         max_pixels: largest width × height that is decoded.
 
@@ -56,8 +56,8 @@ class Model:
         """Score one image.
 
         Args:
-            image: a path, the bytes of an image file, an open binary file, a Pillow image, or an array (H, W) or (H, W, 3)
-                RGB of uint8 or uint16.
+            image: path, bytes of an image file, open binary file or Pillow image; or an array (H, W) or (H, W, 3) RGB of
+                uint8 or uint16.
 
         Raises:
             ImageError: an image file that cannot be read or decoded.
@@ -73,10 +73,10 @@ class Model:
         return Result(scored, self._scorer)
 
     def score(self, images: Iterable[Image], *, batch_size: int = 8) -> Iterator[Result]:
-        """Score a stream of images, in its order; a bad image becomes a result with an error.
+        """Score a stream of images in order; an invalid image becomes a result with an error.
 
         Args:
-            images: a folder, or any iterable of what a call takes; at most `batch_size` images are held at a time.
+            images: folder, or iterable of images in any form of a single call; at most `batch_size` are in memory at a time.
             batch_size: images per inference, at least 1; images of one size share an inference.
 
         Yields:
@@ -133,7 +133,7 @@ class Model:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Everything that travels in the file beside the graph, as plain values."""
+        """Metadata of the file as plain values."""
         return dataclasses.asdict(self._scorer.metadata)
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from anomaly.scoring.windows import ScoredImage
 
 
 class Result:
-    """Verdict of one image. Where `error` is not None, the image was not scored and every figure is None."""
+    """Verdict of one image. If `error` is not None, the image was not scored and every figure is None."""
 
     def __init__(self, scored: ScoredImage, scorer: OnnxScorer) -> None:
         row = scored.row
@@ -58,7 +58,7 @@ class Result:
             ImageError: the image was not scored.
         """
         if self.error is not None:
-            raise ImageError("internal", f"{self.name}: not scored, so without image and map; the reason: {self.error}")
+            raise ImageError("internal", f"{self.name}: not scored, image and map are missing; reason: {self.error}")
         return self._scored.image
 
     def overlay(self) -> NDArray[np.uint8]:
@@ -70,7 +70,7 @@ class Result:
         return overlay(self.image, self.anomaly_map, threshold=self.threshold)
 
     def to_dict(self) -> dict[str, Any]:
-        """Columns of a results table as plain values, as `anomaly score` writes them."""
+        """Columns of a results table of `anomaly score`, as plain values."""
         return row_values(self._scored.row)
 
     def __repr__(self) -> str:

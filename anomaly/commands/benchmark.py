@@ -23,17 +23,17 @@ def benchmark(
     """Measure detectors × categories × seeds, and write one JSON file per cell and a table of all cells.
 
     Cells with an up-to-date file are not measured again. A crash fails one cell only, and the next run tries it again. The
-    exit code is 3 where a cell failed.
+    exit code is 3 if a cell failed.
 
     Args:
         plan: YAML file of the benchmark, see configs/benchmarks.
         data: folder of the data sets that the plan names.
         out: folder of the results; RESULTS.md is written beside it.
         detector: further detector to measure: registry name or package.module:Class.
-        model: arguments of its constructor.
+        model: arguments of the further detector's constructor.
         only: text that the `category/name-seed` of a measured cell contains; by default all cells are measured.
-        jobs: number of processes at a time.
-        hours: time limit of one cell.
+        jobs: number of simultaneous processes.
+        hours: time limit of one cell in hours.
 
     Raises:
         UsageError: a plan that cannot be read.
@@ -42,7 +42,7 @@ def benchmark(
 
 
 def show(result: BenchmarkResult) -> int:
-    """Print the counts; the exit code is 0, or 3 where a cell failed."""
+    """Print the counts; the exit code is 0, or 3 if a cell failed."""
     num_new = result.num_cells - result.num_reused - result.num_failed
     print(
         f"{result.table}: {result.num_cells} cells, {result.num_reused} measured before, {num_new} measured now,"

@@ -30,17 +30,17 @@ def calibrate(
     labelled `good` can only raise the threshold.
 
     Args:
-        model: the .onnx file.
+        model: .onnx file.
         good: good images that were not used in training: a folder, a glob, a .txt list, or - for standard input;
             optional with --labels.
         labels: file of labels beside a run, RUN.labels.csv.
         images: folder, glob or list to search for moved labelled images, by their SHA-256.
         out: file to write; the model itself is replaced by default.
-        alpha: share of good parts that may be rejected; by default 0.01 or the smallest that the images support; with
-            labels alone, the alpha of the file.
-        guarantee: whether alpha bounds the expected rate or its 95 % upper bound; `expected` by default; with labels
-            alone, the guarantee of the file.
-        device: inference device; `auto` takes a GPU where one works, else the CPU.
+        alpha: share of good parts that may be rejected; by default 0.01 or the smallest possible one; with labels
+            alone, the alpha of the file.
+        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`; `expected` by default; with
+            labels alone, the guarantee of the file.
+        device: inference device; `auto` takes a usable GPU, else the CPU.
         max_pixels: largest width × height that is decoded.
     """
     card = RunCard("calibrate", config=dict(locals()))

@@ -73,12 +73,12 @@ def demo(
     Args:
         data: category in a known layout, or plain folder of good images; by default synthetic parts are rendered.
         out: folder for all results.
-        detector: registry name or package.module:Class; `auto` takes FastFlow where its pretrained weights are available, else
+        detector: registry name or package.module:Class; `auto` takes FastFlow if its pretrained weights are available, else
             the autoencoder.
         model: arguments of the detector's constructor.
         part: kind of synthetic part: textile, machined or assembly.
-        alpha: largest share of good parts above the threshold; by default 0.01, or the tightest that the images support.
-        guarantee: `expected` bounds the expected share by alpha, `bound` its 95 % upper bound.
+        alpha: largest share of good parts above the threshold; by default 0.01, or the smallest possible one.
+        guarantee: kind of guarantee: `expected` bounds the expected share by alpha, `bound` its 95 % upper bound.
         seed: seed of all random numbers.
         part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         exclude: text file with names of excluded images, one per line.
@@ -165,7 +165,7 @@ def _render_parts(root: Path, *, part: str, seed: int) -> Path:
 
 
 def _score(samples: Sequence[Sample], scorer: OnnxScorer, *, out: Path, batch_size: int, max_pixels: int) -> Speed:
-    """Score into tables and overlays of rejects, as `anomaly score` does, and measure the speed."""
+    """Score into tables and overlays of rejected images, like `anomaly score`, and measure the speed."""
     settings = Settings(threshold=THRESHOLD, batch_size=batch_size, max_pixels=max_pixels, num_threads=num_cpus())
     begin = time.perf_counter()
     scored = score_to_tables(
@@ -180,7 +180,7 @@ def _score(samples: Sequence[Sample], scorer: OnnxScorer, *, out: Path, batch_si
         device=f"{hardware()['processor']}, {num_cpus()} cores, {scorer.provider}",
         batch_size=batch_size,
         images_per_second=scored.num_images / seconds,
-        includes="Reading, decoding, resizing, the network, the regions, the tables and the overlays of rejects.",
+        includes="Reading, decoding, resizing, the network, the regions, the tables and the overlays of rejected images.",
     )
 
 

@@ -19,7 +19,7 @@ def diff(run_a: Path, run_b: Path, *, out: Path | None = None) -> int:
     Args:
         run_a: folder of the first run.
         run_b: folder of the second run.
-        out: CSV file of all images with another verdict or status; not written by default.
+        out: CSV file of all images with a changed verdict or status; not written by default.
     """
     result = compare_runs(run_a, run_b)
     for name, run in (("a", result.run_a), ("b", result.run_b)):

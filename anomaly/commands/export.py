@@ -22,14 +22,14 @@ def export(
 ) -> Export:
     """Export a fitted model as one .onnx file, and check that the file loads and scores its golden image.
 
-    A sampler gives `sampler.onnx`, which draws. A sampler with a detector form also gives the file that scores; the options
-    concern that file.
+    A sampler becomes `sampler.onnx`, which draws images. A sampler with a detector form also becomes a model file, which
+    scores images; the options concern the model file.
 
     Args:
         fitted: folder that `anomaly fit` wrote.
-        out: file that scores; by default `model.onnx` in the fitted folder. `sampler.onnx` is written beside it.
+        out: model file; by default `model.onnx` in the folder of the fitted model. `sampler.onnx` is written beside it.
         precision: precision of the learned convolutions: fp32, fp16 for GPUs, or int8 for CPUs. fp16 and int8 are calibrated
-            through their own graph and compared with fp32 on calibration images and on defects drawn onto them.
+            through their own graph. They are compared with fp32 on calibration images with and without drawn defects.
         fixed: shape N,H,W of the only accepted input, for TensorRT and CUDA graphs; by default any number and size.
         max_auroc_loss: largest loss of AUROC on drawn defects for fp16 and int8; 0.003 is 0.3 points.
         max_flips: largest share of verdicts that may change in fp16 and int8.
@@ -37,7 +37,7 @@ def export(
     Raises:
         ModelError: a damaged or missing fitted model, or a graph that breaks the contract.
         ParityError: fp16 or int8 loses more than allowed; an existing file stays.
-        UsageError: a fixed size that the images do not have, or a precision that the detector cannot have.
+        UsageError: another fixed size than that of the images, or a precision that the detector does not support.
         OutputError: a file that cannot be written.
     """
     card = RunCard("export", config=dict(locals()))

@@ -1,4 +1,4 @@
-"""The verb `fit`."""
+"""The verb `fit`: train a detector or a sampler on good images and calibrate it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def fit(
         out: folder for the fitted model.
         detector: registry name of a detector or a sampler, or package.module:Class.
         model: arguments of the constructor of the detector or sampler.
-        alpha: largest share of good parts above the threshold; by default 0.01, or the tightest that the images support.
-        guarantee: `expected` bounds the expected share by alpha, `bound` its 95 % upper bound.
+        alpha: largest share of good parts above the threshold; by default 0.01, or the smallest possible one.
+        guarantee: kind of guarantee: `expected` bounds the expected share by alpha, `bound` its 95 % upper bound.
         seed: seed of the split, the initial weights and the training order.
         part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         exclude: text file with names of excluded images, one per line.
         roi: region of interest, x,y,w,h in pixels or the path of a mask.
-        white: stored value of 16-bit images that becomes 255; by default from the brightest image.
+        white: stored value of 16-bit images that becomes 255; by default derived from the brightest image.
         max_pixels: largest width × height that is decoded.
         precision: number format of training; `fastest` is bf16 where the hardware supports it. Calibration is fp32.
         device: training device.
@@ -57,8 +57,8 @@ def fit(
         resume: continue the interrupted fit in the folder of --out.
         tile: tile size H,W in pixels: large images are scored in seamless tiles, and training uses crops.
         windows: window distance in pixels: large images are scored in overlapping windows of the network's size.
-        brightness: `levelled` scales every image to the training images' mean grey level. Varying light then changes no
-            score. A part that is too bright or too dark as a whole is not a defect.
+        brightness: brightness correction; `levelled` scales every image to the training images' mean grey level. Varying
+            light then changes no score. A part that is too bright or too dark as a whole is not a defect.
 
     Returns:
         The fitted model.

@@ -18,15 +18,15 @@ INDENT = 26
 
 @dataclass(frozen=True)
 class Option:
-    """One option, or one word, of a verb."""
+    """One option or positional argument of a verb."""
 
     name: str
-    """as it is typed: `--batch-size`, or `MODEL` for a word"""
+    """spelling on the command line: `--batch-size`, or `MODEL` for a positional argument"""
     value: str
-    """placeholder of its value, or the choices; empty for a switch"""
+    """placeholder of the value, or the choices; empty for a switch"""
     text: str
     default: Any
-    """default value; `inspect.Parameter.empty` where the option is required"""
+    """default value; `inspect.Parameter.empty` for a required option"""
 
     @property
     def full_text(self) -> str:
@@ -40,7 +40,7 @@ def options_of(signature: Signature) -> dict[str, list[Option]]:
     """Options of a verb by heading, in the order of the help.
 
     Args:
-        signature: parameters of the verb, and of the detector where the verb takes one.
+        signature: parameters of the verb, and of its detector.
     """
     texts = docstring_texts(signature.function)
     words = [Option(name.upper(), "", texts[name], signature.defaults[name]) for name in signature.words]

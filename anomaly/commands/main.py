@@ -13,29 +13,29 @@ from anomaly.errors import AnomalyError, UsageError
 
 VERBS = {
     "demo": "from a folder (or synthetic parts) to a certified model, scores and a report",
-    "inspect": "what a folder of images holds, and what is wrong with it",
+    "inspect": "count and check the images of a folder before training",
     "fit": "train a detector on good images and calibrate it",
     "export": "turn a fitted model into one .onnx file",
-    "verify": "prove that the .onnx file gives what the trained model gives",
+    "verify": "compare the .onnx file with the fitted model",
     "calibrate": "a new threshold for an .onnx file from new good images or from labels",
     "evaluate": "figures of a model on labelled images",
     "benchmark": "detectors × categories × seeds from a YAML file, and their table",
     "sample": "draw images from a sampler, or repair, morph and inpaint given ones",
     "synthesize": "defects with exact masks drawn onto good images",
-    "score": "verdicts for a folder, a glob, a list or standard input of images",
+    "score": "verdicts for the images of a folder, a glob, a list or standard input",
     "serve": "models over HTTP: the Open Inference Protocol v2, and verdicts for images",
-    "review": "a finished run in the browser: look at it and label wrong verdicts",
-    "profile": "how fast a model scores here, and its memory",
+    "review": "a finished run in the browser: view images and label wrong verdicts",
+    "profile": "speed and memory of a model on this machine",
     "replay": "check a finished run's files and score its images again",
-    "diff": "which verdicts change between two runs over the same images",
+    "diff": "verdicts that differ between two runs over the same images",
     "deploy": "a model as an entry of a Triton model repository",
     "bundle": "a folder that installs, fits and scores on a machine without a network",
-    "merge": "the shards of a run as one",
+    "merge": "the shards of a run as one run",
 }
 """Verb -> one line of help. The verb is a function of its name in `anomaly.commands.<verb>`; help imports none of them"""
 
 RENAMED = {"test": "evaluate", "bench": "profile", "offline": "bundle"}
-"""Verb of an earlier version -> its name today"""
+"""Verb of an earlier version -> its present name"""
 
 LOADS_CLASSES = ("export", "verify")
 """Verbs that load a fitted model. Its package.module:Class, given to `fit`, may lie in the working folder"""
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"anomaly: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("anomaly: interrupted; files that were written stay", file=sys.stderr)
+        print("anomaly: interrupted; the written files stay", file=sys.stderr)
         return 130
 
 

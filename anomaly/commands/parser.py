@@ -25,7 +25,7 @@ RENAMED_OPTIONS = {
     "review_limit": "review_threshold",
     "marks": "labels",
 }
-"""Option of an earlier version -> its name today"""
+"""Option of an earlier version -> its present name"""
 
 
 def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _optional_words(signature: Signature) -> list[str]:
 
 
 def _detector(function: Callable[..., Any], file: dict[str, Any], arguments: Sequence[str]) -> str | None:
-    """Name of the detector whose options the verb takes, if it takes any.
+    """Name of the detector whose options the verb takes; None without such options.
 
     Raises:
         UsageError: a class path in the YAML file.
@@ -92,21 +92,19 @@ def _detector(function: Callable[..., Any], file: dict[str, Any], arguments: Seq
     default = parameters["detector"].default
     named = str(file.get("detector", default))
     if ":" in named:
-        raise UsageError(
-            f"detector {named!r} in a YAML file: a class to import is named on the command line only, by --detector"
-        )
+        raise UsageError(f"detector {named!r} in a YAML file: give a class on the command line, with --detector")
     name = _value_of("detector", arguments) or named
     if ":" in name and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a class may lie in the working folder, as for `python -m`
-    return None if name in ("auto", "None") else name  # chosen later: it takes no options here
+    return None if name in ("auto", "None") else name  # chosen later, without options here
 
 
 def _spelled(signature: Signature, arguments: Sequence[str]) -> list[str]:
     """Spell options as the parser does.
 
     `--max-pixels` becomes `--max_pixels`, a bare `--resume` becomes `--resume=true`, and `--interpolate A B`, an option of
-    two values, becomes `--interpolate=["A", "B"]`. Where the verb begins with a list, the words `A B` become `["A", "B"]`;
-    words that may be left out are moved to the front.
+    two values, becomes `--interpolate=["A", "B"]`. Positional arguments `A B` of a list become `["A", "B"]`. Optional
+    positional arguments are moved to the front.
     """
     takes_list = any(get_origin(signature.hints.get(name)) is list for name in signature.words)
     gathers = takes_list or bool(_optional_words(signature))
@@ -129,7 +127,7 @@ def _spelled(signature: Signature, arguments: Sequence[str]) -> list[str]:
                 num = len(get_args(hint))
                 values, rest = rest[:num], rest[num:]
                 if len(values) < num or any(value.startswith("--") for value in values):
-                    raise UsageError(f"{name} takes {num} values, as {name} A B")
+                    raise UsageError(f"{name} takes {num} values: give {name} A B")
                 argument += "=" + json.dumps(values)
             elif gathers and not equals and rest:
                 argument += "=" + rest.pop(0)
@@ -138,7 +136,7 @@ def _spelled(signature: Signature, arguments: Sequence[str]) -> list[str]:
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """Value of `--option` on the command line, if it is given.
+    """Value of `--option` on the command line; None if it is missing.
 
     Raises:
         UsageError: it is given twice.
@@ -164,7 +162,7 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"--config {path} holds no options: write NAME: VALUE, one a line")
+        raise UsageError(f"--config {path} holds no options: write NAME: VALUE, one per line")
     return content
 
 

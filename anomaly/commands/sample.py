@@ -55,7 +55,7 @@ def sample(
     Args:
         model: sampler.onnx of `anomaly export`.
         out: folder for the images.
-        num: number of images; with `--interpolate` including both ends, with `--inpaint` the variants.
+        num: number of images; `--interpolate` counts both ends, `--inpaint` the variants.
         seed: seed of all draws.
         batch_size: images per inference; another batch size gives other images.
         reconstruct: folder, glob or list of images to reconstruct.
@@ -67,7 +67,7 @@ def sample(
         steps: denoising steps of a diffusion model.
         eta: share of fresh noise per step of a diffusion model: 0 is DDIM, 1 is DDPM.
         temperature: factor on the latent's standard deviation; below 1 for more typical images, above 1 for more varied.
-        label: class of a conditional model; by default no class.
+        label: class of a conditional model; without a class by default.
         device: inference device: auto, cpu, cuda or tensorrt.
         num_threads: CPU threads per inference; 0 for all usable ones.
         max_pixels: largest width × height that is decoded.

@@ -51,14 +51,14 @@ def score(
     frame: Frame = "only",
     fail_on_defect: bool = False,
 ) -> int:
-    """Score images through an exported model and write one row per image; a bad file becomes an error row.
+    """Score images through an exported model and write one row per image; an invalid file becomes an error row.
 
     Exit code 0: all images scored; 3: some rows are errors; 4: a defect, with --fail-on-defect.
 
     Args:
-        model: the .onnx file.
-        images: a folder, a glob, a .txt list of paths, - for paths on standard input, a .csv or .parquet table with the
-            column `path`, .tar archives, or a place that pyarrow or fsspec reaches, as s3://bucket/folder.
+        model: .onnx file.
+        images: folder, glob, .tar archives, .txt list of paths, or - for paths on standard input; a .csv or .parquet table
+            with the column `path`; or a URI of pyarrow or fsspec, e.g. s3://bucket/folder.
         out: result table; .csv, .jsonl or .parquet chooses the format. Give either --out or --run.
         run: folder of a run that can be interrupted and resumed, and ends with a manifest. Give either --out or --run.
         format: row format of a run.
@@ -66,21 +66,21 @@ def score(
         models: YAML or JSON file of product -> .onnx file, for an image table with the column `product`.
         threshold: calibrated score above which the verdict is `defect`; the model's own threshold, 1, by default.
         alpha: share of good parts that may be rejected; it sets the threshold on the model's calibration scores.
-        guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
+        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`.
         review_threshold: calibrated score above which the verdict is `review`, below the threshold; not used by default.
-        device: inference device; `auto` takes a GPU where one works, else the CPU.
-        batch_size: images per inference; a model of tiles scores one image at a time.
-        overlays: folder for overlay pictures, with --out; not written by default.
-        overlays_of: verdicts whose overlays are drawn; a run keeps them in its overlays/.
+        device: inference device; `auto` takes a usable GPU, else the CPU.
+        batch_size: images per inference; a tiled model scores one image at a time.
+        overlays: folder for overlay images, with --out; not written by default.
+        overlays_of: verdicts whose overlays are drawn; a run stores them in its overlays/.
         maps: write all anomaly maps as 16-bit PNG into the maps/ of a run.
         shard: shard I/N of the images: every N-th image from the I-th on, for `anomaly merge`.
         watch: score the images that arrive in the folder, until Ctrl-C; with --run.
-        engine: `here` computes in this process, `ray` on a Ray cluster, with --run; the rows are equal.
+        engine: place of the computation: `here` is this process, `ray` a Ray cluster, with --run; the rows are equal.
         ray_address: address of the Ray cluster; `auto` joins this machine's cluster, `local` starts one for the run.
         ray_scorers: Ray actors that hold the models, each on one GPU, or on one processor for the device `cpu`.
-        ray_decoders: Ray decoding tasks at a time, each on one processor.
+        ray_decoders: simultaneous Ray decoding tasks, each on one processor.
         max_pixels: largest width × height that is decoded.
-        frame: files with several frames or pages: `only` makes them error rows, `first` scores the first frame.
+        frame: rule for files with several frames or pages: `only` makes them error rows, `first` scores the first frame.
         fail_on_defect: exit with 4 if a verdict is `defect`.
     """
     card = RunCard("score", config=dict(locals()))
@@ -91,7 +91,7 @@ def score(
     if engine == "ray" and (out or watch):
         raise UsageError("--engine ray scores a list into a run: give --run FOLDER, without --out and --watch")
     if watch and shard:
-        raise UsageError("--watch and --shard exclude each other: arriving images have no list to divide")
+        raise UsageError("--watch and --shard exclude each other: give one of them")
     engine_function = score_images if engine == "here" else _ray(ray_address, ray_scorers, ray_decoders, overlays_of)
     paths = {DEFAULT_PRODUCT: model} | (read_product_models(models) if models else {})
     scorers = open_models(paths, device=device)

@@ -1,4 +1,4 @@
-"""The parameters of a verb: names, types, defaults and texts, and those of the detector that it takes."""
+"""Parameters of a verb and of its detector: names, types, defaults and texts."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Signature:
     detector: str | None
     """name of the detector or sampler whose options the verb takes"""
     constructor: type | None
-    """its class"""
+    """class of the detector or sampler"""
     hints: dict[str, Any]
     """key -> type, without None"""
     defaults: dict[str, Any]
-    """key -> default; `inspect.Parameter.empty` where it is required"""
+    """key -> default; `inspect.Parameter.empty` for a required parameter"""
     words: tuple[str, ...]
-    """keys of words that stand without an option name"""
+    """keys of positional arguments"""
 
 
 def signature_of(function: Callable[..., Any], *, detector: str | None = None) -> Signature:
     """Read the parameters of a verb.
 
     Args:
-        function: the verb; a parameter `model` beside `detector` stands for the detector's constructor.
-        detector: name of the detector or sampler whose options the verb takes; None for none.
+        function: function of the verb; its parameter `model` beside `detector` holds the constructor's arguments.
+        detector: name of the detector or sampler whose options the verb takes; None without such options.
 
     Raises:
         UsageError: an unknown detector.

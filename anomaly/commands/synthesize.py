@@ -80,8 +80,8 @@ def synthesize(
     """Draw defects with exact masks onto good images, as a category for training and evaluation.
 
     The good images are split as in `fit`: four fifths become `train/good`, the others `test/good`. Defects are drawn only onto
-    the latter, so that a detector fitted on the result has not seen its test images. The PNG comment of each drawn image marks
-    it as synthetic.
+    images of `test/good`. A detector fitted on the result has therefore not seen its test images. The PNG comment of each
+    drawn image identifies it as synthetic.
 
     Args:
         data: category in a known layout, or plain folder of good images.

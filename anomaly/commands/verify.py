@@ -25,12 +25,12 @@ def verify(
 ) -> list[Certificate]:
     """Compare the fitted model with the exported file on calibration images, random and adversarial inputs.
 
-    The certificate is written as `MODEL.certificate.json`, also where the file is refused. An fp32 file must keep scores and
+    The certificate is written as `MODEL.certificate.json`, also for a refused file. An fp32 file must keep scores and
     maps; an fp16 or int8 file must keep verdicts, on calibration images and on defects drawn onto them.
 
     Args:
         fitted: folder that `anomaly fit` wrote.
-        model: exported file; by default `model.onnx` in the fitted folder.
+        model: exported file; by default `model.onnx` in the folder of the fitted model.
         device: device of the exported file; TF32 is off on both sides.
         batch_size: images per inference.
         seed: seed of the random inputs and drawn defects.

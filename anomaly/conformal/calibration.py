@@ -1,10 +1,10 @@
 """The guarantee: a threshold fitted on calibration images, and its bound on false alarms.
 
 Split conformal prediction: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", 2005; the
-exact distribution of the rate is that of an order statistic: H. David and H. Nagaraja, "Order Statistics", 2003, §2.
+rate has the exact distribution of an order statistic: H. David and H. Nagaraja, "Order Statistics", 2003, §2.
 
 Notation: n -> number of calibration images; k -> rank of the score that becomes the threshold, k = ceil((n + 1)(1 - alpha)).
-For any detector, the false-alarm rate of this threshold has the distribution Beta(n + 1 - k, k) with the mean
+For any detector, the false-alarm rate of this threshold has the distribution Beta(n + 1 - k, k). Its mean is
 (n + 1 - k)/(n + 1).
 """
 
@@ -111,7 +111,7 @@ def tightest_alpha(num_images: int, *, guarantee: GuaranteeKind) -> float:
 
 
 def resolve_alpha(alpha: float | None, *, num_images: int, guarantee: GuaranteeKind) -> float:
-    """Find the alpha to certify: the given one, or by default 1 % or the smallest that the images support."""
+    """Find the alpha to certify: the given one, or by default 1 % or the smallest possible one."""
     if alpha is not None:
         return alpha
     return max(DEFAULT_ALPHA, tightest_alpha(num_images, guarantee=guarantee))
@@ -138,8 +138,8 @@ def fit_scale(raw: NDArray[Any], *, alpha: float, guarantee: GuaranteeKind) -> S
         guarantee: quantity bounded by alpha, see `rank_for`.
 
     Raises:
-        CalibrationError: too few values for alpha, a threshold not above the median, a value that is not finite, or
-            values without spread.
+        CalibrationError: too few values for alpha, a value that is not finite, equal values, or a threshold not above
+            the median.
     """
     values = np.sort(np.asarray(raw, dtype=np.float64))
     if not np.isfinite(values).all():
@@ -158,8 +158,8 @@ def fit_scale(raw: NDArray[Any], *, alpha: float, guarantee: GuaranteeKind) -> S
     # a scale below the values' resolution in single precision is useless
     if scale <= 1e-6 * max(abs(offset), abs(float(values[-1])), 1e-30):
         raise CalibrationError(
-            f"the {len(values)} calibration images score alike (median {offset:g}, threshold {values[rank - 1]:g}):"
-            " they may be copies of one image; give different ones"
+            f"the {len(values)} calibration images have almost the same score (median {offset:g}, threshold"
+            f" {values[rank - 1]:g}): they may be copies of one image; give different ones"
         )
     return Scale(offset=offset, scale=scale)
 
@@ -180,7 +180,7 @@ def threshold_for(sorted_scores: NDArray[Any], *, alpha: float, guarantee: Guara
     """
     rank = rank_for(len(sorted_scores), alpha=alpha, guarantee=guarantee)
     value = float(sorted_scores[rank - 1])
-    # the margin of the scale: the alpha of the file itself gives 1
+    # the margin of the scale: the alpha of the file gives 1
     return value * (1 + SCALE_MARGIN) if value > 0 else value + SCALE_MARGIN
 
 
@@ -192,8 +192,8 @@ def raised_threshold(
     It is the larger of two thresholds of the same alpha: on the n calibration scores, and on all n + m scores together.
 
     Calibration images are exchangeable with future good images. Labelled images need not be: a person looks at rejected
-    images. A threshold at or above that of the n scores rejects no more images than that one. So the guarantee with n
-    holds for any choice of labelled images, and it is the one to certify. Labelled images with low scores alone would lower
+    images. A higher threshold never rejects more images. The guarantee of the n calibration scores therefore holds for any
+    choice of labelled images, and the certificate states this guarantee. Labelled images with low scores alone would lower
     the threshold: with n = 99 and alpha 1 % it is the largest score; after 100 low scores it would be the second largest.
 
     Of n + m good images about alpha (n + m) may lie above the threshold. If m is far smaller than n, the threshold rises to

@@ -2,7 +2,7 @@
 
 Each stream of values has a conformal test martingale, see `anomaly.conformal.martingale`. Ranks within the accepted images:
 V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", 2005, §4.5. The streams share alpha (Bonferroni):
-each has a past of its own, so the mean of their capitals would not be a martingale.
+each stream has a separate past, so the mean of their capitals would not be a martingale.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STREAMS = ("score", "accepted", *STATISTICS)
 RECORD = struct.Struct("<5f")
 """Record of an image: score and the four statistics, all NaN for an image without a score"""
 BEFORE, WINDOW = 8, 256
-"""Images that decide the cause: BEFORE up to the first alarm; WINDOW in all, with those after it"""
+"""Images that decide the cause: BEFORE images up to the first alarm, WINDOW images in total"""
 FIRST_LOOK = 32
 """Number of images at the first comparison of means; later comparisons follow at each doubling"""
 CONFIDENCE = 0.95
@@ -52,9 +52,9 @@ class DriftMonitor:
     grow with the images.
 
     A statistic with `values` in the metadata is ranked like the score. A statistic with only mean and deviation is ranked
-    exactly among the run's own images. Its mean is also compared with that of the calibration images after 32, 64, 128 …
-    images, by Student's test with pooled variance. The j-th comparison has its share / (j (j + 1)) of alpha. This half of the
-    stream's alpha assumes that the means of so many images are normal.
+    exactly among the run's own images. After 32, 64, 128 … images its mean is also compared with the calibration images' mean,
+    by Student's test with pooled variance. The j-th comparison has its share / (j (j + 1)) of alpha. This half of the stream's
+    alpha assumes that the means of so many images are normal.
 
     Args:
         scores: (n,) calibrated scores of the calibration images.
@@ -66,7 +66,7 @@ class DriftMonitor:
 
     Raises:
         UsageError: alpha is outside (0, 1).
-        ModelError: the metadata lack a statistic.
+        ModelError: a statistic is missing in the metadata.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class DriftMonitor:
                 f"alpha {alpha} is not a probability of a false alarm: give a number between 0 and 1, e.g. 0.01"
             )
         if missing := [name for name in STATISTICS if name not in image_stats]:
-            raise ModelError(f"the model's image statistics lack {', '.join(missing)}: calibrate it again")
+            raise ModelError(f"the model's image statistics {', '.join(missing)} are missing: calibrate it again")
         self._threshold, self._alpha = threshold, alpha
         calibration_scores = np.asarray(scores, dtype=np.float32)
         self._num_scores = len(calibration_scores)
@@ -91,7 +91,7 @@ class DriftMonitor:
         kept = [image_stats[name].get("values", ()) for name in STATISTICS]
         first = [calibration_scores.tolist(), *(np.asarray(v, dtype=np.float32).tolist() for v in kept)]
         self._ranks = [Ranks(values) for values in first]
-        # the threshold is itself a calibration score: only scores below the highest accepted one are exchangeable
+        # the threshold is itself a calibration score: only scores below the highest accepted score are exchangeable
         self._accepted_below = cell_of(calibration_scores[calibration_scores <= threshold].max(initial=-math.inf))
         self._num_accepted = sum(cell_of(score) < self._accepted_below for score in calibration_scores)
         self._num_calibration = [len(calibration_scores), self._num_accepted, *map(len, kept)]
@@ -251,8 +251,8 @@ class DriftMonitor:
 
     def _guarantee(self) -> str:
         text = (
-            "If the calibration images and the run's images are in exchangeable order,"
-            f" the probability of any alarm is at most {self._alpha:g} for a run of any length."
+            "If the images of calibration and run are in exchangeable order,"
+            f" the probability of any alarm is at most {self._alpha:g}, for any length."
         )
         if self._compares.any():
             text += " The comparison of means assumes that means of 32 or more images are normal."

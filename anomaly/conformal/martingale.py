@@ -10,7 +10,7 @@ Online", 2021, arXiv 1906.09256. Switching between bets: M. Herbster, M. Warmuth
 
 In exchangeable order the u_n are independent and uniform, for any distribution of the values and with ties. Then M is a
 martingale with P(sup M >= 1/alpha) <= alpha by Ville's inequality, for the whole run and any length. Ranks among the
-calibration images alone would keep the luck of their draw for the whole run, and have no such bound.
+calibration images alone would keep the luck of their draw for the whole run. They have no such bound.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BETS = np.array(
 SWITCH = 0.01
 """Share of a bet's capital that moves to the other bets before each image"""
 PATIENCE = 50
-"""The capital without a bet falls as PATIENCE / (PATIENCE + n), so that late drift still meets some"""
+"""The capital without a bet falls as PATIENCE / (PATIENCE + n), so that some is left for a late drift"""
 EDGE = 1e-12
 """P-values are clipped to [EDGE, 1 - EDGE]; clipping can only lower the capital"""
 

@@ -14,7 +14,7 @@ def folder_argument(value: str | Path, *, name: str, way_out: str) -> Path:
     Args:
         value: path given by the caller.
         name: name of the argument, for messages.
-        way_out: end of the message: what to give instead.
+        way_out: end of the message, with the valid arguments.
 
     Raises:
         UsageError: neither a string nor a path, or an empty string.

@@ -1,7 +1,7 @@
 """Duplicate images: equal pixels, and copies that were recompressed, rescaled, brightened or shifted by a pixel.
 
-Aligned images of one product all look alike, so a hash of the whole image would call every pair a copy. The
-residual from the mean image of the set tells two parts apart. Two images are near-duplicates when their residuals
+Aligned images of one product look similar, and a hash of the whole image would report every pair. The
+residual from the mean image of the set distinguishes two parts. Two images are near-duplicates if their residuals
 correlate:
 
     R_i  = H_σ(I_i − mean)           H_σ x = x − G_σ ∗ x, the fine structure: brightness and shading drop out
@@ -9,12 +9,12 @@ correlate:
 
 1. Coarse: c at 64 × 64 for all pairs, as matrix products. The 3 nearest above 0.6 of each image are candidates.
 2. Fine: c at 192 × 192 of the candidates, aligned by phase correlation to a fraction of a pixel.
-3. A pair is a near-duplicate when the fine c is at least min(0.88, 0.72 + 0.35 q). q is the median coarse correlation
-   with the fifth nearest image. It measures how alike different parts are: 0 for textures, 0.5 for aligned objects.
+3. A pair is a near-duplicate if the fine c is at least min(0.88, 0.72 + 0.35 q). q is the median coarse correlation
+   with the fifth nearest image. It measures the similarity of different parts: 0 for textures, 0.5 for aligned objects.
 
-Measured: different parts reached a fine c of 0.86 (MVTec AD bottle, screw, capsule) and a coarse one of 0.24 (textures
-of KolektorSDD and PIPED, cookies). Copies saved as JPEG of quality 70, reduced by 2 %, brightened by 10 or shifted by a
-pixel stayed above 0.91, the JPEG copies of textures of 128 pixels above 0.78.
+Measured on different parts: a fine c up to 0.86 (MVTec AD bottle, screw, capsule), and a coarse c up to 0.24 (textures
+of KolektorSDD and PIPED, cookies). Measured on copies: a fine c above 0.91 after JPEG of quality 70, a reduction by 2 %,
+10 grey levels more brightness, or a shift by a pixel. JPEG copies of textures of 128 pixels stayed above 0.78.
 Phase correlation: Kuglin & Hines, "The phase correlation image alignment method", 1975.
 """
 
@@ -79,7 +79,7 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> list[Duplicate]:
 
     Each copy with equal pixels is paired with the first such image only, and the copies are not compared further.
     The pairs therefore connect all copies, but do not list every pair. Near-duplicates need at least 3 different
-    images, because the mean of fewer does not tell parts apart.
+    images, because the mean of fewer does not distinguish parts.
     """
     indices: dict[str, list[int]] = defaultdict(list)
     for index, image in enumerate(fingerprints):

@@ -35,11 +35,11 @@ def find_problems(inspection: Inspection) -> tuple[Finding, ...]:
 
 
 def _unusable(inspection: Inspection) -> list[Finding]:
-    bad = [f"{file.path} ({file.code})" for file in inspection.bad_files]
+    invalid = [f"{file.path} ({file.code})" for file in inspection.bad_files]
     found = []
-    if bad:
-        text = f"{len(bad)} files cannot be used; repair them, or leave them out with --exclude"
-        found.append(Finding("error", f"{text}: {listed(bad)}"))
+    if invalid:
+        text = f"{len(invalid)} files cannot be used; repair them, or leave them out with --exclude"
+        found.append(Finding("error", f"{text}: {listed(invalid)}"))
     if inspection.split.error is not None:
         found.append(Finding("error", inspection.split.error))
     return found
@@ -80,7 +80,7 @@ def _different(inspection: Inspection) -> list[Finding]:
             found.append(Finding("warning", f"{text}; capture and save all images in the same way"))
     depths = {value.split()[0] for value in inspection.pixels["train"]}
     if "16-bit" in depths and len(depths) > 1:
-        text = "training images have 16 and 8 bits, which do not scale alike; save all with the same depth"
+        text = "training images have 16 and 8 bits, which scale differently; save all with the same depth"
         found.append(Finding("warning", text))
     return found
 

@@ -27,8 +27,8 @@ _NUM_NAMED = 8
 def find_category(root: str | Path) -> Category:
     """Find the images of one product.
 
-    The subfolders identify the layout (`anomaly.data.layouts`). Any other folder is a plain one: all images in it and
-    below it are good. Hidden files and folders are skipped, links are followed.
+    The subfolders identify the layout (`anomaly.data.layouts`). Any other folder is plain: all images in it and its
+    subfolders are good. Hidden files and folders are skipped, links are followed.
 
     Args:
         root: folder of the product.
@@ -83,8 +83,10 @@ def find_categories(root: str | Path) -> tuple[Path, ...]:
         raise DataError(f"{root} cannot be listed ({error.strerror}); check its permissions") from error
     found = tuple(folder for folder in folders if find_layouts(folder))
     if not found:
-        names = ", ".join(folder.name for folder in folders[:_NUM_NAMED]) or "no folders"
-        raise DataError(f"{root} holds no category of a known layout but {names}; give the folder of the categories")
+        names = ", ".join(folder.name for folder in folders[:_NUM_NAMED]) or "none"
+        raise DataError(
+            f"{root} holds no category of a known layout (folders: {names}); give the folder of the categories"
+        )
     return found
 
 
@@ -124,7 +126,7 @@ def _check_siblings(root: Path, parent: tuple[str, ...], good: str, folders: set
 def list_images(source: str | Path) -> list[str]:
     """List the images to score.
 
-    A list is a `.txt` file, or standard input, with one path a line. Its paths are neither checked nor sorted.
+    A list is a `.txt` file, or standard input, with one path per line. Its paths are neither checked nor sorted.
     Folders and globs give files by their ending, in the order of their paths. A glob has `*`, `?` or `[`; `**` stands
     for any folders.
 
@@ -152,7 +154,7 @@ def list_images(source: str | Path) -> list[str]:
     if glob.has_magic(source):
         files = [file for file in glob.glob(source, recursive=True) if Path(file).is_file()]  # noqa: PTH207
         found = sorted(file for file in files if file.lower().endswith(ENDINGS))
-        return found or _no_image(source, f"fits {len(files)} files, none of them an image")
+        return found or _no_image(source, f"fits {len(files)} files, but no image")
     raise DataError(
         f"{source} does not exist; give a folder, a pattern in quotes, an image, a .txt list, or - for stdin"
     )

@@ -48,9 +48,9 @@ class Category:
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """List the image files in a folder and below it, by ending, in the order of their paths as POSIX strings.
+    """List the image files of a folder and its subfolders, in the order of their paths as POSIX strings.
 
-    Hidden files and folders are skipped. Links are followed, each folder once.
+    The ending identifies an image file. Hidden files and folders are skipped. Links are followed, each folder once.
 
     Raises:
         DataError: a missing folder, a file, or a folder that cannot be listed.
@@ -60,7 +60,7 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def image_files_if_any(folder: Path) -> list[Path]:
-    """List image files as `image_files` does; a missing folder has none.
+    """List image files like `image_files`; a missing folder gives an empty list.
 
     Raises:
         DataError: a folder that cannot be listed.
@@ -71,7 +71,7 @@ def image_files_if_any(folder: Path) -> list[Path]:
 def image_paths(folder: Path) -> Iterator[str]:
     """Iterate over the paths of `image_files_if_any` in little memory, for folders of a million images.
 
-    The folder is listed at the call, in some ten bytes a name.
+    The folder is listed at the call, in about ten bytes per name.
 
     Raises:
         DataError: a folder that cannot be listed.
@@ -84,7 +84,7 @@ def image_paths(folder: Path) -> Iterator[str]:
             arrays.append(np.array(block))
             block = []
     ordered = np.concatenate([*arrays, np.array(block, dtype=np.bytes_)])
-    ordered.sort()  # UTF-8 bytes sort as their text does
+    ordered.sort()  # UTF-8 bytes sort like their text
     blocks = (ordered[start : start + BLOCK_SIZE].tolist() for start in range(0, len(ordered), BLOCK_SIZE))
     return (str(folder / os.fsdecode(name)) for names in blocks for name in names)
 
@@ -121,5 +121,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def good_samples(folder: Path) -> tuple[Sample, ...]:
-    """List the image files of a folder as good samples; a missing folder has none."""
+    """List the image files of a folder as good samples; a missing folder gives no samples."""
     return tuple(Sample(path, "good", False, None) for path in image_files_if_any(folder))

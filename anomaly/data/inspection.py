@@ -69,7 +69,7 @@ class Inspection:
     sizes: Counts
     """images with a valid header by "width×height", orientation applied"""
     pixels: Counts
-    """images with a valid header by bits and channels, as "16-bit grey\""""
+    """images with a valid header by bits and channels, e.g. "16-bit grey\""""
     formats: Counts
     """images with a valid header by format"""
     bad_files: tuple[BadFile, ...]

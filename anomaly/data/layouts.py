@@ -7,8 +7,8 @@
     KolektorSDD2        train/<n>.png ²                         test/<n>.png            <n>_GT.png beside it
     VisA                Data/Images by the table ../split_csv/1cls.csv (`anomaly.data.visa`)
 
-¹ if it exists.  ² those with a black mask; an image without a mask has no label and is not used.
-Other masks than those of KolektorSDD2 and VisA are `<stem>_mask` or `<stem>`, of any ending, in the same subfolders.
+¹ if it exists.  ² images with a black mask; an image without a mask has no label and is not used.
+The masks of all layouts but KolektorSDD2 and VisA are `<stem>_mask` or `<stem>`, of any ending, in the same subfolders.
 
 Sources: Bergmann et al., "MVTec AD", CVPR 2019; Jezek et al., "Deep learning-based defect detection of metal parts"
 (MPDD), ICUMT 2021; Heckler-Kram et al., "The MVTec AD 2 Dataset", 2025; Mishra et al., "VT-ADL" (BTAD), ISIE 2021;
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
 
 def find_layouts(root: Path) -> list[Layout]:
-    """List the layouts that a folder fits; a plain folder and a data set of several products fit none."""
+    """List the layouts that a folder fits; a plain folder and a data set of several products give an empty list."""
     return [layout for layout in _LAYOUTS if layout.fits(root)]
 
 
@@ -54,7 +54,7 @@ def _read_folders(root: Path, *, good: str, test: str, truth: str) -> Category:
     for path in image_files_if_any(root / truth):
         other = masks.setdefault(path.relative_to(root / truth).with_suffix(""), path)
         if other != path:
-            raise DataError(f"{other} and {path.name} are two masks of one name; keep one")
+            raise DataError(f"{other} and {path.name} are two masks of one name; keep one of them")
     samples = []
     paired: set[Path] = set()
     for path in image_files_if_any(root / test):

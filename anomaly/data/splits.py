@@ -137,20 +137,21 @@ def split(
 ) -> Split:
     """Split good images into training, calibration and early-stopping images.
 
-    20 % of the images, at least 10, calibrate. With `stopping`, 10 % of the others are for early stopping. Whole groups
-    go to one side, so large groups make the shares approximate. The seed and the names of the groups decide the order
-    of the groups, not the order of `samples`. Adding or removing one image therefore moves few others.
+    20 % of the images, at least 10, become the calibration set. With `stopping`, 10 % of the others are for early
+    stopping. Whole groups go to one side, so large groups make the shares approximate. The seed and the names of the
+    groups decide the order of the groups, not the order of `samples`. Adding or removing one image therefore moves few
+    others.
 
     Args:
         samples: good images to split.
         groups: part group of each image by its path, of `find_part_groups`.
         seed: random seed.
         stopping: whether early-stopping images are required.
-        calibration_images: the data set's own calibration images, if it has any. They replace the 20 %, and images
-            of their groups do not train.
+        calibration_images: the data set's own calibration images; empty without them. They replace the 20 %, and images
+            of their groups are not used for training.
 
     Raises:
-        DataError: too few images or groups, with the required number.
+        DataError: too few images or groups; the message gives the required number.
         UsageError: an image with a defect.
     """
     defects = [sample.path for sample in samples if sample.label]
@@ -208,7 +209,7 @@ def drop_excluded(samples: Sequence[Sample], names: Sequence[str]) -> tuple[tupl
 
     Args:
         samples: images of the category.
-        names: file names or ends of paths, as `lot 2/007.png`.
+        names: file names or ends of paths, e.g. `lot 2/007.png`.
 
     Returns:
         The kept and the dropped images, each in the given order.

@@ -51,8 +51,8 @@ def bundle(
         model: exported .onnx file to include.
         constraints: file of exact versions, NAME==VERSION. The default is the versions installed here, and the newest
             versions for another platform or Python.
-        platform: target platform in pip's words: manylinux_2_35_aarch64 for glibc 2.35, win_amd64. The default is this
-            machine.
+        platform: target platform as a tag of pip, e.g. manylinux_2_35_aarch64 for glibc 2.35, or win_amd64. The default is
+            this machine.
         python_version: target Python, e.g. 3.10. The default is this interpreter's version.
 
     Returns:
@@ -78,17 +78,17 @@ def bundle(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
-            made = Path(place) / "bundle"
-            made.mkdir()
-            weights = _copy_weights(backbone, made)
-            models = _copy_model(model, made)
-            wheels = made / "wheels"
+            staging = Path(place) / "bundle"
+            staging.mkdir()
+            weights = _copy_weights(backbone, staging)
+            models = _copy_model(model, staging)
+            wheels = staging / "wheels"
             wheels.mkdir()
             download(wheels, own=own_wheel(Path(place)), extra=extra, target=target, pinned=pinned)
-            write_bundle(made, extra=extra, target=target, weights=weights, models=models)
+            write_bundle(staging, extra=extra, target=target, weights=weights, models=models)
             if folder.exists():
                 folder.rmdir()
-            made.rename(folder)
+            staging.rename(folder)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written ({error.strerror}): free space or choose another place"
@@ -96,32 +96,32 @@ def bundle(
     return folder
 
 
-def _copy_weights(backbone: str | None, made: Path) -> list[dict[str, str]]:
+def _copy_weights(backbone: str | None, staging: Path) -> list[dict[str, str]]:
     if backbone is None:
         return []
     from anomaly.nn.backbones import save_weights  # imports torch
 
-    (made / "weights").mkdir()
-    found = save_weights(backbone, made / "weights")
+    (staging / "weights").mkdir()
+    found = save_weights(backbone, staging / "weights")
     return [found | {"file": f"weights/{found['file']}"}]
 
 
-def _copy_model(model: str | Path | None, made: Path) -> list[dict[str, str]]:
+def _copy_model(model: str | Path | None, staging: Path) -> list[dict[str, str]]:
     if model is None:
         return []
-    (made / "models").mkdir()
+    (staging / "models").mkdir()
     name = Path(model).name
-    shutil.copyfile(model, made / "models" / name)
+    shutil.copyfile(model, staging / "models" / name)
     return [{"file": f"models/{name}"}]
 
 
 def write_bundle(
-    made: Path, *, extra: Extra, target: Target, weights: list[dict[str, str]], models: list[dict[str, str]]
+    staging: Path, *, extra: Extra, target: Target, weights: list[dict[str, str]], models: list[dict[str, str]]
 ) -> None:
     """Write scripts, README and manifest into a bundle; the manifest is the last file.
 
     Args:
-        made: bundle with its wheels, weights and models.
+        staging: folder of the bundle with its wheels, weights and models.
         extra: extra to install.
         target: platform and Python of the wheels.
         weights: `file`, `source` and `licence` of each weights file.
@@ -129,13 +129,13 @@ def write_bundle(
     """
     for name in SCRIPTS:
         text = importlib.resources.files("anomaly.deployment.bundle_files").joinpath(name).read_text(encoding="utf-8")
-        (made / name).write_text(text, encoding="utf-8", newline="\n")
-    (made / "requirements.txt").write_text(f"{PACKAGE}[{extra}]=={anomaly.__version__}\n", encoding="utf-8")
+        (staging / name).write_text(text, encoding="utf-8", newline="\n")
+    (staging / "requirements.txt").write_text(f"{PACKAGE}[{extra}]=={anomaly.__version__}\n", encoding="utf-8")
     readme = readme_text(extra=extra, target=target, weights=weights, models=models)
-    (made / "README.txt").write_text(readme, encoding="utf-8", newline="\n")
+    (staging / "README.txt").write_text(readme, encoding="utf-8", newline="\n")
     files = {
-        path.relative_to(made).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-        for path in sorted(made.rglob("*"))
+        path.relative_to(staging).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        for path in sorted(staging.rglob("*"))
         if path.is_file()
     }
     manifest: dict[str, Any] = {
@@ -149,12 +149,12 @@ def write_bundle(
         "date": now(),
         "files": files,
     }
-    write_json(made / MANIFEST, manifest)
+    write_json(staging / MANIFEST, manifest)
 
 
 def readme_text(*, extra: Extra, target: Target, weights: list[dict[str, str]], models: list[dict[str, str]]) -> str:
     """Write the instructions of a bundle; arguments as in `write_bundle`."""
-    machine = target.platform or f"a machine like the one that made it ({target.machine})"
+    machine = target.platform or f"a machine like the one of the build ({target.machine})"
     lines = [
         f"anomaly {anomaly.__version__}, extra {extra}, for Python {target.python} on {machine}. No network is needed.",
         "",

@@ -43,9 +43,9 @@ class Target:
     """
 
     python: str
-    """version, as 3.10"""
+    """version, e.g. 3.10"""
     platform: str | None = None
-    """platform in pip's words; None for this machine"""
+    """tag of pip; None for this machine"""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"3\.\d+", self.python):
@@ -101,7 +101,7 @@ class Target:
 
 
 def this_python() -> str:
-    """Return the version of this interpreter, as 3.11."""
+    """Return the version of this interpreter, e.g. 3.11."""
     return ".".join(platform.python_version_tuple()[:2])
 
 

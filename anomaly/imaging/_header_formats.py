@@ -39,7 +39,7 @@ class Header:
     unsupported: str | None = None
     """name of the unsupported kind of pixels; None for usable pixels"""
     alpha_at: int | None = None
-    """offset of the two bytes that make a decoder multiply a TIFF's alpha into its colours; None if there are none"""
+    """offset of the two bytes that make a decoder multiply a TIFF's alpha into its colours; None without such bytes"""
 
 
 def read_stored_header(data: bytes) -> Header | None:

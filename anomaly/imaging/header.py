@@ -1,7 +1,7 @@
 """Headers of image files, read without decoding: PNG, JPEG, BMP, TIFF, WebP, GIF.
 
 Decoders fill missing pixels with grey, allocate memory before checking a limit, and blend or convert without notice.
-Here the header is read first, and a bad file is refused before its pixels are decoded:
+Here the header is read first, and an invalid file is refused before its pixels are decoded:
 
     image_header   bytes -> Header: size, bits, channels, frames, orientation, missing and unsupported content
     check_header   Header -> None, or an ImageError

@@ -74,7 +74,7 @@ def read_file(path: str | Path, *, max_pixels: int) -> bytes:
             raise ImageError("too_large", f"{message}; raise --max-pixels or make the image smaller")
         return file.read_bytes()
     except FileNotFoundError as error:
-        raise ImageError("missing", f"{path}: there is no such file; check the path") from error
+        raise ImageError("missing", f"{path}: the file does not exist; check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError("unreadable", f"{path}: cannot be read ({reason}); check its permissions and disk") from error

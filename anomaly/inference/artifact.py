@@ -97,11 +97,11 @@ class Metadata:
     golden: Golden
     precision: Precision = "fp32"
     fixed: list[int] = field(default_factory=list)
-    """images per run, height and width of a graph with fixed shapes; empty for any"""
+    """images per inference, height and width of a graph with fixed shapes; empty for any shape"""
     tiling: Tiling | None = None
     """windows of a graph for parts of large images; None for a graph of whole images"""
     labelled: LabelledRecord | None = None
-    """labelled images that count for the threshold; None if there are none"""
+    """labelled images that count for the threshold; None without such images"""
     brightness: Brightness = "kept"
     """`levelled`: the graph scales each image to the mean grey level of the training images"""
 
@@ -146,7 +146,7 @@ def read_model_file(path: str | Path) -> bytes:
         return file.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         if isinstance(error, FileNotFoundError):
-            reason = "there is no such file"
+            reason = "the file does not exist"
         elif file.is_dir():
             reason = "this is a folder"
         else:

@@ -61,7 +61,7 @@ def golden_batch(golden: Golden, *, fixed: Sequence[int]) -> NDArray[np.uint8]:
 
     Args:
         golden: golden image of the file.
-        fixed: images per run, height and width of a graph with fixed shapes; empty for any.
+        fixed: images per inference, height and width of a graph with fixed shapes; empty for any shape.
 
     Raises:
         ModelError: the image cannot be decoded.

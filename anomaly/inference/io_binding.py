@@ -17,7 +17,7 @@ NUM_SHAPES = 4
 
 
 class Buffers:
-    """Input and outputs of one shape, bound at fixed addresses on a device, as a CUDA graph needs them.
+    """Input and outputs of one shape, bound at fixed addresses on a device, for CUDA graphs.
 
     Args:
         session: session of the graph.
@@ -58,7 +58,7 @@ class BufferPool:
     Args:
         session: session of the graph.
         device: cpu or cuda.
-        num: largest number of simultaneous inferences; further ones wait.
+        num: largest number of simultaneous inferences; further inferences wait.
     """
 
     def __init__(self, session: ort.InferenceSession, *, device: str, num: int) -> None:
@@ -86,7 +86,7 @@ class BufferPool:
 
 
 def page_locked(session: ort.InferenceSession, *, shape: tuple[int, ...]) -> ort.OrtValue | None:
-    """Allocate page-locked host memory for images; None if the runtime or the device has none."""
+    """Allocate page-locked host memory for images; None if the runtime or the device does not offer it."""
     if "memory_info" not in inspect.signature(ort.OrtValue.ortvalue_from_shape_and_type).parameters:
         return None  # older runtimes do not offer it in Python
     (owner, *_) = session.get_input_epdevices()

@@ -47,9 +47,9 @@ class OnnxScorer:
     Loading checks the hash of the graph, and scores the golden image of the file again.
 
     Args:
-        path: the `.onnx` file.
-        device: `auto` takes CUDA if a session can use it, else the CPU; a named device is an error if the session does not
-            use it.
+        path: .onnx file.
+        device: inference device; `auto` takes CUDA if a session can use it, else the CPU. Any other unavailable device is an
+            error.
         num_threads: threads of one inference on the CPU; 0 takes all usable processors.
 
     Raises:

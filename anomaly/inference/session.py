@@ -40,8 +40,8 @@ def open_session(
     Args:
         model: serialised graph.
         name: name of the file, for messages.
-        device: `auto` takes CUDA if a session can use it, else the CPU; a named device is an error if the session does not
-            use it.
+        device: inference device; `auto` takes CUDA if a session can use it, else the CPU. Any other unavailable device is an
+            error.
         num_threads: threads of one inference on the CPU; 0 takes all usable processors.
         precision: precision of the graph.
         is_fixed: whether the graph has fixed shapes, so that a GPU may replay it as one CUDA graph.

@@ -56,7 +56,7 @@ def kernel_distance(a: Features, b: Features) -> float:
 
 
 def precision_recall(a: Features, b: Features, *, k: int = 3) -> tuple[float, float]:
-    """Compute the share of drawn images in the manifold of real ones, and of real images in that of drawn ones.
+    """Compute precision and recall: the share of drawn images in the manifold of real images, and the reverse.
 
     The manifold of a set is the union of balls around its members; each radius is the distance to the k-th nearest member.
 

@@ -1,4 +1,4 @@
-"""Figures of one score per image: how well defects rank above good parts. Ties count as in scikit-learn."""
+"""Figures of one score per image: the ranking of defects above good parts. Ties count as in scikit-learn."""
 
 from __future__ import annotations
 

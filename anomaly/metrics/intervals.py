@@ -84,6 +84,6 @@ def percentile_interval(values: NDArray[np.float64]) -> Interval:
         DataError: no resample was usable.
     """
     if values.size == 0:
-        raise DataError("every bootstrap resample lacks a class: measure on more images or draw more resamples")
+        raise DataError("every bootstrap resample has one class only: measure on more images or draw more resamples")
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(low), float(high))

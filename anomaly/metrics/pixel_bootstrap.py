@@ -3,8 +3,8 @@
 A resample of images needs the curves of all its pixels. Every image is reduced once to its counts at up to 4,096
 thresholds. So a resample is a weighted sum of rows, and all resamples are a few matrix products. Between two thresholds the
 curves are interpolated; for average precision they are steps. The thresholds are quantiles of the defect pixels and of a
-sample of the normal pixels, dense at low false positive rates. The binning moves a value by about 1e-4, far less than the
-width of an interval from a few hundred images. Point values are computed elsewhere, without bins.
+sample of the normal pixels. They are dense at low false positive rates. The binning moves a value by about 1e-4. An
+interval from a few hundred images is far wider. Point values are computed elsewhere, without bins.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Figures of anomaly maps: how well defect pixels rank above normal pixels. Exact, in two passes and bounded memory.
+"""Figures of anomaly maps: the ranking of defect pixels above normal pixels. Exact, in two passes and bounded memory.
 
-All figures depend only on the rank of each defect pixel among the normal pixels of all test images, with the good images.
+All figures depend only on the rank of each defect pixel among the normal pixels of all test images. Good images count too.
 The first pass keeps the defect pixels. The second pass counts the normal pixels above and at each of their values, and
-keeps none.
+keeps no pixels.
 
     v_j                 the distinct values of defect pixels, falling
     num_equal[j]        defect pixels = v_j
@@ -13,7 +13,7 @@ keeps none.
     F_gt, F_ge          the last two divided by the number of normal pixels
 
 Per-region overlap: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 129 (2021), section 5. Regions are
-8-connected, the false positive rate is global, and the area up to the limit is divided by the limit.
+8-connected. The false positive rate is global. The area up to the limit is divided by the limit.
 """
 
 from __future__ import annotations

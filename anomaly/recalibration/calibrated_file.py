@@ -67,15 +67,16 @@ def write_calibrated(
     """Fit offset and scale on good images, scored by the file itself, and write the calibrated file.
 
     Args:
-        model: the .onnx file.
+        model: .onnx file.
         paths: good images that were not used in training; without images, the calibration scores of the file are used.
         out: file to write; an existing file stays until the new one is verified.
-        source: origin of the images, for the metadata; unused without images, as the next two.
-        num_part_groups: number of parts or lots among the images.
-        excluded: names of excluded images.
+        source: origin of the images, for the metadata; unused without images.
+        num_part_groups: number of parts or lots among the images; unused without images.
+        excluded: names of excluded images; unused without images.
         alpha: share of good parts that may be rejected; without images, the alpha of the file.
-        guarantee: whether alpha bounds the expected rate or its 95 % upper bound; without images, that of the file.
-        device: inference device; `auto` takes a GPU where one works, else the CPU.
+        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`; without images, the
+            guarantee of the file.
+        device: inference device; `auto` takes a usable GPU, else the CPU.
         max_pixels: largest width × height that is decoded.
         labelled: labelled images.
 

@@ -46,7 +46,7 @@ def fit_on_images(values: Values, file: Scales, *, alpha: float, guarantee: Guar
         values: values of the images, calibrated by the file.
         file: scales of the file.
         alpha: share of good parts that may be rejected.
-        guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
+        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`.
 
     Raises:
         CalibrationError: see `fit_scale`.
@@ -91,7 +91,7 @@ def rescale(values: NDArray[np.float64], before: Scale, after: Scale) -> NDArray
 def score_all(
     items: Sequence[Item], scorer: OnnxScorer, *, kind: str, sha256: Sequence[str] | None = None, max_pixels: int
 ) -> tuple[Values, list[dict[str, Any]]]:
-    """Score images, all of which must be usable.
+    """Score images; an image that cannot be used is an error.
 
     Args:
         items: images to score.

@@ -1,6 +1,6 @@
 """Labelled images for a calibration: moved images are found again, near-duplicates are left out.
 
-Only the label `good` can move a threshold, by `raised_threshold`. The label `defect` never does: a threshold that has to
+Only the label `good` can move a threshold, by `raised_threshold`. The label `defect` never moves it: a threshold that must
 reject certain defects would guarantee nothing about good parts. Defects are scored to report the cost of a higher threshold.
 
 * Near-duplicates count once, as the first labelled one: twenty images of one part are one part. With new good images, a

@@ -51,24 +51,24 @@ def recalibrate(
     images. With labels alone, images labelled in earlier calibrations still count unless the new file relabels them.
 
     Args:
-        model: the .onnx file.
+        model: .onnx file.
         good: good images that were not used in training: a folder, a glob, a .txt list, or - for standard input;
             optional with labels.
         labels: file of labels beside a run, RUN.labels.csv.
         images: folder, glob or list to search for moved labelled images, by their SHA-256.
         out: file to write; the model itself is replaced by default.
-        alpha: share of good parts that may be rejected; by default 0.01 or the smallest that the images support; with
-            labels alone, the alpha of the file.
-        guarantee: whether alpha bounds the expected rate or its 95 % upper bound; `expected` by default; with labels
-            alone, the guarantee of the file.
-        device: inference device; `auto` takes a GPU where one works, else the CPU.
+        alpha: share of good parts that may be rejected; by default 0.01 or the smallest possible one; with labels
+            alone, the alpha of the file.
+        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`; `expected` by default; with
+            labels alone, the guarantee of the file.
+        device: inference device; `auto` takes a usable GPU, else the CPU.
         max_pixels: largest width × height that is decoded.
 
     Returns:
         The new file and its certificate, which is also written beside the file.
 
     Raises:
-        UsageError: neither images nor labels, or, with labels alone, another guarantee than that of the file.
+        UsageError: missing images and labels, or labels alone with another guarantee than the file.
         DataError: an image that cannot be used, or labels that contradict each other.
         CalibrationError: too few images for alpha, or images with equal scores.
         ParityError: the new file does not give the expected values.

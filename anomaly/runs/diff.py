@@ -15,7 +15,7 @@ from anomaly.system.files import as_path
 
 @dataclass(frozen=True)
 class Change:
-    """An image with another verdict or status."""
+    """An image with a changed verdict or status."""
 
     path: str
     verdict_a: str
@@ -75,8 +75,11 @@ def diff(run_a: str | Path, run_b: str | Path) -> RunDiff:
     num = 0
     for a, b in itertools.zip_longest(read_rows(run_a), read_rows(run_b)):
         if a is None or b is None or a["path"] != b["path"]:
-            found = " and ".join(row["path"] if row else "nothing" for row in (a, b))
-            raise DataError(f"{run_a} and {run_b} hold different images: after {num} equal ones, {found}")
+            paths = " and ".join(row["path"] if row else "nothing" for row in (a, b))
+            raise DataError(
+                f"{run_a} and {run_b} hold different images: after {num} equal ones, {paths};"
+                " compare runs over the same images"
+            )
         if a["sha256"] != b["sha256"]:
             raise DataError(
                 f"{a['path']} has other bytes in {run_a} than in {run_b}: score both runs on the same images"

@@ -109,11 +109,11 @@ def set_label(file: str | Path, row: Values, *, label: LabelKind, by: str | None
     """
     file = as_path(file, name="file")
     check_has_score(row)
-    made = Label(row["path"], row["sha256"], label, row["verdict"], row["score"], now(), by or "")
-    made = _parse([str(value) for value in astuple(made)], source=str(row["path"]))
+    new = Label(row["path"], row["sha256"], label, row["verdict"], row["score"], now(), by or "")
+    new = _parse([str(value) for value in astuple(new)], source=str(row["path"]))
     with _locked(file):
-        _write(file, read_labels(file) | {made.sha256: made})
-    return made
+        _write(file, read_labels(file) | {new.sha256: new})
+    return new
 
 
 def check_has_score(row: Values) -> None:
@@ -172,7 +172,7 @@ def _parse(values: list[str], *, source: str) -> Label:
     path, sha256, label, verdict, score, labelled_at, by = values
     problem = None
     if not path or not _SHA256.fullmatch(sha256):
-        problem = f"path {path!r}, sha256 {sha256!r}: give a path, and a SHA-256 of 64 hexadecimal digits"
+        problem = f"path {path!r}, sha256 {sha256!r}: give a path and a SHA-256 of 64 hexadecimal digits"
     elif label not in get_args(LabelKind):
         problem = f"label {label!r}: give {' or '.join(get_args(LabelKind))}"
     elif verdict not in get_args(Verdict):
@@ -180,7 +180,7 @@ def _parse(values: list[str], *, source: str) -> Label:
     elif not _is_number(score):
         problem = f"score {score!r}: give a finite number"
     elif not _is_utc(labelled_at):
-        problem = f"labelled_at {labelled_at!r}: give a date in UTC, as {now()}"
+        problem = f"labelled_at {labelled_at!r}: give a date in UTC, e.g. {now()}"
     if problem:
         raise DataError(f"{source}: {problem}; correct or remove the line")
     return Label(path, sha256, cast(LabelKind, label), cast(Verdict, verdict), float(score), labelled_at, by)

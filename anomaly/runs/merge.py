@@ -121,7 +121,7 @@ def _interleaved(runs: list[Path]) -> Iterator[Values]:
             if row is None:
                 if any(next(later, None) is not None for later in readers[number + 1 :]):
                     raise DataError(
-                        f"{runs[number]} is shorter than a later shard: the shards have different image lists"
+                        f"{runs[number]} is shorter than a later shard: score all shards from one image list"
                     )
                 return
             yield row

@@ -1,4 +1,4 @@
-"""The models of a finished run, and its maps; those of a merged run are in its shards."""
+"""The models and maps of a finished run; a merged run keeps them in its shards."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RunModels:
         """Find the model of a row.
 
         Args:
-            model: first digits of its SHA-256, as in the row.
+            model: first digits of the model's SHA-256, from the row.
 
         Raises:
             DataError: the run, or the shards of a merged run, have no copy of it.

@@ -67,7 +67,7 @@ def replay(
     device: Device | None = None,
     batch_size: int | None = None,
 ) -> ReplayReport:
-    """Check the files of a finished run and score its images again: identical here, within 1e-5 elsewhere.
+    """Check the files of a finished run and score its images again: identical on this machine, within 1e-5 elsewhere.
 
     Args:
         run: folder of the run.

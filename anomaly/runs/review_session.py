@@ -30,7 +30,7 @@ LABELS: tuple[str, ...] = ("", *get_args(LabelKind))
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Conditions on rows, all of which must hold.
+    """Conditions on rows; a row must meet all of them.
 
     Args:
         verdict: verdict of the run; `error` for rows without a score.

@@ -4,7 +4,7 @@
     models/          a copy of every model
     inputs.jsonl     the images, listed once when the run began
     rows.csv | rows.jsonl | rows/part-00000.parquet …
-    overlays/, maps/ optional pictures
+    overlays/, maps/ optional images of the results
     drift.bin        score and image statistics of every image, for the drift monitor of a resumed run
     parts.csv        one verdict per part, for an image table with the column `part`
     summary.json     counts of the finished run

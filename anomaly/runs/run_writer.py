@@ -49,12 +49,12 @@ class RunWriter:
 
     Args:
         folder: folder of the run, new or unfinished.
-        options: all options that determine the rows, JSON values; a resumed run needs equal ones.
+        options: all options that determine the rows, JSON values; a resumed run needs equal options.
         resume: whether an unfinished run is continued.
 
     Raises:
-        UsageError: a finished run, an unfinished run without `resume` or with other options, a folder with other files,
-            or a second writing process.
+        UsageError: a finished run; an unfinished run without `resume` or with other options; a folder with other files; a
+            second writing process.
         OutputError: the folder cannot be written.
     """
 
@@ -208,7 +208,7 @@ class RunWriter:
             self._records.seek(0, os.SEEK_END)
 
     def add(self, row: Row, *, record: bytes, pictures: Sequence[Path]) -> None:
-        """Take the row of the next image, its record for the drift monitor, and the paths of its pictures."""
+        """Take the row of the next image, its record for the drift monitor, and the paths of its map and overlay."""
         self._rows.append(row_values(row))
         self._new_records.append(record)
         self._to_sync += pictures

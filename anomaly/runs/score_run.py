@@ -255,7 +255,7 @@ def _make_folders(folder: Path, options: RunOptions) -> None:
 def _write_pictures(
     scored: ScoredImage, number: int, scorers: Mapping[str, OnnxScorer], folder: Path, options: RunOptions
 ) -> list[Path]:
-    """Write the map and the overlay of one image; their paths."""
+    """Write the map and the overlay of one image; return their paths."""
     pictures: list[Path] = []
     if scored.row.status != "ok":
         return pictures

@@ -40,7 +40,7 @@ def scored_row(
         item: the scored image.
         scores: scores of this image alone, score () and anomaly_map (h, w), both finite.
         sha256: SHA-256 of the image file.
-        image: (H, W, 3) uint8 RGB, as it was scored.
+        image: (H, W, 3) uint8 RGB, the scored pixels.
         scorer: model that scored the image.
         settings: settings of the run.
     """

@@ -46,7 +46,9 @@ def load_item(item: Item, *, models: Mapping[str, Metadata], settings: Settings)
         sha256 = hashlib.sha256(data).hexdigest()
         if item.product not in models:
             known = ", ".join(sorted(models)) or "none"
-            raise ImageError("no_model", f"{path}: no model for the product {item.product!r}; --models has {known}")
+            raise ImageError(
+                "no_model", f"{path}: no model for the product {item.product!r}: add it to --models, which has {known}"
+            )
         model = models[item.product]
         image = decode_image(data, name=path, white=model.white, max_pixels=settings.max_pixels, frame=settings.frame)
         model.check_size(image, name=path)

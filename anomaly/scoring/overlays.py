@@ -1,4 +1,4 @@
-"""Overlay pictures of scored images: which are drawn, their file names, and writing them."""
+"""Overlays of scored images: their choice, file names and files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Verdicts on parts with several views: a part gets the verdict of its worst view.
 
-A good part with m views is rejected if any view is rejected. The probability is at most m times that of one view, whatever
-the dependence between the views (union bound; Bonferroni for the p-value). The table holds both values.
+A good part with m views is rejected if any view is rejected. The probability is at most m times that of one view, for
+any dependence between the views (union bound; Bonferroni for the p-value). The table holds both values.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Engine(Protocol):
 def score_images(
     items: Iterable[Item | None], *, scorers: Mapping[str, OnnxScorer], settings: Settings, seconds: dict[str, float]
 ) -> Iterator[ScoredImage]:
-    """Score images one after the other; a bad file becomes an error row and the run continues.
+    """Score images one after the other; an invalid file becomes an error row and the run continues.
 
     Args:
         items: images to score; a None between them announces a pause and ends the window.

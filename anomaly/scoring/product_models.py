@@ -23,9 +23,11 @@ def read_product_models(file: str | Path) -> dict[str, Path]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--models {file} cannot be read ({error}); write PRODUCT: MODEL.onnx, one a line") from error
+        raise UsageError(
+            f"--models {file} cannot be read ({error}); write PRODUCT: MODEL.onnx, one per line"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise UsageError(f"--models {file} is not a map: write PRODUCT: MODEL.onnx, one a line")
+        raise UsageError(f"--models {file} is not a map: write PRODUCT: MODEL.onnx, one per line")
     return {str(product): file.parent / path for product, path in content.items()}
 
 
@@ -34,7 +36,7 @@ def open_models(models: Mapping[str, Path], *, device: Device) -> dict[str, Onnx
 
     Args:
         models: product -> model file.
-        device: inference device; `auto` takes a GPU where one works, else the CPU.
+        device: inference device; `auto` takes a usable GPU, else the CPU.
 
     Raises:
         ModelError: a file that cannot be loaded.

@@ -20,7 +20,7 @@ from anomaly.system.files import as_path
 from anomaly.system.progress import progress_bar
 
 MIN_RUNS = 5
-"""Least number of timed runs per batch size, after a first run that warms up"""
+"""Smallest number of timed runs per batch size, after a first run that warms up"""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ def profile(
     """Time a model on its golden image, enlarged to a size.
 
     Args:
-        model: the .onnx file.
+        model: .onnx file.
         height: height of the raw images in pixels; a fixed model uses its own size.
         width: width of the raw images in pixels.
         batch_sizes: images per inference, each timed; larger batches after a failure are skipped.
-        seconds: duration of each timing; at least five runs are made.
-        device: inference device; `auto` takes a GPU where one works, else the CPU.
+        seconds: duration of each timing in seconds; at least five runs.
+        device: inference device; `auto` takes a usable GPU, else the CPU.
         num_threads: threads of one inference on the CPU; all processors by default.
 
     Raises:

@@ -1,6 +1,6 @@
 """A scoring run as a Ray Data job: decoders on the processors of all nodes, models in actors, rows in order.
 
-Each row of the data set is a window of the pipeline, so batches and scores equal those of one machine. Only the calling
+Each row of the data set is a window of the pipeline. Batches and scores therefore equal those of one machine. Only the calling
 process writes: it takes the windows in their order and commits them. Ray repeats the windows of a lost node
 elsewhere, so no row is lost or doubled. A run whose calling process was lost continues with `--resume`. Each node reads its
 own images: all nodes must reach them by the same name (a shared folder, or s3:// and the like).

@@ -1,4 +1,4 @@
-"""The threshold of a run: the model's own, a given one, or the one of an alpha."""
+"""The threshold of a run: the model's own, a given value, or the threshold of an alpha."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def choose_threshold(
         scorer: model of the run.
         threshold: calibrated score; None for the model's own threshold, 1.
         alpha: share of good parts that may be rejected, which sets the threshold on the model's calibration scores.
-        guarantee: whether alpha bounds the expected rate or its 95 % upper bound.
+        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`.
 
     Raises:
         UsageError: both a threshold and an alpha.

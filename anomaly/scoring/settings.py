@@ -23,10 +23,10 @@ class Settings:
         batch_size: images per inference.
         max_pixels: largest width × height that is decoded.
         num_threads: threads that read and decode images.
-        frame: files with several frames or pages: `only` refuses them, `first` scores the first frame.
-        review_threshold: calibrated score above which the verdict is `review`, below `threshold`; None for no such verdict.
+        frame: rule for files with several frames or pages: `only` refuses them, `first` scores the first frame.
+        review_threshold: calibrated score above which the verdict is `review`, below `threshold`; None without this verdict.
         measure: whether image statistics are computed, for the drift monitor.
-        large: whether a model of tiles is used; each window then holds one image.
+        large: whether a tiled model is used; each window then holds one image.
 
     Raises:
         UsageError: a threshold that is not finite, a review threshold not below it, or a batch size below 1.

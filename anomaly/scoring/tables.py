@@ -51,7 +51,7 @@ def score_to_tables(
         settings: settings of the run.
         out: table files; .csv, .jsonl or .parquet chooses the format.
         by_product: whether the product of an image chooses its model.
-        overlays: folder for overlay pictures; None for no pictures.
+        overlays: folder for overlays; None without overlays.
         overlays_of: verdicts that are drawn.
 
     Raises:

@@ -1,8 +1,8 @@
 """Access control: a bearer token for services that other machines can reach, and no requests from foreign web pages.
 
-A page in a browser on this machine can send requests to loopback, either from its own `Origin` or through a name that it
-resolves to this machine (DNS rebinding). Without a token, the `Host` of a request must therefore be this machine. In every
-case the `Origin` of a request must equal its `Host`.
+A page in a browser on this machine can send requests to loopback. It sends them from its own `Origin`, or through a name
+that it resolves to this machine (DNS rebinding). Without a token, the `Host` of a request must therefore be this machine.
+In every case the `Origin` of a request must equal its `Host`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_token(file: str | Path | None) -> str | None:
         file: file with the token, or None.
 
     Returns:
-        The token, or None if there is none.
+        The token; None without a token.
 
     Raises:
         UsageError: an unreadable file, or a token that is too short or not printable ASCII.

@@ -1,9 +1,9 @@
 """Dynamic batching: one inference for the images of concurrent requests, without delay for a single request.
 
-One thread runs all inferences. Meanwhile new images wait in a bounded queue. A free thread takes the oldest image, and with
-it all waiting images of the same model and size, up to the batch size. Batches therefore grow with the load alone. An
-optional delay lets the oldest image wait for others. It pays only if a batch costs less than its images one by one, as
-on a GPU.
+One thread runs all inferences. Meanwhile new images wait in a bounded queue. A free thread takes the oldest image. It adds
+all waiting images of the same model and size, up to the batch size. Batches therefore grow with the load alone. An
+optional delay lets the oldest image wait for others. The delay pays only if a batch costs less than its images one by one,
+e.g. on a GPU.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Batcher:
     Args:
         max_batch: images per inference.
         max_images: images in the queue.
-        max_delay: seconds for which the oldest image may wait for others while the thread is free.
+        max_delay: longest wait of the oldest image for others while the thread is free, in seconds.
         observe: function called in the thread after every inference.
     """
 

@@ -43,9 +43,9 @@ def connection_class(*, max_connections: int, idle_seconds: float) -> type[async
     """Build the class of a server's connections.
 
     Args:
-        max_connections: largest number of connections; further ones are closed at once.
-        idle_seconds: longest time from the end of a response, or from the start of the connection, to the complete header
-            of the next request. Partial headers and the rest of a refused body do not extend it.
+        max_connections: largest number of connections; further connections are closed at once.
+        idle_seconds: longest time from the start of the connection or the end of a response to the next complete header.
+            Partial headers and the rest of a refused body do not extend it.
     """
 
     class Connection(H11Protocol):

@@ -41,7 +41,7 @@ class InferRequest:
     outputs: dict[str, bool]
     """output name, in the requested order -> whether its tensor is sent as bytes"""
     timeout: float
-    """seconds; infinite if the request has none"""
+    """seconds; infinite without a timeout"""
 
 
 def split_body(body: bytes, *, header_length: str | None) -> tuple[bytes, memoryview]:
@@ -87,7 +87,7 @@ def parse_request(header: bytes, binary: memoryview, *, max_pixels: int) -> Infe
     image = _image(_object(inputs[0], "an input"), binary, max_pixels=max_pixels)
     identity = request.get("id", "")
     if not isinstance(identity, str):
-        raise RequestError(400, "`id` is not a string")
+        raise RequestError(400, "`id` is not a string: send a string, or leave it out")
     return InferRequest(
         id=identity,
         image=image,
@@ -109,14 +109,14 @@ def _json(data: bytes) -> dict[str, Any]:
 
 def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise RequestError(400, f"{name} is not a JSON object")
+        raise RequestError(400, f"{name} is not a JSON object: send an object")
     return value
 
 
 def _list(header: Mapping[str, Any], name: str) -> list[Any]:
     value = header.get(name, [])
     if not isinstance(value, list):
-        raise RequestError(400, f"`{name}` is not a list")
+        raise RequestError(400, f"`{name}` is not a list: send a list")
     return value
 
 

@@ -5,8 +5,8 @@
     FOLDER             FOLDER/model.onnx, as in a fitted model; otherwise FOLDER/NAME.onnx and
                        FOLDER/NAME/VERSION/model.onnx, the layout of a Triton model repository
 
-A changed file is loaded beside the active model. It becomes active only if it is a complete model of this package and
-scores its golden image as at export. Otherwise the previous model stays active.
+A changed file is loaded beside the active model. It becomes active only if it is a complete model and scores its
+golden image as at export. Otherwise the previous model stays active.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class ServedModel:
 def model_card(
     served: ServedModel, *, threshold: float, drift: Mapping[str, str | int]
 ) -> dict[str, str | int | float | bool]:
-    """Describe a model and its guarantee in plain values, as the protocol's parameters require.
+    """Describe a model and its guarantee in plain values, for the parameters of the protocol.
 
     Args:
         served: the model.
@@ -220,7 +220,7 @@ class ModelRepository:
         """
         if name is None:
             if len(self._served) != 1:
-                raise RequestError(400, f"no model named: choose one of {', '.join(self._served)}")
+                raise RequestError(400, f"no model name: choose one of {', '.join(self._served)}")
             name = next(iter(self._served))
         versions = self._versions(name)
         if version is None:

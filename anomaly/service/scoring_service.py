@@ -40,8 +40,8 @@ class ScoringService:
         models: served models.
         limits: limits of a request.
         settings: threshold, batch size, largest image, frame choice and number of decoding threads.
-        max_delay: seconds for which the oldest image may wait for others while the inference thread is free.
-        poll_seconds: interval between two checks of the model files.
+        max_delay: longest wait of the oldest image for others while the inference thread is free, in seconds.
+        poll_seconds: interval between two checks of the model files, in seconds.
     """
 
     def __init__(

@@ -58,14 +58,14 @@ def serve(
         threshold: threshold of the verdict in calibrated units; by default the model's own, 1.
         batch_size: largest number of images per inference; `anomaly profile` finds the best. By default 1 on the CPU,
             where most networks gain nothing from more, and 8 on other devices.
-        max_delay_ms: milliseconds for which an image may wait for others while no inference runs.
+        max_delay_ms: longest wait of an image for others while no inference runs, in milliseconds.
         max_queue: largest number of waiting images; further requests are answered with 503.
-        max_requests: largest number of concurrent requests; further ones are answered with 503.
+        max_requests: largest number of concurrent requests; further requests are answered with 503.
         max_body_mib: largest request in MiB, compressed or not.
         max_memory_mib: largest memory of all bodies and decoded images in MiB; further requests are answered with 503.
         max_pixels: largest width × height of an image.
-        frame: files with several frames or pages: `only` refuses them, `first` takes the first frame.
-        timeout: seconds for a request to arrive, and again for its response.
+        frame: rule for files with several frames or pages: `only` refuses them, `first` takes the first frame.
+        timeout: longest time for a request to arrive, and again for its response, in seconds.
 
     Raises:
         UsageError: an invalid option, or a listening address that other machines can reach without a token.

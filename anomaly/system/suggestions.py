@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Find the known name most similar to `name`: one with this beginning first, then by common letters.
+    """Find the known name most similar to `name`: a name with this beginning first, then by common letters.
 
     Args:
         name: misspelt name.

@@ -86,7 +86,7 @@ Metadata read_metadata(const std::function<std::optional<std::string>(const std:
         throw std::runtime_error("the file follows contract " + std::to_string(static_cast<int>(contract)) +
                                  ", this program reads contract " + std::to_string(known_contract) + ": export it again");
     if (read("kind").as_text() != "detector")
-        throw std::runtime_error("the file is a " + read("kind").as_text() + ": take the model.onnx beside it");
+        throw std::runtime_error("the file is a " + read("kind").as_text() + ": use the model.onnx beside it");
     if (has("tiling"))
         throw std::runtime_error("the file is a model for large images: score it with `anomaly score`");
     const std::string resize = read("resize").as_text();
@@ -114,10 +114,10 @@ void pack_rgb(const Buffer& buffer, int white, std::uint8_t* rgb) {
     const int bytes = buffer.pixels == Pixels::mono16 ? 2 : channels;
     if (!buffer.data || buffer.width < 1 || buffer.height < 1)
         throw std::invalid_argument("a buffer of " + std::to_string(buffer.width) + "x" + std::to_string(buffer.height) +
-                                    " pixels holds no image");
+                                    " pixels holds no image: give pixels and sizes of at least 1");
     if (std::abs(buffer.stride) < static_cast<std::ptrdiff_t>(bytes) * buffer.width)
         throw std::invalid_argument("a stride of " + std::to_string(buffer.stride) + " bytes is less than a row of " +
-                                    std::to_string(buffer.width) + " pixels");
+                                    std::to_string(buffer.width) + " pixels: give the distance between rows in bytes");
     for (int y = 0; y < buffer.height; ++y) {
         const auto* row = static_cast<const std::uint8_t*>(buffer.data) + y * buffer.stride;
         for (int x = 0; x < buffer.width; ++x, rgb += 3) {
@@ -185,7 +185,7 @@ std::vector<Region> find_regions(const Map& enlarged, double threshold, bool rej
 
 Verdict judge(float score, const Map& map, int height, int width, Resize resize, double threshold) {
     const bool finite = std::all_of(map.values.begin(), map.values.end(), [](float value) { return std::isfinite(value); });
-    if (!std::isfinite(score) || !finite) throw std::runtime_error("the score or the map is not finite: take another device");
+    if (!std::isfinite(score) || !finite) throw std::runtime_error("the score or the map is not finite: use another device");
     const float maximum = *std::max_element(map.values.begin(), map.values.end());
     Verdict verdict{score, threshold, score > threshold, maximum, {}};
     if (verdict.defect || maximum > threshold)

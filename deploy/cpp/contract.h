@@ -13,7 +13,7 @@ namespace anomaly {
 
 enum class Pixels { mono8, mono16, rgb8, bgr8 };  // mono16: in this machine's byte order
 
-// An image in memory, as a camera's SDK delivers it. `data` points to the top row. `stride` is the distance between rows in
+// An image in the memory of a camera's SDK. `data` points to the top row. `stride` is the distance between rows in
 // bytes; it may exceed the pixels of a row, and it is negative for images stored bottom up.
 struct Buffer {
     const void* data;
@@ -67,8 +67,8 @@ void pack_rgb(const Buffer& buffer, int white, std::uint8_t* rgb);
 // Enlarges a map to the size of its image, bilinear with half-pixel centres.
 Map enlarge(const Map& map, int height, int width, Resize resize);
 
-// Finds the 8-connected regions above the threshold. A rejected image without such a region gets the region around the map's
-// maximum, above the mean of the map's median and maximum.
+// Finds the 8-connected regions above the threshold. A rejected image without such a region gets a weak region: the pixels around
+// the map's maximum that are above the mean of the map's median and maximum.
 std::vector<Region> find_regions(const Map& enlarged, double threshold, bool rejected);
 
 // Judges one image of height × width pixels. Throws std::runtime_error for a score or map that is not finite: NaN would pass

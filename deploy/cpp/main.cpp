@@ -16,7 +16,7 @@ namespace {
 constexpr const char* usage =
     "anomaly_score MODEL.onnx BUFFER mono8|mono16|rgb8|bgr8 WIDTH HEIGHT STRIDE\n"
     "              [--threshold T] [--device cpu|cuda] [--golden]\n"
-    "  BUFFER       file of HEIGHT rows of STRIDE bytes, as a camera delivers them\n"
+    "  BUFFER       camera buffer in a file: HEIGHT rows of STRIDE bytes\n"
     "  --threshold  threshold of the verdict; the model's own is 1\n"
     "  --golden     BUFFER is the model's golden image: fail unless its score equals the score at export\n";
 

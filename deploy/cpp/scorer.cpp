@@ -74,7 +74,7 @@ void Scorer::check_golden(const Buffer& golden) {
     const auto check = [&](const char* name, double expected, double actual) {
         if (!(std::abs(expected - actual) / std::max(1.0, std::abs(expected)) <= tolerance))
             throw std::runtime_error(std::string("the golden image's ") + name + " is " + std::to_string(actual) +
-                                     ", at export " + std::to_string(expected) + ": this runtime computes other results; take another one");
+                                     ", at export " + std::to_string(expected) + ": this runtime computes other results; use another one");
     };
     check("score", metadata_.golden_score, verdict.score);
     check("map's maximum", metadata_.golden_map_maximum, verdict.map_maximum);

@@ -25,10 +25,11 @@ namespace Anomaly
         public ImageBuffer(byte[] data, int offset, int width, int height, int stride, Pixels pixels)
         {
             if (width < 1 || height < 1)
-                throw new ArgumentException("a buffer of " + width + "x" + height + " pixels holds no image");
+                throw new ArgumentException("a buffer of " + width + "x" + height + " pixels holds no image: give pixels and sizes of at least 1");
             long row = RowBytes(width, pixels), last = offset + (long)stride * (height - 1);
             if (Math.Abs((long)stride) < row)
-                throw new ArgumentException("a stride of " + stride + " bytes is less than a row of " + width + " pixels");
+                throw new ArgumentException("a stride of " + stride + " bytes is less than a row of " + width
+                    + " pixels: give the distance between rows in bytes");
             if (Math.Min(offset, last) < 0 || Math.Max(offset, last) + row > data.Length)
                 throw new ArgumentException("the buffer has " + data.Length + " bytes, fewer than its rows need");
             Data = data;
@@ -77,7 +78,7 @@ namespace Anomaly
                     + KnownContract + ": export it again");
             string kind = Json.As<string>(Read(stored, "kind")), resize = Json.As<string>(Read(stored, "resize"));
             if (kind != "detector")
-                throw new FormatException("the file is a " + kind + ": take the model.onnx beside it");
+                throw new FormatException("the file is a " + kind + ": use the model.onnx beside it");
             if (Has(stored, "tiling"))
                 throw new FormatException("the file is a model for large images: score it with `anomaly score`");
             if (resize != "stretch" && resize != "letterbox")
@@ -308,7 +309,8 @@ namespace Anomaly
         }
 
         /// <summary>Finds the 8-connected regions above the threshold, strongest first. A rejected image without such a region
-        /// gets the region around the map's maximum, above the mean of the map's median and maximum.</summary>
+        /// gets a weak region: the pixels around the map's maximum that are above the mean of the map's median and
+        /// maximum.</summary>
         public static List<Region> FindRegions(Map enlarged, double threshold, bool rejected)
         {
             float above = (float)threshold;
@@ -332,7 +334,7 @@ namespace Anomaly
         public static Verdict Judge(float score, Map map, int height, int width, Resize resize, double threshold)
         {
             if (map.Values.Concat(new[] { score }).Any(value => float.IsNaN(value) || float.IsInfinity(value)))
-                throw new InvalidOperationException("the score or the map is not finite: take another device");
+                throw new InvalidOperationException("the score or the map is not finite: use another device");
             var verdict = new Verdict { Score = score, Threshold = threshold, MapMaximum = map.Values.Max() };
             verdict.IsDefect = score > threshold;
             verdict.Regions = verdict.IsDefect || verdict.MapMaximum > threshold

@@ -91,7 +91,7 @@ namespace Anomaly
         {
             if (!(Math.Abs(expected - actual) / Math.Max(1, Math.Abs(expected)) <= tolerance))
                 throw new InvalidOperationException("the golden image's " + name + " is " + actual + ", at export "
-                    + expected + ": this runtime computes other results; take another one");
+                    + expected + ": this runtime computes other results; use another one");
         }
 
         public void Dispose()

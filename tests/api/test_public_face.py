@@ -46,7 +46,7 @@ def scratched() -> np.ndarray:
     return draw_scratch(draw_part(2000), 0)[0]
 
 
-def test_public_names_are_exactly_those_of_the_list() -> None:
+def test_public_names_equal_the_list() -> None:
     assert set(anomaly.__all__) == {
         "AnomalyError", "CalibrationError", "DataError", "Fitted", "ImageError", "Model", "ModelError", "OutputError",
         "ParityError", "ProviderError", "Result", "TrainingError", "Unsupported", "UsageError", "WeightsError", "__version__",
@@ -110,7 +110,7 @@ def test_grey_palette_and_alpha_follow_the_table_of_pixels(plate_model: anomaly.
     assert plate_model(turned).score == plate_model(scratched).score
 
 
-def test_stream_keeps_order_and_turns_bad_images_into_errors(
+def test_stream_keeps_order_and_turns_invalid_images_into_errors(
     plate_model: anomaly.Model, category: Path, tmp_path: Path
 ) -> None:
     files = image_files(category / "test")
@@ -138,7 +138,7 @@ def test_stream_reads_no_further_than_its_batch(plate_model: anomaly.Model) -> N
             yield draw_part(n)
 
     results = plate_model.score(camera(), batch_size=2)
-    assert not drawn, "nothing is read before the first result is wanted"
+    assert not drawn, "nothing is read before the first result is requested"
     next(results)
     assert drawn == [0, 1]
 

@@ -30,7 +30,7 @@ from anomaly.registry import MODELS
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 VERB_OF_FOLDER: dict[str, Callable[..., Any]] = {"detectors": fit, "samplers": fit}
 OTHERS = {"benchmarks"}
-"""Folders of files that are no options of a verb; tests of their own read them"""
+"""Folders of files without options of a verb; other tests read them"""
 HELP = "import sys; sys.argv = ['anomaly', '--help']; from anomaly.commands.main import main; main()"
 SCORE = ["m.onnx", "images", "--out", "rows.csv"]
 FIT = ["data", "--out", "run"]
@@ -105,9 +105,7 @@ def test_help_of_fit_has_a_text_for_every_option_of_a_detector(name: str) -> Non
 
 
 @pytest.mark.parametrize(("old", "new"), [("test", "evaluate"), ("bench", "profile"), ("offline", "bundle")])
-def test_verb_of_an_earlier_version_is_answered_with_the_new_one(
-    old: str, new: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verb_of_an_earlier_version_names_the_new_verb(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([old, "model.onnx"]) == 2
     assert f"the verb {old!r} is now {new!r}: see `anomaly {new} --help`" in capsys.readouterr().err
 
@@ -120,7 +118,7 @@ def test_verb_of_an_earlier_version_is_answered_with_the_new_one(
         (["fit", *FIT, "--promise", "bound"], "--promise is now --guarantee"),
     ],
 )
-def test_option_of_an_earlier_version_is_answered_with_the_new_one(arguments: list[str], new: str) -> None:
+def test_option_of_an_earlier_version_names_the_new_option(arguments: list[str], new: str) -> None:
     verb, *rest = arguments
     with pytest.raises(UsageError, match=new):
         parse(verb, function_of(verb), rest)
@@ -129,8 +127,8 @@ def test_option_of_an_earlier_version_is_answered_with_the_new_one(arguments: li
 @pytest.mark.parametrize(("verb", "near"), [("scroe", "score"), ("calibrat", "calibrate"), ("Fit", "fit")])
 def test_unknown_verb_names_the_nearest(verb: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb]) == 2
-    told = capsys.readouterr().err
-    assert f"no verb {verb!r}; nearest: {near!r}; all: demo, inspect" in told
+    output = capsys.readouterr().err
+    assert f"no verb {verb!r}; nearest: {near!r}; all: demo, inspect" in output
 
 
 @pytest.mark.parametrize(
@@ -144,12 +142,12 @@ def test_unknown_or_abbreviated_option_names_the_nearest(option: str, near: str)
 
 
 @pytest.mark.parametrize("extra", [["-a", "1"], ["more"], ["--"]])
-def test_what_is_left_over_is_refused(extra: list[str]) -> None:
+def test_surplus_arguments_are_refused(extra: list[str]) -> None:
     with pytest.raises(UsageError, match="score: "):
         parse("score", score, [*SCORE, *extra])
 
 
-def test_required_option_and_lacking_value_are_told() -> None:
+def test_missing_option_and_missing_value_are_refused() -> None:
     with pytest.raises(UsageError, match="'out' is required"):
         parse("fit", fit, FIT[:1])
     with pytest.raises(UsageError, match="--out: expected one argument"):
@@ -208,7 +206,7 @@ def test_defaults_are_those_of_the_function() -> None:
 
 
 @pytest.mark.slow
-def test_word_that_may_be_left_out_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_optional_positional_argument_stands_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         ["m.onnx", "good", "--labels", "k"],
         ["m.onnx", "--labels", "k", "good"],
@@ -284,7 +282,7 @@ def test_second_yaml_file_is_refused_unread(tmp_path: Path) -> None:
         parse("fit", fit, [*FIT, "--config", str(tmp_path / "first.yaml"), f"--config={file}"])
 
 
-def test_yaml_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_yaml_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"group: gr\xfcn\n")
     for name, message in (("none.yaml", "cannot be read: No such file"), ("latin.yaml", "is not a YAML file")):
         with pytest.raises(UsageError, match=message):
@@ -307,7 +305,7 @@ def write_spot(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-def test_class_named_on_the_command_line_brings_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_named_on_the_command_line_adds_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_spot(tmp_path, monkeypatch)
     found = parse("fit", fit, [*FIT, "--detector", "parts.inspector:Spot", "--model.radius", "5"])
     assert (found["detector"], found["model"]) == ("parts.inspector:Spot", {"radius": 5})
@@ -320,7 +318,7 @@ def test_class_named_on_the_command_line_brings_its_options(tmp_path: Path, monk
             parse("fit", fit, [*FIT, "--detector", name])
 
 
-def test_misspelt_detector_is_told_before_its_options_are(tmp_path: Path) -> None:
+def test_misspelt_detector_is_refused_before_its_options(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no detector or sampler 'autoencodr'; nearest: 'autoencoder'"):
         parse("fit", fit, [*FIT, "--detector", "autoencodr", "--model.width", "8"])
     with pytest.raises(UsageError, match="--detector is given 2 times, autoencoder and fastflow"):
@@ -332,9 +330,9 @@ def test_help_of_a_verb_lists_its_options_with_hyphens(capsys: pytest.CaptureFix
         with pytest.raises(SystemExit) as stop:
             run(["score", option])
         assert stop.value.code == 0
-        told = capsys.readouterr().out
-        assert "--batch-size N" in told
-        assert "images per inference" in told
+        output = capsys.readouterr().out
+        assert "--batch-size N" in output
+        assert "images per inference" in output
 
 
 def test_help_of_fit_lists_the_options_of_the_detector(capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,10 +343,10 @@ def test_help_of_fit_lists_the_options_of_the_detector(capsys: pytest.CaptureFix
         with pytest.raises(SystemExit) as stop:
             run(arguments)
         assert stop.value.code == 0
-        told = capsys.readouterr().out
-        assert present in told
-        assert absent not in told
-        assert not [name for name in re.findall(r"--[a-z][\w.-]*", told) if "_" in name]
+        output = capsys.readouterr().out
+        assert present in output
+        assert absent not in output
+        assert not [name for name in re.findall(r"--[a-z][\w.-]*", output) if "_" in name]
 
 
 SHIPPED = [path for path in sorted(CONFIGS.rglob("*.y*ml")) if path.parent.name not in OTHERS]
@@ -366,20 +364,20 @@ def test_error_of_a_verb_is_one_line_and_an_exit_code(
     for error, code in ((UsageError, 2), (CalibrationError, 1), (KeyboardInterrupt, 130)):
 
         def fail(arguments: list[str], error: type[BaseException] = error) -> int:
-            raise error("99 good images, 100 asked for: take more")
+            raise error("99 good images, 100 requested: give more")
 
         monkeypatch.setattr(cli, "_run", fail)
         assert run(["score"]) == code
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert told.err.startswith("anomaly: ")
-        assert told.err.count("\n") == 1
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("anomaly: ")
+        assert output.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("missing", "extra"), [("starlette.routing", "serve"), ("onnxruntime", "serve-cpu"), ("torch", "train")]
 )
-def test_missing_package_is_told_with_the_extra_that_brings_it(
+def test_missing_package_is_named_with_its_extra(
     missing: str, extra: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(name: str) -> None:
@@ -387,11 +385,11 @@ def test_missing_package_is_told_with_the_extra_that_brings_it(
 
     monkeypatch.setattr(importlib, "import_module", absent)
     assert run(["serve", "m.onnx"]) == 2
-    assert f"needs {missing.partition('.')[0]}, " in (told := capsys.readouterr().err)
-    assert f"pip install anomaly[{extra}]\n" in told
+    assert f"needs {missing.partition('.')[0]}, " in (output := capsys.readouterr().err)
+    assert f"pip install anomaly[{extra}]\n" in output
 
 
-def test_list_that_comes_first_is_written_as_words() -> None:
+def test_leading_list_takes_positional_arguments() -> None:
     runs = [Path("a"), Path("b=c")]
     for arguments in (["a", "b=c", "--out", "d"], ["--out=d", "a", "b=c"], ["a", "--out", "d", "b=c"]):
         assert parse("merge", merge, arguments) == {"runs": runs, "out": Path("d")}

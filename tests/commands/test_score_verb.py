@@ -80,7 +80,7 @@ def test_formats_hold_the_same_rows_and_equal_runs_equal_bytes(category: Path, m
     assert [float(r["score"]) for r in rows_of(tmp_path / "a.csv")] == [line["score"] for line in lines]
 
 
-def test_bad_file_gives_exit_code_3_and_the_other_rows(category: Path, model: Path, tmp_path: Path) -> None:
+def test_invalid_file_gives_exit_code_3_and_the_other_rows(category: Path, model: Path, tmp_path: Path) -> None:
     good = category / "test/good/000.png"
     (tmp_path / "list.txt").write_text(f"{tmp_path}/gone.png\n{good}\n", encoding="utf-8")
     assert score(model, tmp_path / "list.txt", tmp_path / "rows.csv", "--fail-on-defect") == 3
@@ -268,7 +268,7 @@ def test_image_with_an_invalid_name_is_scored(model: Path, tmp_path: Path) -> No
     assert card["config"]["images"] == str(folder)
 
 
-def test_commit_is_that_of_the_checkout_that_holds_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_belongs_to_the_checkout_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]

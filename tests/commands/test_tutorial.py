@@ -36,13 +36,13 @@ def write_module(page: Path, name: str, *, folder: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def my_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The detector of the tutorial, in a folder of its own."""
+    """The detector of the tutorial, in a separate folder."""
     return write_module(DETECTOR_PAGE, "my_detector", folder=tmp_path, monkeypatch=monkeypatch)
 
 
 @pytest.fixture
 def my_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The sampler of the tutorial, in a folder of its own."""
+    """The sampler of the tutorial, in a separate folder."""
     return write_module(SAMPLER_PAGE, "my_sampler", folder=tmp_path, monkeypatch=monkeypatch)
 
 

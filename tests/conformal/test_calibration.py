@@ -168,9 +168,9 @@ def test_guarantee_holds_over_random_splits(guarantee: GuaranteeKind) -> None:
 
 
 def test_scores_without_spread_are_refused() -> None:
-    with pytest.raises(CalibrationError, match=r"score alike .* copies of one image"):
+    with pytest.raises(CalibrationError, match=r"almost the same score .* copies of one image"):
         fit_scale(np.full(20, 3.5), alpha=0.05, guarantee="expected")
-    with pytest.raises(CalibrationError, match="score alike"):  # spread below single precision
+    with pytest.raises(CalibrationError, match="almost the same score"):  # spread below single precision
         fit_scale(1e4 + 1e-5 * np.arange(20), alpha=0.05, guarantee="expected")
 
 

@@ -128,7 +128,7 @@ def test_changed_score_alone_is_reported_in_both_directions() -> None:
         assert not summary["explained_by_reject_rate"]
 
 
-def test_accepted_scores_tell_more_defects_from_drift() -> None:
+def test_accepted_scores_distinguish_more_defects_from_drift() -> None:
     images = rows(2000, seed=6)
     defects = np.random.default_rng(0).random(2000) < 0.3
     images[defects, 0] += 3
@@ -144,7 +144,7 @@ def test_accepted_scores_tell_more_defects_from_drift() -> None:
     assert low < summary["rejects"]["rate"] < high
 
 
-def test_shifted_part_with_only_rejects_is_not_reported_as_defects() -> None:
+def test_shifted_part_with_only_rejected_images_is_not_reported_as_defects() -> None:
     images = rows(400, seed=6)
     images[200:, 0] += 3
     monitor = monitor_of()
@@ -241,5 +241,5 @@ def test_update_reports_each_stream_once() -> None:
 def test_wrong_alpha_and_missing_statistics_are_refused() -> None:
     with pytest.raises(UsageError, match=r"alpha 0 is not a probability"):
         monitor_of(alpha=0)
-    with pytest.raises(ModelError, match=r"lack contrast, sharpness, colour"):
+    with pytest.raises(ModelError, match=r"statistics contrast, sharpness, colour are missing"):
         DriftMonitor([0.1, 0.2], {"brightness": {"mean": 1.0, "deviation": 1.0}}, threshold=1.0, alpha=0.01, seed=0)

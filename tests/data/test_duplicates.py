@@ -57,7 +57,7 @@ COPIES = {
 def test_different_parts_of_one_product_are_not_duplicates() -> None:
     images = draw_images(30)
     pixels = [image[::4, ::4, 0].ravel().astype(float) for image in images]
-    assert np.corrcoef(pixels).min() > 0.9, "the whole images all look alike"
+    assert np.corrcoef(pixels).min() > 0.9, "the whole images look similar"
     assert pairs(images) == []
 
 

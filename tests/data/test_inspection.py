@@ -66,7 +66,7 @@ def test_progress_counts_every_file(tmp_path: Path) -> None:
     assert calls == [(i + 1, 39) for i in range(39)]
 
 
-def test_bad_files_are_findings_and_do_not_stop_the_inspection(tmp_path: Path) -> None:
+def test_invalid_files_are_findings_and_do_not_stop_the_inspection(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     good = root / "train/good"
     (good / "a text.png").write_text("timestamp;camera\n")
@@ -156,7 +156,7 @@ def test_duplicates_are_grouped_as_in_fit(tmp_path: Path) -> None:
     assert found.split.num_calibration_groups == len({groups[s.path] for s in parts.calibration_images})
 
 
-def test_test_images_unlike_the_training_images_are_findings(tmp_path: Path) -> None:
+def test_unusual_test_images_are_findings(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     Image.fromarray(image(50, height=60, width=60)).convert("L").save(root / "test/good/other.jpg")
     put(root / "test/good/trimmed.png", image(51, height=47))

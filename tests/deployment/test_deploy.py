@@ -101,7 +101,7 @@ def logical_lines(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", CONTAINER_FILES, ids=lambda file: file.parent.name)
-def test_container_file_copies_existing_files_and_runs_without_rights(file: Path) -> None:
+def test_container_file_copies_existing_files_and_runs_without_privileges(file: Path) -> None:
     instructions = [line.split(maxsplit=1) for line in logical_lines(file)]
     words = [word for word, _ in instructions]
     assert set(words) <= INSTRUCTIONS
@@ -151,7 +151,7 @@ def check_command(verb: str, arguments: list[str]) -> None:
     assert parse(verb, function, arguments)
 
 
-def test_unit_file_starts_the_service_without_rights() -> None:
+def test_unit_file_starts_the_service_without_privileges() -> None:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(DEPLOY / "systemd" / "anomaly.service", encoding="utf-8")

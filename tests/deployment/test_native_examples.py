@@ -1,4 +1,4 @@
-"""The C++ and C# examples give the same verdicts as `anomaly score`, as far as they can be built here.
+"""The C++ and C# examples give the verdicts of `anomaly score`. Each test needs the tools to build its example.
 
 ANOMALY_ORT_INCLUDE     folder of onnxruntime_cxx_api.h; default: the system's include folders
 ANOMALY_CSHARP_EXAMPLE  command that runs the built C# example
@@ -39,7 +39,7 @@ CPP, CSHARP = ROOT / "deploy" / "cpp", ROOT / "deploy" / "csharp"
 INCLUDES = [Path(name) for name in (os.environ.get("ANOMALY_ORT_INCLUDE", ""), "/usr/include/onnxruntime",
                                     "/usr/local/include/onnxruntime", "/usr/local/include") if name]  # fmt: skip
 LANGUAGES = ["cpp", "csharp"]
-Ask = Callable[[list[str]], list[str]]
+Exchange = Callable[[list[str]], list[str]]
 Example = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -55,7 +55,7 @@ def build(*command: str | Path) -> None:
 
 
 @pytest.fixture(scope="module", params=LANGUAGES)
-def ask(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ask:
+def exchange(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     """The example without ONNX Runtime: lines in, lines out."""
     program, driver = tmp_path_factory.mktemp("pure") / "pure.exe", ROOT / "tests" / "deployment" / "native"
     start: list[str | Path] = [program]
@@ -119,7 +119,7 @@ def smooth_map(rng: np.random.Generator, height: int, width: int) -> NDArray[np.
     return (values + rng.choice([0.0, 0.01], (height, width))).astype(np.float32)
 
 
-def test_regions_equal_those_of_the_scorer(ask: Ask, tmp_path: Path) -> None:
+def test_regions_equal_those_of_the_scorer(exchange: Exchange, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lines, expected = [], []
     sizes = [(8, 8, 8, 8), (8, 8, 61, 40), (16, 12, 90, 120), (12, 16, 7, 5), (1, 1, 9, 4), (5, 7, 33, 100)]
@@ -136,7 +136,7 @@ def test_regions_equal_those_of_the_scorer(ask: Ask, tmp_path: Path) -> None:
                     regions = [vars(r) for r in find_regions(enlarged, threshold=threshold, rejected=rejected)]
                 expected.append((rejected, regions))
                 lines.append(f"judge {tmp_path}/{number}.f32 {h} {w} {height} {width} {resize} {score} {threshold}")
-    answers = [json.loads(answer) for answer in ask(lines)]
+    answers = [json.loads(answer) for answer in exchange(lines)]
     assert {len(regions) > 1 for _, regions in expected} == {True, False}
     assert any(region["weak"] for _, regions in expected for region in regions)
     for line, verdict, (rejected, regions) in zip(lines, answers, expected, strict=True):
@@ -148,14 +148,14 @@ def test_regions_equal_those_of_the_scorer(ask: Ask, tmp_path: Path) -> None:
         assert sorted(map(str, verdict["regions"])) == sorted(str(region) for region in regions), line
 
 
-def test_map_that_is_not_finite_is_an_error(ask: Ask, tmp_path: Path) -> None:
+def test_map_that_is_not_finite_is_an_error(exchange: Exchange, tmp_path: Path) -> None:
     for name, value in (("nan", np.nan), ("infinite", np.inf)):
         np.array([0.0, value, 0.0, 0.0], dtype=np.float32).tofile(tmp_path / name)
-    for answer in ask([f"judge {tmp_path}/{name} 2 2 4 4 stretch 0.5 1" for name in ("nan", "infinite")]):
+    for answer in exchange([f"judge {tmp_path}/{name} 2 2 4 4 stretch 0.5 1" for name in ("nan", "infinite")]):
         assert answer.startswith("error: the score or the map is not finite")
 
 
-def test_buffers_with_any_stride_are_packed(ask: Ask, tmp_path: Path) -> None:
+def test_buffers_with_any_stride_are_packed(exchange: Exchange, tmp_path: Path) -> None:
     rng, (height, width) = np.random.default_rng(1), (5, 7)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     grey, deep = image[..., 0], rng.integers(0, 65536, (height, width), dtype=np.uint16)
@@ -177,9 +177,11 @@ def test_buffers_with_any_stride_are_packed(ask: Ask, tmp_path: Path) -> None:
             lines.append(f"pack {name} {path} 0 {width} {height} {stride} {white}")
             lines.append(f"pack {name} {path} {stride * (height - 1)} {width} {height} {-stride} {white}")
             expected += [packed.tobytes().hex(), packed[::-1].tobytes().hex()]
-    assert ask(lines) == expected
+    assert exchange(lines) == expected
     path = tmp_path / "mono80"
-    refused = ask([f"pack mono8 {path} 0 {width} {height} {width - 1} 255", f"pack mono8 {path} 0 0 {height} 9 255"])
+    refused = exchange(
+        [f"pack mono8 {path} 0 {width} {height} {width - 1} 255", f"pack mono8 {path} 0 0 {height} 9 255"]
+    )
     assert [answer.split(" ")[:2] for answer in refused] == [["error:", "a"]] * 2
 
 
@@ -189,7 +191,9 @@ def write_lines(path: Path, model: Path, **changed: str) -> None:
     path.write_text("\n".join(f"{key}={value}" for key, value in stored.items() if value) + "\n", encoding="utf-8")
 
 
-def test_metadata_are_read_and_unknown_values_are_refused(ask: Ask, fitted_plate: Path, tmp_path: Path) -> None:
+def test_metadata_are_read_and_unknown_values_are_refused(
+    exchange: Exchange, fitted_plate: Path, tmp_path: Path
+) -> None:
     model = fitted_plate / "model.onnx"
     metadata = read_metadata(load_graph(model), name="model")
     tolerance = {"b": 0.5, "a": 1e-2}
@@ -211,7 +215,7 @@ def test_metadata_are_read_and_unknown_values_are_refused(ask: Ask, fitted_plate
     for number, changed in enumerate(changes.values()):
         write_lines(tmp_path / str(number), model, **changed)
         lines.append(f"metadata {tmp_path / str(number)}")
-    first, fixed, *refused = ask(lines)
+    first, fixed, *refused = exchange(lines)
     resize, white, *numbers = first.split(" ")
     stored = metadata.golden
     assert (resize, int(white), *map(float, numbers[:3])) == (

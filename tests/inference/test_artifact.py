@@ -36,7 +36,7 @@ def metadata_of(path: Path) -> Metadata:
 
 
 def edit(path: Path, change: Callable[[onnx.ModelProto], object]) -> None:
-    """Change the graph of a model file and keep its metadata, as another program may do."""
+    """Change the graph of a model file and keep its metadata, like another program."""
     model = onnx.load(path)
     change(model)
     onnx.save(model, path)
@@ -111,7 +111,8 @@ def test_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("none.onnx", "there is no such file"), ("", "this is a folder"), ("nul\0.onnx", "null byte")]
+    ("name", "reason"),
+    [("none.onnx", "the file does not exist"), ("", "this is a folder"), ("nul\0.onnx", "null byte")],
 )
 def test_missing_file_and_folder_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     for path in (tmp_path / name, str(tmp_path / name)):

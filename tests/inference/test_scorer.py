@@ -108,7 +108,7 @@ def test_provider_is_the_requested_one(model: Path) -> None:
 
 @pytest.mark.skipif(has_cuda_device(), reason="there is a GPU here")
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_requested_provider_that_is_missing_is_an_error(model: Path, device: Device) -> None:
+def test_missing_provider_is_an_error(model: Path, device: Device) -> None:
     with pytest.raises(ProviderError, match=rf"{device} was requested, but .*--device cpu"):
         load(model, device=device)
 

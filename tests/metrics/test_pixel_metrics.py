@@ -305,7 +305,7 @@ def test_bootstrap_without_a_usable_resample_is_refused() -> None:
         (np.zeros((2, 2), np.float32), np.full((2, 2), has_defect, np.bool_)) for has_defect in (False, True)
     )
     seed = next(s for s in range(20) if 2 in resample_weights(2, num_resamples=1, seed=s))
-    with pytest.raises(DataError, match="every bootstrap resample lacks a class"):
+    with pytest.raises(DataError, match="every bootstrap resample has one class only"):
         pixel_metrics(repeatable([good, defect]), seed=seed, num_resamples=1)
     with pytest.raises(UsageError, match="0 bootstrap resamples"):
         pixel_metrics(repeatable([good, defect]), seed=0, num_resamples=0)

@@ -76,7 +76,7 @@ def test_labelled_good_images_keep_the_guarantee_and_never_lower_the_threshold(c
     assert np.mean(rates) <= alpha + 3 * np.std(rates) / np.sqrt(len(rates))
 
 
-def test_new_threshold_is_the_expected_one(model: Path, night: Path) -> None:
+def test_new_threshold_equals_the_expected_threshold(model: Path, night: Path) -> None:
     old = OnnxScorer(model, device="cpu", num_threads=1)
     before, tensors = raw_thresholds(model), calibration_tensors(load_graph(model))
     file = label(night, "bright", "good", num=4)

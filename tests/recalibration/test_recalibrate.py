@@ -151,7 +151,7 @@ def test_unusable_image_leaves_the_file(model: Path, calibration_images: Path, t
 def test_copies_of_one_image_leave_the_file(model: Path, calibration_images: Path) -> None:
     first = calibration_images.read_text(encoding="utf-8").splitlines()[0]
     calibration_images.write_text("\n".join([first] * 20), encoding="utf-8")
-    refuse(model, CalibrationError, "20 calibration images score alike", calibration_images)
+    refuse(model, CalibrationError, "20 calibration images have almost the same score", calibration_images)
 
 
 class Drifting(OnnxScorer):

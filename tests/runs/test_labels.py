@@ -22,7 +22,7 @@ SHA = "0123456789abcdef" * 4
 LINE = f"a.png,{SHA},good,defect,1.5,2026-11-21T10:00:00+00:00,"
 
 
-def made_row(number: int) -> dict[str, Any]:
+def example_row(number: int) -> dict[str, Any]:
     return {"path": f"{number}.png", "sha256": f"{number:064x}", "status": "ok", "verdict": "defect", "score": 1.5}
 
 
@@ -51,7 +51,7 @@ def test_labels_are_beside_the_run_and_leave_its_manifest_valid(model: Path, cat
 
 
 def test_error_row_cannot_be_labelled(tmp_path: Path) -> None:
-    row = made_row(1) | {"score": None, "verdict": "", "status": "truncated"}
+    row = example_row(1) | {"score": None, "verdict": "", "status": "truncated"}
     with pytest.raises(DataError, match=r"1\.png has no verdict to label: its row is an error \(truncated\)"):
         set_label(tmp_path / "m.csv", row, label="good", by="")
     assert not list(tmp_path.iterdir())
@@ -85,7 +85,7 @@ def test_invalid_line_is_refused_with_its_number(line: str, message: str, tmp_pa
     with pytest.raises(DataError, match=message):
         read_labels(file)
     with pytest.raises(DataError, match=message):
-        set_label(file, made_row(1), label="good", by="")
+        set_label(file, example_row(1), label="good", by="")
     assert file.read_bytes() == kept
 
 
@@ -125,13 +125,13 @@ def test_killed_process_keeps_every_label_that_it_reported(tmp_path: Path) -> No
     labels = list(read_labels(file).values())
     assert len(labels) in (len(made), len(made) + 1)  # the last one may be written and not reported
     assert [label.path for label in labels[: len(made)]] == [f"{n}.png" for n in made]
-    set_label(file, made_row(99_999), label="defect", by="")  # no lock is left behind
+    set_label(file, example_row(99_999), label="defect", by="")  # no lock is left behind
     assert len(read_labels(file)) == len(labels) + 1
 
 
 def test_failed_write_leaves_the_previous_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "m.csv"
-    set_label(file, made_row(1), label="good", by="")
+    set_label(file, example_row(1), label="good", by="")
     kept = file.read_bytes()
 
     def full(*_: Any) -> None:
@@ -139,12 +139,12 @@ def test_failed_write_leaves_the_previous_labels(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match=r"No space left on device.*the previous labels stay"):
-        set_label(file, made_row(2), label="good", by="")
+        set_label(file, example_row(2), label="good", by="")
     assert file.read_bytes() == kept
 
 
 def test_concurrent_labels_are_all_kept(tmp_path: Path) -> None:
     file = tmp_path / "m.csv"
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: set_label(file, made_row(n), label="good", by=""), range(60)))
+        list(pool.map(lambda n: set_label(file, example_row(n), label="good", by=""), range(60)))
     assert set(read_labels(file)) == {f"{n:064x}" for n in range(60)}

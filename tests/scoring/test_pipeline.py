@@ -28,7 +28,7 @@ from anomaly.scoring.windows import ScoredImage
 from tests.plates import draw_part
 
 SIZES = [(72, 88), (40, 60), (72, 88), (88, 72), (40, 60), (72, 88), (1, 1), (72, 88), (40, 60)]
-BAD = {
+INVALID = {
     "missing.png": "missing",
     "text.png": "not_an_image",
     "cut.jpg": "truncated",
@@ -39,8 +39,8 @@ BAD = {
 SETTINGS = Settings(threshold=1.0, batch_size=2, max_pixels=100_000_000, num_threads=2)
 
 
-def write_bad(folder: Path) -> None:
-    """Write the files of `BAD`."""
+def write_invalid(folder: Path) -> None:
+    """Write the files of `INVALID`."""
     image = draw_part(0)
     (folder / "text.png").write_text("a certificate, not an image")
     jpeg = cv2.imencode(".jpg", image)[1].tobytes()
@@ -54,16 +54,16 @@ def write_bad(folder: Path) -> None:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[str]:
-    """Images of four sizes, each of the first followed by a bad file."""
+    """Images of four sizes, each of the first followed by an invalid file."""
     folder = tmp_path / "mixed"
     folder.mkdir()
-    write_bad(folder)
+    write_invalid(folder)
     found = []
-    bad = list(BAD)
+    invalid = list(INVALID)
     for number, (height, width) in enumerate(SIZES):
         name = f"{number}.png"
         write_png(folder / name, cv2.resize(draw_part(number), (width, height)).astype(np.uint8))
-        found += [name, *bad[number : number + 1]]
+        found += [name, *invalid[number : number + 1]]
     return [str(folder / name) for name in found]
 
 
@@ -76,14 +76,14 @@ def run(paths: Sequence[str], scorer: OnnxScorer, settings: Settings = SETTINGS)
     return list(score_images(map(Item, paths), scorers={DEFAULT_PRODUCT: scorer}, settings=settings, seconds={}))
 
 
-def test_rows_keep_the_order_of_the_list_and_bad_files_are_error_rows(paths: list[str], scorer: OnnxScorer) -> None:
+def test_rows_keep_the_order_of_the_list_and_invalid_files_are_error_rows(paths: list[str], scorer: OnnxScorer) -> None:
     found = run(paths, scorer)
     assert [s.row.path for s in found] == paths
     for scored in found:
         row, name = scored.row, Path(scored.row.path).name
         assert (row.threshold, row.model) == (1.0, scorer.sha256[:16])
-        if name in BAD:
-            assert (row.status, row.verdict, row.score, row.p_value) == (BAD[name], "", None, None)
+        if name in INVALID:
+            assert (row.status, row.verdict, row.score, row.p_value) == (INVALID[name], "", None, None)
             assert (row.width, row.height, row.regions) == (None, None, [])
             assert row.path in row.message
             assert scored.image.size == scored.anomaly_map.size == 0
@@ -105,7 +105,7 @@ def test_row_of_an_image_does_not_depend_on_the_others(paths: list[str], scorer:
             np.testing.assert_allclose(alone.anomaly_map, scored.anomaly_map, atol=1e-5, rtol=1e-5)
 
 
-def test_sha256_is_that_of_the_file(paths: list[str], scorer: OnnxScorer) -> None:
+def test_sha256_belongs_to_the_file(paths: list[str], scorer: OnnxScorer) -> None:
     for scored in run(paths, scorer):
         path = Path(scored.row.path)
         expected = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
@@ -263,7 +263,7 @@ def test_regions_are_exact_boxes_in_descending_order() -> None:
     assert (highest.x, highest.y, highest.area) == (10, 10, 3)
 
 
-def test_peak_is_that_of_the_region_not_of_its_box() -> None:
+def test_peak_belongs_to_the_region_not_to_its_box() -> None:
     enlarged = np.zeros((9, 9), dtype=np.float32)
     enlarged[1, 1:8] = enlarged[1:8, 1] = 2.0
     enlarged[5, 5] = 7.0  # inside the box of the angle

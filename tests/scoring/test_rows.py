@@ -26,9 +26,11 @@ ROWS = [
         'line\nbreak, "quoted" Größe.png', "cd" * 32, "ok", "defect", 16777217.3, 1.0, 1 / 11, 1, 1,
         [Region(1, 2, 3, 4, 5, 1 / 3, False), Region(0, 0, 1, 1, 1, 1e-30, True)], "0123456789abcdef", "",
     ),
-    Row("gone.png", "", "missing", "", None, 1.0, None, None, None, [], "0123456789abcdef", "gone.png: no such file"),
+    Row("gone.png", "", "missing", "", None, 1.0, None, None, None, [], "0123456789abcdef", "gone.png: it does not exist"),
 ]  # fmt: skip
-INVALID_NAME = Row("\udcff.png", "", "missing", "", None, 1.0, None, None, None, [], "", "\udcff.png: no such file")
+INVALID_NAME = Row(
+    "\udcff.png", "", "missing", "", None, 1.0, None, None, None, [], "", "\udcff.png: the file does not exist"
+)
 
 
 def write(folder: Path, rows: list[Row] = ROWS) -> dict[str, Path]:
@@ -108,7 +110,7 @@ def test_name_with_invalid_text_is_escaped(tmp_path: Path) -> None:
     assert read_csv(paths[".csv"])[0]["path"] == "\\udcff.png"
     assert json.loads(paths[".jsonl"].read_text(encoding="utf-8"))["path"] == "\\udcff.png"
     (row,) = pq.read_table(paths[".parquet"]).to_pylist()
-    assert (row["path"], row["message"]) == ("\\udcff.png", "\\udcff.png: no such file")
+    assert (row["path"], row["message"]) == ("\\udcff.png", "\\udcff.png: the file does not exist")
 
 
 def test_tables_without_rows_are_readable(tmp_path: Path) -> None:

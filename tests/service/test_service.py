@@ -202,7 +202,7 @@ def test_overlay_is_drawn_on_the_image(client: TestClient) -> None:
         (png(np.zeros((500, 500, 3), dtype=np.uint8)), 413, "too_large"),
     ],
 )
-def test_bad_image_is_an_error_row(client: TestClient, data: bytes, status: int, code: str) -> None:
+def test_invalid_image_is_an_error_row(client: TestClient, data: bytes, status: int, code: str) -> None:
     answer = client.post("/score", content=data)
     row = answer.json()
     assert (answer.status_code, row["status"], row["verdict"], row["score"]) == (status, code, "", None)

@@ -66,7 +66,7 @@ def test_folder_in_the_way_is_an_output_error(tmp_path: Path) -> None:
     assert (tmp_path / "rows.json.partial").is_dir()
 
 
-def test_temporary_folder_goes_with_its_object() -> None:
+def test_temporary_folder_is_removed_with_its_object() -> None:
     folder = TemporaryFolder()
     path = folder.path
     assert path.is_dir()

@@ -13,11 +13,11 @@ SHOULDER = 0.78  # signal above which highlights roll off instead of clipping
 def capture(scene: Field, *, rng: np.random.Generator) -> Image:
     """Capture a scene as an image (H, W, 3) uint8, with fall-off, lens blur, exposure drift and sensor noise.
 
+    Noise is photon noise (its variance grows with the signal) plus read noise, about one to three grey levels.
+
     Args:
         scene: float32 (H, W, 3) in display units: 0 black, 1 white, highlights above 1.
         rng: random generator of light, exposure and noise.
-
-    Noise is photon noise (its variance grows with the signal) plus read noise, about one to three grey levels.
     """
     height, width = scene.shape[:2]
     y = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]

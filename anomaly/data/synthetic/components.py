@@ -26,7 +26,7 @@ WHITE: Colour = (226, 226, 220)
 class Pen:
     """A sheet of `length` × `width` units for smooth shapes; x is along the length, (0, 0) is the middle.
 
-    `colour` (h, w, 3) is uint8 RGB, premultiplied by `cover` (h, w) / 255, the share of the pixel under a shape.
+    `cover` (h, w) / 255 is the share of the pixel under a shape. `colour` (h, w, 3) is uint8 RGB, premultiplied by it.
     """
 
     def __init__(self, length: float, width: float, *, scale: float) -> None:

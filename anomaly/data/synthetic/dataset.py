@@ -81,7 +81,7 @@ def make_dataset(
         parts: keys of `PARTS`.
         num_train: good training images per part.
         num_test_good: good test images per part.
-        num_test_defect: defective test images per part, shared out over the kinds in `DEFECTS`.
+        num_test_defect: defective test images per part, distributed over the kinds in `DEFECTS`.
         size: side of the images in pixels, at least 256.
         seed: random seed, at least 0.
         progress: function called after each image with the number of images written and their total.

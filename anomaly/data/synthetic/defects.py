@@ -52,9 +52,9 @@ def draw_defect(
 
     Returns:
         The image with the defect and its mask (H, W). The mask is True where the defect changes the image by at least
-        two grey levels, or by half of the largest change if that is below four. Outside the mask both images are
-        equal. Inside it single pixels may be equal: between a bright and a dark side, in a repeated texture, or in
-        saturation.
+        two grey levels. A largest change below four grey levels lowers this to half of that change. Outside the mask both
+        images are equal. Inside it single pixels may be equal: between a bright and a dark side, in a repeated texture,
+        or in saturation.
 
     Raises:
         UsageError: an unknown kind, an invalid size, contrast, image or foreground, or a defect that would be invisible.

@@ -20,8 +20,8 @@ def estimate_foreground(image: Image) -> Mask:
     """Estimate the mask (H, W) bool of the part on an even background.
 
     A plane per colour is fitted to the border, and Otsu's threshold (1979) splits the distance from it. The largest
-    connected piece is the part, with its holes filled. All pixels count as part if the split does not separate, if it
-    falls into pieces, or if much of the border is on the part's side, as in an image of a texture.
+    connected piece is the part, with its holes filled. All pixels count as part in three cases, e.g. for a texture: the
+    split does not separate, it gives small pieces, or much of the border is on the part's side.
 
     Args:
         image: (H, W, 3) uint8 RGB.

@@ -74,8 +74,8 @@ def paste_texture(
 ) -> tuple[Image, Mask]:
     """Blend an augmented piece of another image through Perlin noise.
 
-    Arguments and result are those of `paste_patch`, but `size` is the extent of a blot over the shorter side of the
-    image, and `contrast` the opacity.
+    Arguments and result are those of `paste_patch`, with two exceptions. `size` is the extent of a blot over the shorter
+    side of the image. `contrast` is the opacity.
     """
     height, width = image.shape[:2]
     for _ in range(NUM_TRIES):

@@ -22,7 +22,7 @@ class Site:
     `image` (h, w, 3) is float32 in grey levels, `inside` (h, w) is 1 on the part and 0 off it. (`row`, `column`) is the
     defect's centre in the region and `angle` its long axis in radians. `x`, `y` (h, w) are pixels from the centre along
     and across that axis. `extent` is the longest extent in pixels, `stroke` the width of a thin line, `peak` the
-    requested change in grey levels. `sign` is +1 for a brighter defect and -1 for a darker one, as the image has room.
+    requested change in grey levels. `sign` is +1 for a brighter defect and -1 for a darker defect, by the room in the image.
     `grain` is the deviation of the sensor noise in grey levels. `colourful` is False in a grey image. `donors` are
     other regions of the same image, in the shape of `image`.
     """

@@ -1,6 +1,6 @@
 """Defects of the surface: scratch, stain and dent.
 
-Each function takes the site and returns the changed region (h, w, 3) and the amplitude (h, w) of the change, both in
+Each function takes the site. It returns the changed region (h, w, 3) and the amplitude (h, w) of the change, both in
 grey levels. The amplitude has no holes between a bright and a dark side.
 """
 

@@ -61,7 +61,7 @@ class _Yarns:
         return cls(num, phase.astype(np.float32), index, (2.0 * (phase - index) - 1.0).astype(np.float32))
 
     def surface(self, over: Field, *, crossing: _Yarns, rng: np.random.Generator) -> tuple[Field, Field]:
-        """Compute height and reflectance, with these yarns along the rows; `over` says which crossing yarns they cover."""
+        """Compute height and reflectance, with these yarns along the rows; `over` is 1 where they cover a crossing yarn."""
         length = len(self.phase)
         pitch = length / NUM_YARNS
         # crimp: the centre line of a yarn rises over one crossing yarn and dips under the next

@@ -46,7 +46,7 @@ class RunPictures:
 
     Args:
         models: models of the run.
-        images: folder, glob or list in which moved images are found by their SHA-256; None for no search.
+        images: folder, glob or list to search for moved images, by their SHA-256; None for no search.
     """
 
     def __init__(self, models: RunModels, *, images: str | Path | None) -> None:

@@ -35,9 +35,9 @@ def review(
     """Serve the review page of a finished run until SIGINT (Ctrl-C); labels are stored beside the run.
 
     Args:
-        run: run directory, or a merged run.
+        run: folder of a finished or merged run.
         by: reviewer's name in the file of labels.
-        images: folder, glob or list in which moved images are found by their SHA-256.
+        images: folder, glob or list to search for moved images, by their SHA-256.
         device: device that computes missing anomaly maps: auto, cpu, cuda or tensorrt.
         host: listening address; by default this machine only.
         port: listening port; 0 takes a free one, shown in the log.

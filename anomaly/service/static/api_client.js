@@ -11,7 +11,7 @@ export class RequestFailed extends Error {
 }
 
 /**
- * Sends requests and asks the user for the token if necessary.
+ * Sends requests, and opens the token dialog if necessary.
  *
  * askToken(wasWrong): returns a promise of the token.
  */
@@ -43,7 +43,7 @@ export class ApiClient {
     }
   }
 
-  /** Ask for a token, once for all waiting requests. */
+  /** Request a token, once for all waiting requests. */
   async #renewToken(wasWrong) {
     this.#newToken ??= this.askToken(wasWrong).finally(() => (this.#newToken = null));
     sessionStorage.setItem(TOKEN, await this.#newToken);

@@ -3,8 +3,8 @@
 /**
  * Build an element.
  *
- * A function attribute listens to the event of its name. `true` sets an empty attribute; `false`, `null` and `undefined` set
- * none. Children are nodes or text.
+ * A function attribute listens to the event of its name. `true` sets an empty attribute; `false`, `null` and `undefined` set no
+ * attribute. Children are nodes or text.
  */
 export function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);

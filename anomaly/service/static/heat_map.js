@@ -1,7 +1,7 @@
 // The calibrated anomaly map as a heat map over its image, with the geometry and colours of `anomaly/imaging/overlay.py`.
 //
 // Values below half the threshold are transparent. Yellow fades in up to the threshold and turns to red at twice the threshold.
-// A cyan line marks the threshold. Lightness falls along the scale, so the order is visible without hues.
+// A cyan line shows the threshold. Lightness falls along the scale, so the order is visible without hues.
 
 import { decodeLevels } from "./png16.js";
 

@@ -18,7 +18,7 @@ export function drawModelCard(root, { name, version, card, notice }) {
     notice ? element("p", { class: "alert" }, `Warning: ${notice}.`) : "");
 }
 
-/** Describe the guarantee of a model, and its threshold if that is not the certified one. */
+/** Describe the guarantee of a model, and its threshold if it differs from the certified threshold. */
 export function guaranteeText({ alpha, guarantee, threshold }) {
   const share = `${(100 * alpha).toPrecision(2).replace(/\.?0+$/, "")} %`;
   const limit = `at most ${share} of good parts, ${guarantee === "bound" ? "with 95 % confidence" : "on average"}`;

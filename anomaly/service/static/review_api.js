@@ -42,7 +42,7 @@ export class ReviewApi {
     return (await this.client.fetch(`/api/images/${number}/picture`, {})).blob();
   }
 
-  /** Return the anomaly map of an image, as from `readMap`, and a note for the reviewer. */
+  /** Return the anomaly map of an image in the form of `readMap`, and a note for the reviewer. */
   async map(number) {
     const { note, ...map } = await (await this.client.fetch(`/api/images/${number}/map`, {})).json();
     return { map: await readMap(map), note };

@@ -51,7 +51,7 @@ async function start() {
   }
 }
 
-/** The item of the keys and buttons: the open one, or the one whose tile has the focus. */
+/** The item of the keys and buttons: the open item, or the item of the focused tile. */
 function selected() {
   if (viewer.shown() !== null) return viewer.shown();
   return byId("gallery").contains(document.activeElement) && document.activeElement.classList.contains("tile") ? list.current() : null;

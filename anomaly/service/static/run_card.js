@@ -9,7 +9,7 @@ const FILE_STATES = {
   intact: "intact: all files match the manifest",
 };
 
-/** Draw the card into an element. onCheck(): the user asks to compare the files with the manifest. */
+/** Draw the card into an element. onCheck(): the user starts the comparison of the files with the manifest. */
 export function drawRunCard(root, card, { onCheck }) {
   const { counts } = card;
   const all = Object.values(counts).reduce((sum, kind) => sum + kind.all, 0);

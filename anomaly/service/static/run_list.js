@@ -1,11 +1,11 @@
-// The rows of a run as tiles. The server filters and sorts them, as there may be a million; the page loads some at a time.
+// The rows of a run as tiles. The server filters and sorts up to a million rows; the page loads some at a time.
 //
 // createRunList(root, api, {onOpen, onLabel, onCounts, onError, onExport}) fills the element `root`:
 //   onOpen(item)              the user opens a tile
 //   onLabel(item, label)      the user presses a label button under a tile
 //   onCounts(counts)          the counts of the run changed
 //   onError(error)            rows could not be loaded
-//   onExport(query)           the user asks for the filtered rows as a file
+//   onExport(query)           the user exports the filtered rows as a file
 // and returns
 //   load(verdict or "")       load the first rows, filtered by a verdict
 //   items(), total()          the loaded items, and the number of rows that pass the filter

@@ -14,8 +14,8 @@ const OPACITY = 0.6;
  * api: scoring API. onItem(item): an image was scored or failed. onDrop(item): the oldest item was dropped.
  * onProgress({done, total, text}): the progress changed.
  *
- * An item has the form of tile_grid.js and the other columns of a row. It also has `picture` (a Blob) and `map` (as from
- * `readMap`). `isOverlay` means that the service drew the map into the picture.
+ * An item has the form of tile_grid.js and the other columns of a row. It also has `picture` (a Blob) and `map` (in the
+ * form of `readMap`). `isOverlay` means that the service drew the map into the picture.
  */
 export class ScoringQueue {
   #waiting = [];

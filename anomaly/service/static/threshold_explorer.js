@@ -1,4 +1,4 @@
-// A slider for another threshold: it shows which verdicts of this page would change, from their scores alone.
+// A slider for another threshold: it shows the verdicts of this page that would change, computed from their scores.
 
 import { element, formatNumber } from "./dom.js";
 import { wouldChange } from "./verdict.js";
@@ -8,7 +8,7 @@ const NUM_STEPS = 200;
 /**
  * Fill an element with the slider.
  *
- * onTry(threshold or null): the user tries another threshold, or none. Returns {update(items, threshold)}: to be called when
+ * onTry(threshold or null): the user tries another threshold; null resets it. Returns {update(items, threshold)}: to be called when
  * the images of the page or the active threshold change.
  */
 export function createThresholdExplorer(root, { onTry }) {

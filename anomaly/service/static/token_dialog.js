@@ -1,4 +1,4 @@
-// The dialog that asks the user for the token.
+// The dialog for the token.
 
 import { element } from "./dom.js";
 

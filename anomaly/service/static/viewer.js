@@ -8,7 +8,7 @@ import { verdictOf } from "./verdict.js";
 const [MIN_SIDE, MAX_SIDE] = [640, 1280];
 const INITIAL_OPACITY = 60;
 
-/** Fill the element `stage` with the image and `facts` with its verdict. onStep(-1 or 1): the user asks for the previous or next image. */
+/** Fill the element `stage` with the image and `facts` with its verdict. onStep(-1 or 1): the user selects the previous or next image. */
 export function createViewer(stage, facts, { onClose, onStep }) {
   let layers = null; // {base, heat, line, scale} of the shown item
   let shown = null;
@@ -42,7 +42,7 @@ export function createViewer(stage, facts, { onClose, onStep }) {
     canvas.hidden = layers === null;
     notice.hidden = layers !== null && !item.isOverlay;
     notice.textContent = item.notice || (item.isOverlay
-      ? "The browser cannot display this file as the service decodes it. The service drew the heat map."
+      ? "The browser decodes this file in another way than the service. The service drew the heat map."
       : item.status === "ok"
         ? "The page no longer stores this image. Add the file again to see its heat map."
         : "This file could not be scored and cannot be displayed.");

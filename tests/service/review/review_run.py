@@ -24,7 +24,7 @@ def client_of(run: Path, *, token: str | None = None, images: str | None = None,
 
 
 def score_test_images(model: Path, category: Path, folder: Path) -> Path:
-    """Score a copy of the test images and one file that is not an image; returns the run directory."""
+    """Score a copy of the test images and one file that is not an image; returns the folder of the run."""
     images = folder / "images"
     shutil.copytree(category / "test", images)
     (images / "bad.png").write_bytes(b"not an image")

@@ -1,4 +1,4 @@
-"""Runs with bad files of every kind, a folder that changes, and a model that is replaced: good rows stay."""
+"""Runs with invalid files of every kind, a folder that changes, and a model that is replaced: the other rows stay."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ KINDS: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "gone": (lambda: b"", {"missing"}),
     "folder": (lambda: b"", {"unreadable"}),
 }
-"""Kind of bad file -> its bytes, and the allowed error codes of its row"""
+"""Kind of invalid file -> its bytes, and the allowed error codes of its row"""
 
 
-def make_night(folder: Path, *, bad: dict[int, str]) -> Path:
-    """Write images, some of them bad, and a list of their paths; returns the list."""
+def write_images(folder: Path, *, invalid: dict[int, str]) -> Path:
+    """Write images, some of them invalid, and a list of their paths; returns the list."""
     folder.mkdir()
     paths = []
     for n in range(NUM_IMAGES):
         path = folder / f"{n:03d}.png"
-        kind = bad.get(n, "")
+        kind = invalid.get(n, "")
         if kind == "folder":
             path.mkdir()
         elif kind:
@@ -103,23 +103,23 @@ def rows_of(listed: Path, model: Path, run: Path, *, exit_code: int) -> list[dic
 @pytest.fixture(scope="module")
 def clean(fitted_plate: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     folder = tmp_path_factory.mktemp("clean")
-    return rows_of(make_night(folder / "night", bad={}), fitted_plate / "model.onnx", folder / "run", exit_code=0)
+    return rows_of(write_images(folder / "night", invalid={}), fitted_plate / "model.onnx", folder / "run", exit_code=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.01, 0.5])
-def test_bad_files_change_only_their_own_rows(
+def test_invalid_files_change_only_their_own_rows(
     share: float, clean: list[dict[str, str]], model: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
     kinds = list(KINDS)
     places = rng.choice(NUM_IMAGES, round(share * NUM_IMAGES), replace=False)
-    bad = {int(place): kinds[number % len(kinds)] for number, place in enumerate(places)}
-    rows = rows_of(make_night(tmp_path / "night", bad=bad), model, tmp_path / "run", exit_code=3)
+    invalid = {int(place): kinds[number % len(kinds)] for number, place in enumerate(places)}
+    rows = rows_of(write_images(tmp_path / "night", invalid=invalid), model, tmp_path / "run", exit_code=3)
     assert len(rows) == len(clean) == NUM_IMAGES
     for number, (row, before) in enumerate(zip(rows, clean, strict=True)):
-        if number in bad:
-            assert row["status"] in KINDS[bad[number]][1], (bad[number], row["status"], row["message"])
+        if number in invalid:
+            assert row["status"] in KINDS[invalid[number]][1], (invalid[number], row["status"], row["message"])
             assert row["score"] == row["verdict"] == ""
             assert Path(row["path"]).name in row["message"]
         else:
@@ -148,7 +148,7 @@ def test_circular_links_are_followed_once(model: Path, tmp_path: Path) -> None:
 def test_changed_folder_and_replaced_model_during_a_run(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = make_night(tmp_path / "night", bad={}).parent
+    images = write_images(tmp_path / "night", invalid={}).parent
     settings = Settings(threshold=1.0, batch_size=2, max_pixels=10**6, num_threads=2)
     options = RunOptions(overlays_of="none")
     scorer, before = OnnxScorer(model, device="cpu", num_threads=1), sha256_of(model)
