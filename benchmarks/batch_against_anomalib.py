@@ -4,8 +4,8 @@ r"""Images per second from files: a run of ours against two methods of anomalib,
         --out benchmarks/results/batch_against_anomalib.json
 
 The methods of anomalib are Engine.predict, as shipped and without pictures, and the loop over its OpenVINO inferencer. MODEL
-is an exported FastFlow (ResNet-18, 256²). anomalib's has the same sizes and untrained flows, because the arithmetic does not
-depend on the weights. All take turns in one process, round by round. Figures are medians over rounds, and ratios are medians
+is an exported FastFlow (ResNet-18, 256²). The FastFlow of anomalib has the same sizes and untrained flows: the arithmetic does
+not depend on the weights. All take turns in one process, round by round. Figures are medians over rounds. Ratios are medians
 of the rounds' ratios. Requires the extra [bench] and openvino.
 """
 

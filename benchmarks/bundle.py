@@ -4,7 +4,7 @@
 
 A bundle of the serving packages is written from the network, with a model fitted here on synthetic parts. In a namespace
 without a network (`unshare --net`, which requires root) the bundle is installed and `anomaly score` scores one image. The
-same is measured online with `pip install .[serve-cpu]`. With `--extra train` the bundle has torch and ResNet-18, and
+online measurement uses `pip install .[serve-cpu]`. With `--extra train` the bundle has torch and ResNet-18, and
 `anomaly fit`, `export` and `score` run without a network.
 
 pip has no cache, and the installations see no variable of this environment. Seconds are those of one run, and depend on the

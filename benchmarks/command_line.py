@@ -1,4 +1,4 @@
-"""The command line in a process of its own, for measurements of whole commands."""
+"""The command line in a separate process, for measurements of whole commands."""
 
 from __future__ import annotations
 

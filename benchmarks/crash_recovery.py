@@ -2,7 +2,7 @@
 
     python -m benchmarks.crash_recovery MODEL.onnx IMAGES... --out benchmarks/results/crash_recovery.json [--runs 50]
 
-Each run scores the same few hundred files with a real model in a process of its own. It is killed (SIGKILL) at a random moment
+Each run scores the same few hundred files with a real model in a separate process. It is killed (SIGKILL) at a random moment
 between its start and its usual end, and resumed, until it ends. Its files are then compared with those of the undisturbed
 run, except the ledger and the manifest, which hold dates.
 """

@@ -1,7 +1,7 @@
 """fp16, int8 and a fixed size on the CPU: milliseconds, AUROC on drawn defects, changed verdicts, bytes.
 
-    anomaly fit DATA/bottle --out RUN --config configs/detectors/fastflow.yaml
-    python -m benchmarks.export_precision RUN --out benchmarks/results/export_precision.json
+    anomaly fit DATA/bottle --out MODEL_FOLDER --config configs/detectors/fastflow.yaml
+    python -m benchmarks.export_precision MODEL_FOLDER --out benchmarks/results/export_precision.json
 
 All files score the first calibration image in turn, round by round, on one thread each. Times are processor times, which
 depend less on other load. The figure is the median over rounds, and the ratio is the median of the rounds' ratios to fp32.
@@ -63,15 +63,15 @@ def processor_ms(sessions: dict[str, ort.InferenceSession], image: Any, *, round
 def main() -> None:
     """Export in every form, measure all of them, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("fitted", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--note", default="", help="other load on the machine")
     arguments = parser.parse_args()
-    fitted = load_fitted_model(arguments.run)
+    fitted = load_fitted_model(arguments.fitted)
     description = fitted.description
     if fitted.detector is None:
-        raise SystemExit(f"{arguments.run} holds a sampler that cannot score; give the folder of a detector")
+        raise SystemExit(f"{arguments.fitted} holds a sampler that cannot score; give the folder of a detector")
     config = {
         "detector": description.detector,
         "category": description.category,

@@ -5,8 +5,8 @@
 
 Each command is a Python with the serving packages. It scores the test images of a category (MVTec layout) through every
 model, replays the run, calibrates, inspects, evaluates, deploys and serves. Its rows are compared with those of this Python.
-`resolved` says whether every package has a wheel for the platform in the exact version of constraints.txt, as found by
-`uv pip compile` without an installation. Each result is written at once, and the results in the file are not measured again.
+`resolved` is true if every package has a wheel for the platform in the exact version of constraints.txt. `uv pip compile`
+finds it without an installation. Each result is written at once, and the results in the file are not measured again.
 """
 
 from __future__ import annotations

@@ -12,13 +12,16 @@ from typing import Any
 
 HEAD = """# Samplers: quality and speed
 
-`python -m benchmarks.samplers_table` writes this page from `benchmarks/results/samplers`; `python -m benchmarks.samplers`
-measures the figures. One seed; trained by the shipped configurations (`configs/samplers/`), drawn from the exported file
-through ONNX Runtime on the CPU. Distances are between drawn images and the good images of the category (training and
-calibration), on {features}. They compare
-only rows of one category and size. `nearest` is the median distance of a drawn image to the nearest training image in grey
-levels, beside that of the calibration images. A sampler with a far smaller distance memorises. Bits per dimension are those
-of the calibration images at 8 bits per value (PixelCNN: at its own number of levels).
+`python -m benchmarks.samplers` measures the figures, and `python -m benchmarks.samplers_table` writes this page from
+`benchmarks/results/samplers`.
+
+* One seed. The shipped configurations (`configs/samplers/`) train the samplers. ONNX Runtime draws from the
+  exported file on a CPU.
+* Distances are between drawn images and the good images of the category (training and calibration). They use
+  {features}. Compare only rows of one category and size.
+* `nearest` is the median distance of a drawn image to the nearest training image in grey levels. The last column is the
+  same for the calibration images. A sampler with a far smaller distance memorises.
+* Bits per dimension are those of the calibration images at 8 bits per value. PixelCNN has its own number of levels.
 """
 COLUMNS = (
     "sampler", "px", "Fréchet", "kernel", "precision", "recall", "nearest", "bits/dim", "fit s", "s/image", "ms/step",

@@ -4,7 +4,7 @@
     python -m benchmarks.throughput MODEL.onnx IMAGES... --memory 1000,100000 --out benchmarks/results/batch_memory.json
 
 IMAGES are a few images, scored many times under other names (hard links). Four measurements take turns: decoding alone,
-inference alone, the whole run, and a run over one image from the start of its process to its verdict. On a CPU decoding and
+inference alone, the whole run, and a run over one image with its start. On a CPU decoding and
 inference share the cores, so the bound is cores / (decode + inference core-seconds per image). On a GPU it is the slower of
 the two. Memory is the largest resident set of a separate process.
 """
