@@ -111,7 +111,7 @@ class OutputError(AnomalyError):
 class RequestError(AnomalyError):
     """A request that the service refuses.
 
-    `status` is the HTTP code of the answer. `str(error)` is sent to the client and names nothing of this host. Status 503
+    `status` is the HTTP code of the answer. `str(error)` is sent to the client and contains no detail of this host. Status 503
     means that the same request may succeed later.
     """
 

@@ -33,7 +33,7 @@ def load(path: str | Path, *, device: Device = "auto", num_threads: int = 0, max
     Args:
         path: .onnx file.
         device: inference device; `auto` takes a usable GPU, else the CPU.
-        num_threads: threads of one inference on the CPU; 0 takes all.
+        num_threads: threads of one inference on the CPU; 0 takes all processors.
         max_pixels: largest width × height that is decoded.
 
     Raises:

@@ -38,7 +38,7 @@ def calibrate(
         out: file to write; the model itself is replaced by default.
         alpha: share of good parts that may be rejected; by default 0.01 or the smallest possible one; with labels
             alone, the alpha of the file.
-        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`; `expected` by default; with
+        guarantee: kind of guarantee: alpha bounds the `expected` rate, or its 95 % upper `bound`; `expected` by default; with
             labels alone, the guarantee of the file.
         device: inference device; `auto` takes a usable GPU, else the CPU.
         max_pixels: largest width × height that is decoded.

@@ -150,7 +150,7 @@ def demo(
 def _render_parts(root: Path, *, part: str, seed: int) -> Path:
     """Render a category of synthetic parts, or reuse the category of an earlier run with this seed."""
     if part not in PARTS:
-        raise UsageError(f"part {part!r} is not known; nearest: {nearest(part, PARTS)!r}; all: {', '.join(PARTS)}")
+        raise UsageError(f"part {part!r} is unknown; nearest: {nearest(part, PARTS)!r}; all: {', '.join(PARTS)}")
     root = root / f"seed-{seed}"
     if not (root / part).is_dir():
         try:

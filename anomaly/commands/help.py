@@ -43,11 +43,11 @@ def options_of(signature: Signature) -> dict[str, list[Option]]:
         signature: parameters of the verb, and of its detector.
     """
     texts = docstring_texts(signature.function)
-    words = [Option(name.upper(), "", texts[name], signature.defaults[name]) for name in signature.words]
+    words = [Option(name.upper(), "", texts[name], signature.defaults[name]) for name in signature.positionals]
     named = [
         _option(name, signature.hints[name], texts[name], default)
         for name, default in signature.defaults.items()
-        if name not in signature.words and not name.startswith("model.")
+        if name not in signature.positionals and not name.startswith("model.")
     ]
     groups = {
         "": words,

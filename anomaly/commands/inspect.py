@@ -26,7 +26,7 @@ def inspect(
         part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part.
         seed: random seed of the split.
         max_pixels: largest width × height that is decoded.
-        out: JSON file for the inspection; by default none is written.
+        out: JSON file for the inspection; not written by default.
 
     Raises:
         DataError: a missing or empty folder, or several products.
@@ -70,9 +70,9 @@ def format_inspection(inspection: Inspection) -> str:
         lines.append(f"{'split':<12}  {plan.num_train} for training, {calibration}")
     if any(value.startswith("16-bit") for value in inspection.pixels["train"]):
         lines.append(f"{'white':<12}  {inspection.white}")
-    found = inspection.findings
-    lines += ["", *(f"{finding.severity:<8}  {finding.text}" for finding in found)]
-    if not any(finding.severity == "error" for finding in found):
+    findings = inspection.findings
+    lines += ["", *(f"{finding.severity:<8}  {finding.text}" for finding in findings)]
+    if not any(finding.severity == "error" for finding in findings):
         lines.append("ready for training")
     return "\n".join(lines)
 

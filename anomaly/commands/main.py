@@ -12,25 +12,25 @@ from typing import Any
 from anomaly.errors import AnomalyError, UsageError
 
 VERBS = {
-    "demo": "from a folder (or synthetic parts) to a certified model, scores and a report",
+    "demo": "run all steps, from a folder or synthetic parts to a certified model and a report",
     "inspect": "count and check the images of a folder before training",
     "fit": "train a detector on good images and calibrate it",
-    "export": "turn a fitted model into one .onnx file",
+    "export": "write a fitted model as one .onnx file",
     "verify": "compare the .onnx file with the fitted model",
-    "calibrate": "a new threshold for an .onnx file from new good images or from labels",
-    "evaluate": "figures of a model on labelled images",
-    "benchmark": "detectors × categories × seeds from a YAML file, and their table",
-    "sample": "draw images from a sampler, or repair, morph and inpaint given ones",
-    "synthesize": "defects with exact masks drawn onto good images",
-    "score": "verdicts for the images of a folder, a glob, a list or standard input",
-    "serve": "models over HTTP: the Open Inference Protocol v2, and verdicts for images",
-    "review": "a finished run in the browser: view images and label wrong verdicts",
-    "profile": "speed and memory of a model on this machine",
+    "calibrate": "set a new threshold of an .onnx file, from new good images or labels",
+    "evaluate": "measure a model on labelled images",
+    "benchmark": "measure detectors × categories × seeds of a YAML file, and write a table",
+    "sample": "draw images from a sampler, or repair, morph and inpaint given images",
+    "synthesize": "draw defects with exact masks onto good images",
+    "score": "judge the images of a folder, a glob, a list or standard input",
+    "serve": "serve models over HTTP, by the Open Inference Protocol v2 and for single images",
+    "review": "view a finished run in the browser and label wrong verdicts",
+    "profile": "measure speed and memory of a model on this machine",
     "replay": "check a finished run's files and score its images again",
-    "diff": "verdicts that differ between two runs over the same images",
-    "deploy": "a model as an entry of a Triton model repository",
-    "bundle": "a folder that installs, fits and scores on a machine without a network",
-    "merge": "the shards of a run as one run",
+    "diff": "list the verdicts that differ between two runs over the same images",
+    "deploy": "write a model as an entry of a Triton model repository",
+    "bundle": "make a folder that installs, fits and scores on a machine without a network",
+    "merge": "join the shards of a run into one run",
 }
 """Verb -> one line of help. The verb is a function of its name in `anomaly.commands.<verb>`; help imports none of them"""
 
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line.
 
     Returns:
-        Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `score` and `benchmark` add their own.
+        Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `score` and `benchmark` add further codes.
     """
     try:
         return _run(list(arguments))

@@ -60,13 +60,13 @@ def parse(verb: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
         raise UsageError(f"{verb}: {error}") from error
     found: dict[str, Any] = parser.instantiate_classes(values).as_dict()
     found.pop("config", None)
-    return found | {name: signature.defaults[name] for name in _optional_words(signature) if found[name] is None}
+    return found | {name: signature.defaults[name] for name in _optional_positionals(signature) if found[name] is None}
 
 
 def _parser(verb: str, signature: Signature) -> ArgumentParser:
     parser = ArgumentParser(prog=f"anomaly {verb}", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
-    optional = _optional_words(signature)
+    optional = _optional_positionals(signature)
     skip: set[str | int] = {*optional, "model"} if "detector" in signature.hints else {*optional}
     parser.add_function_arguments(signature.function, as_group=False, as_positional=True, skip=skip)
     for name in optional:
@@ -76,8 +76,8 @@ def _parser(verb: str, signature: Signature) -> ArgumentParser:
     return parser
 
 
-def _optional_words(signature: Signature) -> list[str]:
-    return [name for name in signature.words if signature.defaults[name] is not inspect.Parameter.empty]
+def _optional_positionals(signature: Signature) -> list[str]:
+    return [name for name in signature.positionals if signature.defaults[name] is not inspect.Parameter.empty]
 
 
 def _detector(function: Callable[..., Any], file: dict[str, Any], arguments: Sequence[str]) -> str | None:
@@ -106,8 +106,8 @@ def _spelled(signature: Signature, arguments: Sequence[str]) -> list[str]:
     two values, becomes `--interpolate=["A", "B"]`. Positional arguments `A B` of a list become `["A", "B"]`. Optional
     positional arguments are moved to the front.
     """
-    takes_list = any(get_origin(signature.hints.get(name)) is list for name in signature.words)
-    gathers = takes_list or bool(_optional_words(signature))
+    takes_list = any(get_origin(signature.hints.get(name)) is list for name in signature.positionals)
+    gathers = takes_list or bool(_optional_positionals(signature))
     spelled: list[str] = []
     first: list[str] = []
     rest = list(arguments)
@@ -168,7 +168,7 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
 
 def _check_names(signature: Signature, arguments: Sequence[str], file: dict[str, Any]) -> None:
     """Refuse an option or a key that is not written in full, before the parser guesses."""
-    keys = [name for name in signature.hints if name not in signature.words]
+    keys = [name for name in signature.hints if name not in signature.positionals]
     options = ["--help", "--config", "--print_config", *(f"--{key}" for key in keys)]
     for argument in arguments:
         name = argument.partition("=")[0]

@@ -60,7 +60,7 @@ def sample(
         batch_size: images per inference; another batch size gives other images.
         reconstruct: folder, glob or list of images to reconstruct.
         interpolate: two images; the images between them are drawn.
-        inpaint: image with unknown pixels, which are drawn anew; needs `--mask`.
+        inpaint: image with unknown pixels, which the sampler draws; needs `--mask`.
         mask: mask image for `--inpaint`; its pixels above 0 are unknown.
         attribute: two folders, with and without an attribute, which is added to the images without it.
         strength: factor on an attribute, by default 1; or noise level of a partial diffusion in (0, 1], by default 0.5.
@@ -69,7 +69,7 @@ def sample(
         temperature: factor on the latent's standard deviation; below 1 for more typical images, above 1 for more varied.
         label: class of a conditional model; without a class by default.
         device: inference device: auto, cpu, cuda or tensorrt.
-        num_threads: CPU threads per inference; 0 for all usable ones.
+        num_threads: threads of one inference on the CPU; 0 takes all processors.
         max_pixels: largest width × height that is decoded.
     """
     card = RunCard("sample", config=dict(locals()))

@@ -66,7 +66,7 @@ def score(
         models: YAML or JSON file of product -> .onnx file, for an image table with the column `product`.
         threshold: calibrated score above which the verdict is `defect`; the model's own threshold, 1, by default.
         alpha: share of good parts that may be rejected; it sets the threshold on the model's calibration scores.
-        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`.
+        guarantee: kind of guarantee: alpha bounds the `expected` rate, or its 95 % upper `bound`.
         review_threshold: calibrated score above which the verdict is `review`, below the threshold; not used by default.
         device: inference device; `auto` takes a usable GPU, else the CPU.
         batch_size: images per inference; a tiled model scores one image at a time.

@@ -25,7 +25,7 @@ class Signature:
     """key -> type, without None"""
     defaults: dict[str, Any]
     """key -> default; `inspect.Parameter.empty` for a required parameter"""
-    words: tuple[str, ...]
+    positionals: tuple[str, ...]
     """keys of positional arguments"""
 
 
@@ -42,24 +42,24 @@ def signature_of(function: Callable[..., Any], *, detector: str | None = None) -
     parameters = dict(inspect.signature(function).parameters)
     if "detector" in parameters:
         parameters.pop("model", None)
-    found = get_type_hints(function)
-    hints = {name: _without_none(found[name]) for name in parameters}
+    type_hints = get_type_hints(function)
+    hints = {name: _without_none(type_hints[name]) for name in parameters}
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    words = tuple(name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    positionals = tuple(name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
     constructor = None if detector is None else model_class(detector)
     if constructor is not None:
-        found = get_type_hints(constructor.__init__)  # type: ignore[misc]
+        type_hints = get_type_hints(constructor.__init__)
         for name, parameter in inspect.signature(constructor).parameters.items():
-            hints[f"model.{name}"] = _without_none(found[name])
+            hints[f"model.{name}"] = _without_none(type_hints[name])
             defaults[f"model.{name}"] = parameter.default
-    return Signature(function, detector, constructor, hints, defaults, words)
+    return Signature(function, detector, constructor, hints, defaults, positionals)
 
 
 def docstring_texts(documented: Callable[..., Any] | type) -> dict[str, str]:
     """Parameter -> its text in the section `Args` of a docstring."""
     section = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", inspect.getdoc(documented) or "", flags=re.MULTILINE)
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
+    texts = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in texts}
 
 
 def _without_none(hint: Any) -> Any:

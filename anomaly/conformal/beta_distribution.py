@@ -17,7 +17,7 @@ def beta_cdf(x: float, a: float, b: float) -> float:
     """Compute the probability that a Beta(a, b) variable is at most `x`.
 
     Args:
-        x: any real number; the result is 0 below the support [0, 1] and 1 above it.
+        x: real number; the result is 0 below the support [0, 1] and 1 above it.
         a: first shape, above 0.
         b: second shape, above 0.
 

@@ -62,7 +62,7 @@ def rank_for(num_images: int, *, alpha: float, guarantee: GuaranteeKind) -> int:
     Args:
         num_images: number of calibration images, n.
         alpha: share of good parts that may be rejected, in (0, 1).
-        guarantee: `expected` bounds the mean of the rate by alpha; `bound` bounds its 95 % upper quantile.
+        guarantee: quantity bounded by alpha: the mean of the rate (`expected`) or its 95 % upper quantile (`bound`).
 
     Returns:
         The rank k, 1 to n, in ascending order.
@@ -193,8 +193,8 @@ def raised_threshold(
 
     Calibration images are exchangeable with future good images. Labelled images need not be: a person looks at rejected
     images. A higher threshold never rejects more images. The guarantee of the n calibration scores therefore holds for any
-    choice of labelled images, and the certificate states this guarantee. Labelled images with low scores alone would lower
-    the threshold: with n = 99 and alpha 1 % it is the largest score; after 100 low scores it would be the second largest.
+    choice of labelled images. The certificate states this guarantee. Labelled images with low scores alone would lower the
+    threshold: with n = 99 and alpha 1 % it is the largest score; after 100 low scores it would be the second largest.
 
     Of n + m good images about alpha (n + m) may lie above the threshold. If m is far smaller than n, the threshold rises to
     one of the highest labelled scores. Then fewer good images are rejected than guaranteed, and more defects pass. Only good

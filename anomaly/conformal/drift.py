@@ -52,9 +52,9 @@ class DriftMonitor:
     grow with the images.
 
     A statistic with `values` in the metadata is ranked like the score. A statistic with only mean and deviation is ranked
-    exactly among the run's own images. After 32, 64, 128 … images its mean is also compared with the calibration images' mean,
-    by Student's test with pooled variance. The j-th comparison has its share / (j (j + 1)) of alpha. This half of the stream's
-    alpha assumes that the means of so many images are normal.
+    exactly among the run's own images. After 32, 64, 128 … images its mean is also compared with the calibration images'
+    mean. The comparison is Student's test with pooled variance. The j-th comparison has its share / (j (j + 1)) of alpha.
+    This half of the stream's alpha assumes that the means of so many images are normal.
 
     Args:
         scores: (n,) calibrated scores of the calibration images.
@@ -252,7 +252,7 @@ class DriftMonitor:
     def _guarantee(self) -> str:
         text = (
             "If the images of calibration and run are in exchangeable order,"
-            f" the probability of any alarm is at most {self._alpha:g}, for any length."
+            f" the probability of any alarm is at most {self._alpha:g}. This holds for a run of any length."
         )
         if self._compares.any():
             text += " The comparison of means assumes that means of 32 or more images are normal."

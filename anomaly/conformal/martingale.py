@@ -5,7 +5,7 @@ Online", 2021, arXiv 1906.09256. Switching between bets: M. Herbster, M. Warmuth
 
     x_i      values of one stream in order, the calibration images' first
     u_n      conformal p-value of x_n: (#{i < n: x_i < x_n} + θ #{i <= n: x_i = x_n}) / n, θ uniform on [0, 1]
-    f_e      a bet: a density on [0, 1] of the Beta family; f_0 = 1 bets nothing
+    f_e      a bet: a density on [0, 1] of the Beta family; f_0 = 1 is neutral
     M_n      capital after n images; it begins at 1
 
 In exchangeable order the u_n are independent and uniform, for any distribution of the values and with ties. Then M is a

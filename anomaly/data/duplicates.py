@@ -12,9 +12,9 @@ correlate:
 3. A pair is a near-duplicate if the fine c is at least min(0.88, 0.72 + 0.35 q). q is the median coarse correlation
    with the fifth nearest image. It measures the similarity of different parts: 0 for textures, 0.5 for aligned objects.
 
-Measured on different parts: a fine c up to 0.86 (MVTec AD bottle, screw, capsule), and a coarse c up to 0.24 (textures
-of KolektorSDD and PIPED, cookies). Measured on copies: a fine c above 0.91 after JPEG of quality 70, a reduction by 2 %,
-10 grey levels more brightness, or a shift by a pixel. JPEG copies of textures of 128 pixels stayed above 0.78.
+Measured on different parts: a fine c up to 0.86 (MVTec AD bottle, screw, capsule); a coarse c up to 0.24 (textures of
+KolektorSDD and PIPED, cookies). Measured on copies: a fine c above 0.91 after JPEG of quality 70, reduction by 2 %, 10
+grey levels of brightness, or a shift by one pixel. JPEG copies of textures of 128 pixels stayed above 0.78.
 Phase correlation: Kuglin & Hines, "The phase correlation image alignment method", 1975.
 """
 

@@ -24,52 +24,52 @@ class Finding:
 
 def find_problems(inspection: Inspection) -> tuple[Finding, ...]:
     """List the findings of an inspection, the worst first."""
-    found = [
+    findings = [
         *_unusable(inspection),
         *_repeated(inspection),
         *_different(inspection),
         *_masks(inspection),
         *_remarks(inspection),
     ]
-    return tuple(sorted(found, key=lambda finding: _ORDER.index(finding.severity)))
+    return tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity)))
 
 
 def _unusable(inspection: Inspection) -> list[Finding]:
     invalid = [f"{file.path} ({file.code})" for file in inspection.bad_files]
-    found = []
+    findings = []
     if invalid:
         text = f"{len(invalid)} files cannot be used; repair them, or leave them out with --exclude"
-        found.append(Finding("error", f"{text}: {listed(invalid)}"))
+        findings.append(Finding("error", f"{text}: {listed(invalid)}"))
     if inspection.split.error is not None:
-        found.append(Finding("error", inspection.split.error))
-    return found
+        findings.append(Finding("error", inspection.split.error))
+    return findings
 
 
 def _repeated(inspection: Inspection) -> list[Finding]:
-    found = []
+    findings = []
     shared = [_pair(same) for same in inspection.shared_files]
     kinds = [_pair(same) for same in inspection.equal_files if same not in inspection.shared_files]
     if shared:
         splits = "two of train, calibration and test" if "calibration_images" in inspection.kinds else "train and test"
         text = f"{len(shared)} files are in {splits}; delete them from one"
-        found.append(Finding("error", f"{text}: {listed(shared)}"))
+        findings.append(Finding("error", f"{text}: {listed(shared)}"))
     if kinds:
         text = f"{len(kinds)} test files are in two kinds; keep the right one"
-        found.append(Finding("error", f"{text}: {listed(kinds)}"))
+        findings.append(Finding("error", f"{text}: {listed(kinds)}"))
     exact = [_pair((pair.first, pair.second)) for pair in inspection.duplicates if pair.exact]
     near = [_pair((pair.first, pair.second)) for pair in inspection.duplicates if not pair.exact]
     if exact:
         text = f"{len(exact)} training images have the same pixels as another; delete them"
-        found.append(Finding("warning", f"{text}: {listed(exact)}"))
+        findings.append(Finding("warning", f"{text}: {listed(exact)}"))
     if near:
         text = f"{len(near)} pairs of training images are nearly equal; a split keeps them together, delete mere copies"
-        found.append(Finding("warning", f"{text}: {listed(near)}"))
-    return found
+        findings.append(Finding("warning", f"{text}: {listed(near)}"))
+    return findings
 
 
 def _different(inspection: Inspection) -> list[Finding]:
     """Compare test images with training images: a detector takes any unfamiliar property for a defect."""
-    found = []
+    findings = []
     for name, counts in (("size", inspection.sizes), ("pixels", inspection.pixels), ("format", inspection.formats)):
         unseen = [value for value in counts["test"] if value not in counts["train"]]
         if name == "size":
@@ -77,12 +77,12 @@ def _different(inspection: Inspection) -> list[Finding]:
         if unseen and counts["train"]:
             num = sum(counts["test"][value] for value in unseen)
             text = f"{num} test images differ in {name} from every training image ({listed(unseen)})"
-            found.append(Finding("warning", f"{text}; capture and save all images in the same way"))
+            findings.append(Finding("warning", f"{text}; capture and save all images in the same way"))
     depths = {value.split()[0] for value in inspection.pixels["train"]}
     if "16-bit" in depths and len(depths) > 1:
         text = "training images have 16 and 8 bits, which scale differently; save all with the same depth"
-        found.append(Finding("warning", text))
-    return found
+        findings.append(Finding("warning", text))
+    return findings
 
 
 def _masks(inspection: Inspection) -> list[Finding]:
@@ -96,20 +96,20 @@ def _masks(inspection: Inspection) -> list[Finding]:
 
 
 def _remarks(inspection: Inspection) -> list[Finding]:
-    found = []
+    findings = []
     if inspection.unused:
         text = f"{len(inspection.unused)} images are outside the folders of the layout and not used"
-        found.append(Finding("note", f"{text}; move them to use them: {listed(inspection.unused)}"))
+        findings.append(Finding("note", f"{text}; move them to use them: {listed(inspection.unused)}"))
     if not inspection.kinds["test"]:
         text = "there are no test images; to measure accuracy, add test/good and test/<kind of defect>"
-        found.append(Finding("note", text))
+        findings.append(Finding("note", text))
     if inspection.part_group is None and inspection.split.error is None:
         text = "every image counts as a different part; if several show one part or lot, give --part-group"
-        found.append(Finding("note", text))
+        findings.append(Finding("note", text))
     if any(max(_sides(size)) > 1.5 * min(_sides(size)) for size in inspection.sizes["train"]):
         text = "the longer side of some images is over 1.5 times the shorter; letterbox keeps their shape"
-        found.append(Finding("note", text))
-    return found
+        findings.append(Finding("note", text))
+    return findings
 
 
 def _close(size: str, other: str) -> bool:

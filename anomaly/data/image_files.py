@@ -26,7 +26,7 @@ class Sample:
     kind: str
     label: bool
     mask_path: Path | None
-    """None for a good image, and for a defect without a mask"""
+    """mask file; None for a good image, and for a defect without a mask"""
 
 
 @dataclass(frozen=True, kw_only=True)

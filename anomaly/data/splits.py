@@ -44,7 +44,7 @@ def find_part_groups(
     Args:
         samples: images below `root`.
         root: folder of the category.
-        part_group: a regular expression, searched in the path relative to `root`, or a CSV file. The first capture
+        part_group: regular expression, searched in the path relative to `root`, or a CSV file. The first capture
             group of the expression, or else the whole match, names the group. The CSV file has the columns `path`
             (relative to `root`) and `group`. None gives every image its own group.
         duplicates: pairs of images whose groups become one.
@@ -146,7 +146,7 @@ def split(
         samples: good images to split.
         groups: part group of each image by its path, of `find_part_groups`.
         seed: random seed.
-        stopping: whether early-stopping images are required.
+        stopping: whether early-stopping images are split off.
         calibration_images: the data set's own calibration images; empty without them. They replace the 20 %, and images
             of their groups are not used for training.
 
@@ -182,8 +182,8 @@ def split(
         )
     raise DataError(
         f"{len(samples)} good images in {len(order)} groups, the largest of {max(sizes.values(), default=0)}, cannot be "
-        f"split into at least {MIN_TRAIN} for training{', 1 for early stopping' if stopping else ''} and "
-        f"{MIN_CALIBRATION} for calibration; at least {MIN_TRAIN + MIN_CALIBRATION + stopping} images are needed, in "
+        f"split: training needs {MIN_TRAIN}{', early stopping 1' if stopping else ''} and calibration "
+        f"{MIN_CALIBRATION}; at least {MIN_TRAIN + MIN_CALIBRATION + stopping} images are needed, in "
         "small enough groups"
     )
 

@@ -124,8 +124,8 @@ def write_bundle(
         staging: folder of the bundle with its wheels, weights and models.
         extra: extra to install.
         target: platform and Python of the wheels.
-        weights: `file`, `source` and `licence` of each weights file.
-        models: `file` of each model.
+        weights: entries of the weights in the manifest, with `file`, `source` and `licence`.
+        models: entries of the models in the manifest, with `file`.
     """
     for name in SCRIPTS:
         text = importlib.resources.files("anomaly.deployment.bundle_files").joinpath(name).read_text(encoding="utf-8")
@@ -181,8 +181,8 @@ def readme_text(*, extra: Extra, target: Target, weights: list[dict[str, str]], 
         lines += [
             "",
             one["file"],
-            f"Source: {one['source']}; licence of these weights: {one['licence']}. Their training images may have terms of",
-            "their own (ImageNet: research); see the project's page on licences. Fit with these weights:",
+            f"Source: {one['source']}; licence of these weights: {one['licence']}. Their training images may have other",
+            "terms (ImageNet: research); see the project's page on licences. Fit with these weights:",
             "",
             "    ANOMALY_WEIGHTS=weights VENV/bin/anomaly fit FOLDER --out models/part --detector fastflow"
             f" --model.backbone {Path(one['file']).name.partition('.')[0]}",

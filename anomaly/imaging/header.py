@@ -19,7 +19,7 @@ from anomaly.imaging._header_formats import Header, read_stored_header
 __all__ = ["Frame", "Header", "check_header", "image_header"]
 
 Frame = Literal["only", "first"]
-"""Choice among several frames or pages: `only` refuses such a file, `first` takes the first"""
+"""Rule for files with several frames or pages: `only` refuses them, `first` takes the first frame"""
 
 
 def image_header(data: bytes, *, name: str) -> Header:
@@ -58,7 +58,7 @@ def check_header(header: Header, *, name: str, max_pixels: int, frame: Frame) ->
         header: header of the file.
         name: name of the file, for messages.
         max_pixels: largest width × height.
-        frame: "only" refuses a file of several frames or pages; "first" takes the first of them.
+        frame: rule for files with several frames or pages: "only" refuses them, "first" takes the first frame.
 
     Raises:
         ImageError: `not_an_image` (no pixels), `too_large`, `unsupported_pixels` or `truncated`, checked in this order.

@@ -37,9 +37,9 @@ def read_image(path: str | Path, *, white: int, max_pixels: int, frame: Frame = 
 
     Args:
         path: image file.
-        white: see `decode_image`.
-        max_pixels: see `decode_image`.
-        frame: see `decode_image`.
+        white: stored value of a 16-bit image that becomes 255, 1 to 65535.
+        max_pixels: largest width × height.
+        frame: rule for files with several frames or pages: "only" refuses them, "first" takes the first frame.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -88,7 +88,7 @@ def decode_image(data: bytes, *, name: str, white: int, max_pixels: int, frame: 
         name: name of the file, for messages.
         white: stored value of a 16-bit image that becomes 255, 1 to 65535.
         max_pixels: largest width × height.
-        frame: "only" refuses a file of several frames or pages; "first" takes the first of them.
+        frame: rule for files with several frames or pages: "only" refuses them, "first" takes the first frame.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -111,7 +111,7 @@ def decode_stored(data: bytes, *, name: str, max_pixels: int, frame: Frame = "on
         data: content of the file.
         name: name of the file, for messages.
         max_pixels: largest width × height.
-        frame: see `decode_image`.
+        frame: rule for files with several frames or pages: "only" refuses them, "first" takes the first frame.
 
     Returns:
         (H, W, 3) RGB, uint8 or uint16 with the stored values.
@@ -136,7 +136,7 @@ def decode_stored(data: bytes, *, name: str, max_pixels: int, frame: Frame = "on
             f"{name}: the {header.format.upper()} of {header.width}×{header.height} pixels cannot be decoded: "
             "it is damaged or of a rare kind; export it again as PNG",
         )
-    if header.format != "tiff":  # the decoder turns a TIFF in spite of the flags
+    if header.format != "tiff":  # the decoder turns a TIFF regardless of the flags
         stored = _turned(stored, orientation=header.orientation)
     _check_decoded(stored, header, name=name)
     upright: Stored = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)

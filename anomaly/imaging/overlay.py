@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from anomaly.errors import UsageError
 
 Resize = Literal["stretch", "letterbox", "native"]
-"""How an image becomes the network's input; `native` keeps its pixels"""
+"""Rule of resizing an image to the network's input; `native` keeps its pixels"""
 _AT_THRESHOLD = np.array([255, 210, 0], dtype=np.float32)  # yellow
 _AT_TWICE_THE_THRESHOLD = np.array([215, 0, 60], dtype=np.float32)  # red
 _CONTOUR = (0, 255, 255)  # cyan, visible on both
@@ -32,7 +32,7 @@ def enlarge_map(anomaly_map: NDArray[np.float32], *, height: int, width: int, re
         anomaly_map: (h, w) float32.
         height: height of the image in pixels.
         width: width of the image in pixels.
-        resize: how the image became the network's input.
+        resize: rule of resizing to the network's input.
 
     Returns:
         (height, width) float32.

@@ -22,7 +22,7 @@ class Region:
     peak: float
     """largest map value inside"""
     weak: bool
-    """no pixel is above the threshold; the region surrounds the map's maximum"""
+    """True for a region around the map's maximum, without a pixel above the threshold"""
 
 
 def find_regions(enlarged: NDArray[np.float32], *, threshold: float, rejected: bool) -> list[Region]:

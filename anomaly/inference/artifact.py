@@ -59,9 +59,9 @@ class LabelledRecord:
     sha256: list[str]
     """hashes of the image files"""
     scores: list[float]
-    """calibrated scores, in the same order"""
+    """calibrated scores, in the order of the hashes"""
     peaks: list[float]
-    """maxima of the calibrated maps, in the same order"""
+    """maxima of the calibrated maps, in the order of the hashes"""
     map_threshold: float
     """calibrated threshold of the map on the calibration images alone; 1 if the labelled images did not raise it"""
 

@@ -31,7 +31,7 @@ class Golden:
 
 
 def golden_png(image: NDArray[np.uint8]) -> str:
-    """Reduce an image (H, W, 3) uint8 RGB to at most `GOLDEN_SIDE` pixels a side, and encode it as base64 of a PNG."""
+    """Reduce an image (H, W, 3) uint8 RGB to at most `GOLDEN_SIDE` pixels a side; return base64 of a PNG."""
     scale = min(1.0, GOLDEN_SIDE / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -22,7 +22,7 @@ class Buffers:
     Args:
         session: session of the graph.
         shape: shape (n, H, W, 3) of the images.
-        device: cpu or cuda.
+        device: device of the buffers: cpu or cuda.
     """
 
     def __init__(self, session: ort.InferenceSession, *, shape: tuple[int, ...], device: str) -> None:
@@ -57,7 +57,7 @@ class BufferPool:
 
     Args:
         session: session of the graph.
-        device: cpu or cuda.
+        device: device of the buffers: cpu or cuda.
         num: largest number of simultaneous inferences; further inferences wait.
     """
 

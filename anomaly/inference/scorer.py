@@ -50,7 +50,7 @@ class OnnxScorer:
         path: .onnx file.
         device: inference device; `auto` takes CUDA if a session can use it, else the CPU. Any other unavailable device is an
             error.
-        num_threads: threads of one inference on the CPU; 0 takes all usable processors.
+        num_threads: threads of one inference on the CPU; 0 takes all processors.
 
     Raises:
         ModelError: a missing, corrupt or foreign file, another contract, or a golden image with other outputs.

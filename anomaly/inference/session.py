@@ -42,7 +42,7 @@ def open_session(
         name: name of the file, for messages.
         device: inference device; `auto` takes CUDA if a session can use it, else the CPU. Any other unavailable device is an
             error.
-        num_threads: threads of one inference on the CPU; 0 takes all usable processors.
+        num_threads: threads of one inference on the CPU; 0 takes all processors.
         precision: precision of the graph.
         is_fixed: whether the graph has fixed shapes, so that a GPU may replay it as one CUDA graph.
 
@@ -107,7 +107,7 @@ def provider_options(
     """List the execution providers of a device with their options, best first.
 
     Args:
-        device: cpu, cuda or tensorrt.
+        device: device of the session: cpu, cuda or tensorrt.
         model: serialised graph; its hash names the folder of its TensorRT engine.
         precision: precision of the graph; only an fp16 file gets an fp16 engine.
         captured: whether a GPU replays the graph as one CUDA graph, which needs fixed shapes.

@@ -9,8 +9,8 @@ The network sees windows of raw pixels, never a resized image. There are two mod
     windows    for any network. Windows of a fixed size overlap. A pixel has the largest value of its windows, and the
                image has the largest score of its windows. No map of the whole image exists for comparison.
 
-An image is padded by its last row and column if it is smaller than a window, or if the stride does not divide a side. The
-map is cut back to the image.
+An image is padded by its last row and column in two cases: it is smaller than a window, or the stride does not divide a
+side. The map is cut back to the image.
 """
 
 from __future__ import annotations

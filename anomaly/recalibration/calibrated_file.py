@@ -69,16 +69,16 @@ def write_calibrated(
     Args:
         model: .onnx file.
         paths: good images that were not used in training; without images, the calibration scores of the file are used.
-        out: file to write; an existing file stays until the new one is verified.
+        out: file to write; an existing file stays until the new file is verified.
         source: origin of the images, for the metadata; unused without images.
         num_part_groups: number of parts or lots among the images; unused without images.
         excluded: names of excluded images; unused without images.
         alpha: share of good parts that may be rejected; without images, the alpha of the file.
-        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`; without images, the
+        guarantee: kind of guarantee: alpha bounds the `expected` rate, or its 95 % upper `bound`; without images, the
             guarantee of the file.
         device: inference device; `auto` takes a usable GPU, else the CPU.
         max_pixels: largest width × height that is decoded.
-        labelled: labelled images.
+        labelled: images of the file of labels.
 
     Returns:
         The certificate: the guarantee, and the difference of the new file from the expected values.
@@ -139,7 +139,7 @@ def write_calibrated(
         golden=_scored_golden(graph, golden, scorer.metadata),
         labelled=_labelled_record(sha256, labelled_good, file, fit) if sha256 else None,
     )
-    with atomic_write(out) as candidate:  # the old file stays until the new one is verified
+    with atomic_write(out) as candidate:  # the old file stays until the new file is verified
         write_model(candidate, graph, metadata)
         written = OnnxScorer(candidate, device=device, num_threads=0)
         again, _ = _score(written, paths, labelled, max_pixels=max_pixels)
@@ -181,7 +181,7 @@ class _Fit:
     """Result of a fit, for `score` and `map`."""
 
     threshold: dict[str, float]
-    """in the units of the calibration scores"""
+    """threshold in the units of the calibration scores"""
     scale: dict[str, Scale]
     """scale of the raw values; 1 is the threshold"""
 
@@ -242,6 +242,6 @@ def _changes(before: Scales, after: Scales) -> dict[str, Any]:
     }
 
 
-def _difference(expected: NDArray[np.float64], found: NDArray[np.float64]) -> dict[str, float]:
-    difference = relative_difference(expected, found)
+def _difference(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> dict[str, float]:
+    difference = relative_difference(expected, actual)
     return {"max": float(difference.max()), "mean": float(difference.mean())}

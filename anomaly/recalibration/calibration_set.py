@@ -46,7 +46,7 @@ def fit_on_images(values: Values, file: Scales, *, alpha: float, guarantee: Guar
         values: values of the images, calibrated by the file.
         file: scales of the file.
         alpha: share of good parts that may be rejected.
-        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`.
+        guarantee: kind of guarantee: alpha bounds the `expected` rate, or its 95 % upper `bound`.
 
     Raises:
         CalibrationError: see `fit_scale`.
@@ -95,7 +95,7 @@ def score_all(
 
     Args:
         items: images to score.
-        scorer: model that scores them.
+        scorer: model that scores the images.
         kind: adjective of the images, for messages.
         sha256: expected SHA-256 of each image; None for no check.
         max_pixels: largest width × height that is decoded.

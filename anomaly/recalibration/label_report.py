@@ -17,10 +17,10 @@ def label_report(
     """Build the certificate's entry on the labels, as JSON values; images are named without their folders.
 
     Args:
-        labelled: labelled images.
+        labelled: images of the file of labels.
         num_earlier: number of labelled good images of earlier calibrations.
-        before: scores of the images by the old file, 1 is its threshold.
-        after: scores of the images by the new file, 1 is its threshold.
+        before: scores of the images by the old file; 1 is the threshold of that file.
+        after: scores of the images by the new file; 1 is the threshold of that file.
     """
     is_good = np.arange(len(before)) < labelled.num_good
 

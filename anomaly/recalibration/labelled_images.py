@@ -3,7 +3,7 @@
 Only the label `good` can move a threshold, by `raised_threshold`. The label `defect` never moves it: a threshold that must
 reject certain defects would guarantee nothing about good parts. Defects are scored to report the cost of a higher threshold.
 
-* Near-duplicates count once, as the first labelled one: twenty images of one part are one part. With new good images, a
+* Near-duplicates count once, as the first labelled image: twenty images of one part are one part. With new good images, a
   labelled near-duplicate of one of them is left out too. The model file keeps no hashes of its calibration images, so
   copies of those cannot be found: label runs of production images, not runs over the training folder.
 * The same pixels with both labels are refused: only the reviewer knows the wrong one. A good image and a defect that are
@@ -37,13 +37,13 @@ class LabelledImages:
     items: list[Item]
     """images of these labels at their current path"""
     num_good: int
-    """number of good images among them"""
+    """number of good images among `items`"""
     copies: list[str]
     """paths of good images that are left out as near-duplicates"""
     lookalikes: list[tuple[str, str]]
     """paths of a good image and a defect that are near-duplicates"""
     sha256: frozenset[str]
-    """SHA-256 of all images in the file, with those left out"""
+    """SHA-256 of all images in the file, including the images left out"""
 
 
 NO_LABELS = LabelledImages(source="", labels=[], items=[], num_good=0, copies=[], lookalikes=[], sha256=frozenset())

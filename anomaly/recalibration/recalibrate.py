@@ -59,7 +59,7 @@ def recalibrate(
         out: file to write; the model itself is replaced by default.
         alpha: share of good parts that may be rejected; by default 0.01 or the smallest possible one; with labels
             alone, the alpha of the file.
-        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`; `expected` by default; with
+        guarantee: kind of guarantee: alpha bounds the `expected` rate, or its 95 % upper `bound`; `expected` by default; with
             labels alone, the guarantee of the file.
         device: inference device; `auto` takes a usable GPU, else the CPU.
         max_pixels: largest width × height that is decoded.
@@ -77,7 +77,7 @@ def recalibrate(
     model = as_path(model, name="model")
     path = model if out is None else as_path(out, name="out")
     if good is None and labels is None:
-        raise UsageError("nothing to calibrate on: give GOOD images, or --labels RUN.labels.csv, or both")
+        raise UsageError("a calibration needs images: give GOOD images, or --labels RUN.labels.csv, or both")
     paths = [] if good is None else list_images(str(good))
     if good is not None:
         guarantee = guarantee or "expected"

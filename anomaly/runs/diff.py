@@ -75,7 +75,7 @@ def diff(run_a: str | Path, run_b: str | Path) -> RunDiff:
     num = 0
     for a, b in itertools.zip_longest(read_rows(run_a), read_rows(run_b)):
         if a is None or b is None or a["path"] != b["path"]:
-            paths = " and ".join(row["path"] if row else "nothing" for row in (a, b))
+            paths = " and ".join(row["path"] if row else "no image" for row in (a, b))
             raise DataError(
                 f"{run_a} and {run_b} hold different images: after {num} equal ones, {paths};"
                 " compare runs over the same images"

@@ -29,7 +29,7 @@ class ImageFinder:
 
         Args:
             item: image with its recorded path.
-            sha256: SHA-256 of its bytes.
+            sha256: SHA-256 of the image's bytes.
 
         Raises:
             DataError: the image is missing, and no image has this SHA-256.

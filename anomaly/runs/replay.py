@@ -38,7 +38,7 @@ class Mismatch:
 
     path: str
     text: str
-    """the column with its recorded and its new value"""
+    """column with its recorded and its new value"""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class ReplayReport:
     is_exact: bool
     """whether rows had to be identical: same machine, versions, device and batch size"""
     largest_difference: float
-    """of the scores, `|a - b| / max(1, |a|)`"""
+    """largest difference of a score, `|a - b| / max(1, |a|)`"""
     mismatch: Mismatch | None
-    """the first row that differs; the replay ends there"""
+    """first row that differs; the replay ends there"""
 
 
 def replay(

@@ -127,7 +127,7 @@ class ReviewSession:
         """Return one page of the rows that pass a filter.
 
         Args:
-            rows: the filter.
+            rows: filter of the rows.
             sort: ascending or descending score, error rows last, or the order of the run.
             offset: number of rows to skip.
             limit: largest number of rows.

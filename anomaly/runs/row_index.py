@@ -1,7 +1,8 @@
 """Random access to the rows of a run: a small index in memory, the rows on the disk.
 
 A run may hold a million rows. The index takes about 35 bytes per row in every format: score, verdict and first digits of
-the SHA-256 as arrays, offsets into a text file, both orders by score, and the compressed lower-case paths for text search.
+the SHA-256 as arrays, offsets into a text file, and both orders by score. The lower-case paths are compressed
+for text search.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class _Head(NamedTuple):
     path: str
     sha256: str
     verdict: str
-    """empty for an error row"""
+    """verdict of the row; empty for an error row"""
     score: float | None
 
 
@@ -194,11 +195,11 @@ class RowIndex:
             ) from error
         self._names.append(_packed(waiting))
         self.score: NDArray[np.float32] = np.array(score, dtype=np.float32)
-        """calibrated; NaN for an error row"""
+        """calibrated score; NaN for an error row"""
         self.kind: NDArray[np.uint8] = np.array(kind, dtype=np.uint8)
         """position in `KINDS`"""
         self.key: NDArray[np.uint64] = np.array(key, dtype=np.uint64)
-        """see `sha256_key`"""
+        """key of the SHA-256, by `sha256_key`"""
         self.orders: dict[str, NDArray[np.int32]] = {
             "score": np.argsort(self.score, kind="stable").astype(np.int32),
             "-score": np.argsort(-self.score, kind="stable").astype(np.int32),
@@ -217,7 +218,7 @@ class RowIndex:
         try:
             return self._rows.read(numbers)
         except (ValueError, OSError) as error:
-            raise DataError(f"the run's rows cannot be read any more ({error}): restart the review") from error
+            raise DataError(f"the run's rows are no longer readable ({error}): restart the review") from error
 
     def contains_text(self, text: str) -> NDArray[np.bool_]:
         """Find the rows whose path contains a text, ignoring case; one bool per row."""

@@ -208,13 +208,13 @@ class RunWriter:
             self._records.seek(0, os.SEEK_END)
 
     def add(self, row: Row, *, record: bytes, pictures: Sequence[Path]) -> None:
-        """Take the row of the next image, its record for the drift monitor, and the paths of its map and overlay."""
+        """Add the row of the next image, its record for the drift monitor, and its map and overlay files."""
         self._rows.append(row_values(row))
         self._new_records.append(record)
         self._to_sync += pictures
 
     def commit(self, *, seconds: Mapping[str, float]) -> None:
-        """Flush all rows taken so far to the disk.
+        """Flush all added rows to the disk.
 
         Args:
             seconds: stage -> seconds so far, for the ledger.

@@ -180,7 +180,7 @@ def _recorded_options(
 
 @contextmanager
 def _arriving(run: RunWriter, folder: Path) -> Iterator[Iterator[Item | None]]:
-    """Yield the new images of a watched folder, each added to the run's list first; Ctrl-C ends them."""
+    """Yield the new images of a watched folder, each added to the run's list first; Ctrl-C ends the iteration."""
     seen = {item.path for item in read_inputs(run.folder)}
 
     def listed(stop: threading.Event) -> Iterator[Item | None]:

@@ -136,7 +136,7 @@ class ParquetSink:
         self._num_waiting += len(rows)
 
     def commit(self) -> State:
-        """Flush all rows to the disk, as a part once they fill one."""
+        """Flush all rows to the disk; a full part becomes a file."""
         state = self._waiting.commit()
         if self._num_waiting >= PART_ROWS:
             self._write_part()

@@ -26,7 +26,7 @@ def item_of(path: str) -> Item:
         path: path of a row; ARCHIVE::MEMBER for an archive member.
 
     Raises:
-        DataError: the archive is not a valid tar archive any more.
+        DataError: the archive is no longer a valid tar archive.
     """
     archive, _, member = path.partition(MEMBER)
     if not member or SCHEME in path or not Path(archive).is_file():

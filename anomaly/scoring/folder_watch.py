@@ -27,8 +27,8 @@ def watch_folder(
 
     Args:
         folder: folder to watch.
-        seen: paths that are skipped; yielded paths are added.
-        stop: event that ends the watch; files that are complete by then are yielded first.
+        seen: paths to skip; yielded paths are added.
+        stop: event that ends the watch, after all complete files are yielded.
         stable_seconds: seconds without a change after which a file counts as complete.
 
     Yields:

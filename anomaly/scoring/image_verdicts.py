@@ -19,7 +19,7 @@ def error_row(item: Item, error: ImageError, *, sha256: str, model: str, setting
     """Build the row of an image without a score.
 
     Args:
-        item: the failed image.
+        item: failed image.
         error: reason of the failure.
         sha256: SHA-256 of the image file; empty for a file that cannot be read.
         model: first 16 hex digits of the model's SHA-256; empty without a model.
@@ -37,7 +37,7 @@ def scored_row(
     """Build the row of a scored image: verdict, p-value and the regions above the threshold.
 
     Args:
-        item: the scored image.
+        item: scored image.
         scores: scores of this image alone, score () and anomaly_map (h, w), both finite.
         sha256: SHA-256 of the image file.
         image: (H, W, 3) uint8 RGB, the scored pixels.

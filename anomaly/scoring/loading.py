@@ -25,7 +25,7 @@ class LoadedImage:
 
     item: Item
     sha256: str
-    """of the file's bytes; empty for a file that cannot be read"""
+    """SHA-256 of the file's bytes; empty for a file that cannot be read"""
     image: NDArray[np.uint8]
     """(H, W, 3) RGB; `NO_IMAGE` for a failed one"""
     statistics: dict[str, float] | None

@@ -24,7 +24,7 @@ def overlay_name(number: int, item: Item) -> str:
 
     Args:
         number: position of the image in the input.
-        item: the image.
+        item: image of the overlay.
     """
     stem = re.sub(r'[\x00-\x1f"*:<>?|\\]', "_", Path(item.path).stem[:60])
     return f"{number:06d}_{stem}.png"

@@ -32,7 +32,7 @@ class BatchTiming:
     p50_ms: float
     p99_ms: float
     images_per_second: float
-    """at the median duration"""
+    """speed at the median duration"""
     peak_mib: float
     """largest resident memory of this process so far; 0 on Windows"""
     num_runs: int
@@ -50,7 +50,7 @@ class Profile:
     height: int
     width: int
     batches: dict[int, BatchTiming]
-    """batch size -> its timing"""
+    """batch size -> timing"""
     failure: str | None
     """message of the first batch size that does not run; None if all run"""
     load_seconds: float

@@ -3,7 +3,7 @@
 Each row of the data set is a window of the pipeline. Batches and scores therefore equal those of one machine. Only the calling
 process writes: it takes the windows in their order and commits them. Ray repeats the windows of a lost node
 elsewhere, so no row is lost or doubled. A run whose calling process was lost continues with `--resume`. Each node reads its
-own images: all nodes must reach them by the same name (a shared folder, or s3:// and the like).
+own images: all nodes must reach them by the same name, e.g. in a shared folder or on s3://.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RayEngine:
     Args:
         address: address of the cluster; `auto` joins this machine's cluster, `local` starts one for the run.
         num_scorers: actors that hold every model, each on one GPU, or on one processor for the device `cpu`.
-        num_decoders: decoding tasks at a time, each on one processor.
+        num_decoders: simultaneous decoding tasks, each on one processor.
         overlays_of: verdicts that are drawn; only their images are sent back.
 
     Raises:
@@ -68,7 +68,7 @@ class RayEngine:
         """Score images like `score_images`; the cluster's memory holds the list, not the images.
 
         Raises:
-            UsageError: no cluster at the address.
+            UsageError: an address without a cluster.
         """
         seconds |= {"decode": 0.0, "infer": 0.0}
         windows = [json.dumps([vars(item) for item in window]) for window in _windows(items, settings.window)]

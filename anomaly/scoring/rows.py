@@ -57,7 +57,7 @@ def row_schema(extra: pa.Schema) -> pa.Schema:
     """
     for name in extra.names:
         if name in COLUMNS:
-            raise UsageError(f"the image table has the result column {name!r}: rename it")
+            raise UsageError(f"the image table has a column {name!r}, like the result rows: rename it")
     return pa.schema([*SCHEMA, *extra])
 
 

@@ -22,7 +22,7 @@ def choose_threshold(
         scorer: model of the run.
         threshold: calibrated score; None for the model's own threshold, 1.
         alpha: share of good parts that may be rejected, which sets the threshold on the model's calibration scores.
-        guarantee: quantity bounded by alpha: the `expected` rate, or its 95 % upper `bound`.
+        guarantee: kind of guarantee: alpha bounds the `expected` rate, or its 95 % upper `bound`.
 
     Raises:
         UsageError: both a threshold and an alpha.

@@ -106,7 +106,7 @@ def read_item(item: Item, *, max_pixels: int) -> bytes:
             file.seek(offset)
             data = file.read(length)
     except FileNotFoundError as error:
-        raise ImageError("missing", f"{archive}: the file does not exist any more; restore it") from error
+        raise ImageError("missing", f"{archive}: the file no longer exists; restore it") from error
     except OSError as error:
         raise ImageError(
             "unreadable", f"{archive}: cannot be read ({error.strerror}); check permissions and disk"

@@ -115,7 +115,7 @@ class Tables:
         self._names = ", ".join(str(path) for path in paths)
         for path in paths:
             if path.suffix.lower() not in TABLES:
-                raise UsageError(f"{path} ends in {path.suffix or 'nothing'}: results end in {', '.join(TABLES)}")
+                raise UsageError(f"{path} has the ending {path.suffix!r}: results end in {', '.join(TABLES)}")
         try:
             with ExitStack() as opened:
                 for path in paths:

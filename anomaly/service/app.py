@@ -46,7 +46,7 @@ class Endpoints:
     """The endpoints of the protocol, of plain scoring and of the metrics.
 
     Args:
-        service: scoring service behind them.
+        service: scoring service of the endpoints.
     """
 
     def __init__(self, service: ScoringService) -> None:
@@ -180,7 +180,7 @@ def _reason(served: ServedModel) -> str:
 
 def routes(endpoints: Endpoints) -> list[Route]:
     """Build the routes of the endpoints and of the web page."""
-    found = [
+    table = [
         Route("/v2/health/live", endpoints.live),
         Route("/v2/health/ready", endpoints.ready),
         Route("/v2", endpoints.server_metadata),
@@ -191,13 +191,13 @@ def routes(endpoints: Endpoints) -> list[Route]:
         *page_routes(PAGE),
     ]
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        found += [
+        table += [
             Route(path, endpoints.model_metadata),
             Route(f"{path}/ready", endpoints.model_ready),
             Route(f"{path}/config", endpoints.model_config),
             Route(f"{path}/infer", endpoints.infer, methods=["POST"]),
         ]
-    return found
+    return table
 
 
 def create_app(service: ScoringService, *, guard: Guard, log: AccessLog) -> ASGIApp:

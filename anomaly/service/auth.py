@@ -29,7 +29,7 @@ def read_token(file: str | Path | None) -> str | None:
     """Read the token from a file, or from the environment if no file is given.
 
     Args:
-        file: file with the token, or None.
+        file: file with the token; None takes the environment.
 
     Returns:
         The token; None without a token.
@@ -64,7 +64,7 @@ class Guard:
     """Access control by the headers of a request.
 
     Args:
-        token: required token, or None.
+        token: required token; None without a token.
         loopback: whether the service listens on this machine only.
     """
 

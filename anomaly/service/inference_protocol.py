@@ -72,7 +72,7 @@ def parse_request(header: bytes, binary: memoryview, *, max_pixels: int) -> Infe
     """Parse an inference request.
 
     Args:
-        header: JSON.
+        header: JSON of the request.
         binary: bytes of the tensors.
         max_pixels: largest width × height of an image.
 
@@ -229,8 +229,8 @@ def encode_response(
     """Encode the response to a request.
 
     Args:
-        request: request.
-        scores: scores of its images.
+        request: parsed request.
+        scores: scores of the request's images.
         model: name of the model.
         version: version of the model.
         sha256: SHA-256 of the model file, which changes at a reload.

@@ -115,7 +115,7 @@ class ServedModel:
         """Load the file again if it was replaced and has not changed since the previous check.
 
         Returns:
-            True if the new file is active, False if it was refused, None if there was nothing to load.
+            True if the new file is active, False if it was refused, None without a new file.
         """
         state = _state(self.file.path)
         is_stable, self._last_state = state == self._last_state, state
@@ -146,9 +146,9 @@ def model_card(
     """Describe a model and its guarantee in plain values, for the parameters of the protocol.
 
     Args:
-        served: the model.
+        served: model to describe.
         threshold: threshold of the verdicts; the guarantee holds at the model's own threshold, 1.
-        drift: result of `DriftMonitor.state`.
+        drift: result of `WindowedDriftMonitor.state`.
     """
     scorer, stored = served.scorer, served.scorer.metadata
     return {
@@ -181,8 +181,8 @@ class ModelRepository:
 
     Args:
         files: files of the models.
-        device: device of the inference: auto, cpu, cuda or tensorrt.
-        num_threads: threads of one inference on the CPU; 0 takes all available.
+        device: inference device: auto, cpu, cuda or tensorrt.
+        num_threads: threads of one inference on the CPU; 0 takes all processors.
 
     Raises:
         AnomalyError: a model cannot be loaded.

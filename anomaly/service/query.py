@@ -13,7 +13,7 @@ def query_parameters(request: Request, *, known: Collection[str]) -> dict[str, s
     """Read the query parameters of a request.
 
     Args:
-        request: request.
+        request: HTTP request.
         known: names of the parameters.
 
     Returns:

@@ -19,7 +19,7 @@ async def read_body(request: Request, *, limits: Limits, reserved: Reservation) 
     """Read the whole body as sent.
 
     Args:
-        request: request.
+        request: HTTP request.
         limits: limits of size and time.
         reserved: memory of the request, to which the body is added.
 

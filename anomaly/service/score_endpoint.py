@@ -43,9 +43,9 @@ class ScoreQuery:
     """Query parameters of `POST /score`."""
 
     model: str | None
-    """None selects the only model"""
+    """model name; None selects the only model"""
     version: str | None
-    """None selects the highest version"""
+    """model version; None selects the highest"""
     overlay: bool
     map: bool
 

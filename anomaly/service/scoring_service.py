@@ -111,7 +111,7 @@ class ScoringService:
         """Score the images of a request; a disconnected client or a passed deadline cancels the inference.
 
         Args:
-            request: request.
+            request: HTTP request.
             scorer: scorer of the model.
             image: (N, H, W, 3) uint8 RGB.
             file: file of the model, for metrics and log.

@@ -49,15 +49,15 @@ def serve(
     Args:
         models: .onnx files, NAME=FILE, or folders of NAME.onnx and NAME/VERSION/model.onnx.
         host: listening address; by default this machine only.
-        port: listening port; 0 takes a free one, shown in the log.
+        port: listening port; 0 takes a free port, shown in the log.
         token_file: file with the bearer token that requests must bring; by default the environment variable
             ANOMALY_TOKEN.
         allow_anonymous: accept requests of other machines without a token.
-        device: device of the inference: auto, cpu, cuda or tensorrt.
-        num_threads: threads of one inference on the CPU; 0 takes all available.
+        device: inference device: auto, cpu, cuda or tensorrt.
+        num_threads: threads of one inference on the CPU; 0 takes all processors.
         threshold: threshold of the verdict in calibrated units; by default the model's own, 1.
         batch_size: largest number of images per inference; `anomaly profile` finds the best. By default 1 on the CPU,
-            where most networks gain nothing from more, and 8 on other devices.
+            where larger batches are rarely faster, and 8 on other devices.
         max_delay_ms: longest wait of an image for others while no inference runs, in milliseconds.
         max_queue: largest number of waiting images; further requests are answered with 503.
         max_requests: largest number of concurrent requests; further requests are answered with 503.

@@ -32,8 +32,8 @@ def find_address(host: str, port: int, *, token: str | None, allow_anonymous: bo
 
     Args:
         host: name or IP address.
-        port: port; 0 takes a free one.
-        token: token that requests must bring, or None.
+        port: port number; 0 takes a free port.
+        token: required token; None without a token.
         allow_anonymous: whether other machines may send requests without a token.
 
     Raises:

@@ -33,13 +33,13 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python, this package and the installed packages that affect results."""
-    found = {"python": platform.python_version(), "anomaly": VERSION}
+    installed = {"python": platform.python_version(), "anomaly": VERSION}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def commit() -> str | None:
@@ -66,11 +66,11 @@ def hardware() -> dict[str, Any]:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
-    found: dict[str, Any] = {"processor": name, "num_cpus": num_cpus(), "system": platform.platform()}
+    facts: dict[str, Any] = {"processor": name, "num_cpus": num_cpus(), "system": platform.platform()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name(0)
-    return found
+        facts["gpu"] = torch.cuda.get_device_name(0)
+    return facts
 
 
 class RunCard:

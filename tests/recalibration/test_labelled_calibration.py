@@ -268,7 +268,7 @@ def test_guarantee_rests_on_the_calibration_images(model: Path, night: Path) -> 
         recalibrate(model, labels=file, alpha=0.05)
     with pytest.raises(UsageError, match="give GOOD images"):
         recalibrate(model, labels=file, guarantee="bound")
-    with pytest.raises(UsageError, match="nothing to calibrate on"):
+    with pytest.raises(UsageError, match="a calibration needs images"):
         recalibrate(model)
     with pytest.raises(DataError, match=r"none\.csv does not exist: name the file of labels"):
         recalibrate(model, labels="none.csv")

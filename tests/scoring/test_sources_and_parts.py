@@ -38,7 +38,7 @@ def test_tar_archives_give_their_members_in_order_and_any_member_alone(category:
     (tmp_path / "none.tar").write_text("no archive at all")
     with pytest.raises(DataError, match="is not a plain tar archive"):
         list(open_source(str(tmp_path / "none.tar")).items)
-    with pytest.raises(ImageError, match="the file does not exist any more"):
+    with pytest.raises(ImageError, match="the file no longer exists"):
         read_item(Item(f"{tmp_path / 'gone.tar'}::a.png", place=(512, 10)), max_pixels=10**6)
 
 

@@ -63,7 +63,7 @@ def draw_component_defect(part: RenderedPart, *, rng: np.random.Generator) -> tu
     """Render an assembly again with one component missing, swapped or displaced, with equal probability.
 
     Args:
-        part: an assembly of `make_part`.
+        part: assembly of `make_part`.
         rng: random generator of all choices.
 
     Returns:

@@ -92,7 +92,7 @@ class RunPictures:
         return Picture(_encode(_reduce(self.image(row), PICTURE_SIDE), ".png"), "image/png")
 
     def anomaly_map(self, number: int, row: Values) -> dict[str, Any]:
-        """Return the stored anomaly map of an image, or score the image again with the run's own model.
+        """Return the stored anomaly map of an image, or score the image again with the model of the run.
 
         Args:
             number: number of the row.

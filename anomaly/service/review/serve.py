@@ -40,7 +40,7 @@ def review(
         images: folder, glob or list to search for moved images, by their SHA-256.
         device: device that computes missing anomaly maps: auto, cpu, cuda or tensorrt.
         host: listening address; by default this machine only.
-        port: listening port; 0 takes a free one, shown in the log.
+        port: listening port; 0 takes a free port, shown in the log.
         token_file: file with the bearer token that requests must bring; by default the environment variable
             ANOMALY_TOKEN.
         allow_anonymous: accept requests of other machines without a token.
