@@ -4,7 +4,7 @@
 
 Each run scores the same few hundred files with a real model in a separate process. It is killed (SIGKILL) at a random moment
 between its start and its usual end, and resumed, until it ends. Its files are then compared with those of the undisturbed
-run, except the ledger and the manifest, which hold dates.
+run. The ledger and the manifest hold dates and are left out.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     ANOMALY_WEIGHTS=FOLDER python -m benchmarks.graph_passes DATA/bottle --out benchmarks/results/graph_passes.json
 
 * fp16: `anomaly.export.passes.half` beside onnxconverter-common's `convert_float_to_float16` with an `op_block_list`.
-* int8: `anomaly.export.passes.int8` beside ONNX Runtime's `quantize_static` (per channel, QDQ, MinMax), with the same chosen
-  convolutions and calibration images, and once with `DedicatedQDQPair`.
+* int8: `anomaly.export.passes.int8` beside ONNX Runtime's `quantize_static` (per channel, QDQ, MinMax), once with
+  `DedicatedQDQPair`. The chosen convolutions and the calibration images are the same.
 
 Every file is calibrated through its own graph and compared with the fp32 file, as `anomaly export` does. All files then score
 one image in turn, round by round, on one thread. Times are processor times; figures are medians over rounds, ratios are
@@ -71,13 +71,13 @@ def static_int8(
             weight_type=QuantType.QInt8, nodes_to_quantize=names, calibrate_method=CalibrationMethod.MinMax,
             extra_options={"DedicatedQDQPair": dedicated},
         )  # fmt: skip
-        made = onnx.load(file)
-    used = {node.domain for node in made.graph.node}
-    kept = [one for one in made.opset_import if one.domain in used]
-    del made.opset_import[:]
-    made.opset_import.extend(kept)
-    made.ir_version = IR_VERSION
-    return made
+        converted = onnx.load(file)
+    used = {node.domain for node in converted.graph.node}
+    kept = [one for one in converted.opset_import if one.domain in used]
+    del converted.opset_import[:]
+    converted.opset_import.extend(kept)
+    converted.ir_version = IR_VERSION
+    return converted
 
 
 def common_fp16(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,7 +4,8 @@
         --python 'x86-64 3.10=/venv310/bin/python' --python 'aarch64 3.11=qemu-aarch64 … python3.11' [--uv uv]
 
 Each command is a Python with the serving packages. It scores the test images of a category (MVTec layout) through every
-model, replays the run, calibrates, inspects, evaluates, deploys and serves. Its rows are compared with those of this Python.
+model and replays the run. It also calibrates, inspects, evaluates, deploys and serves. Its rows are compared with those of
+this Python.
 `resolved` is true if every package has a wheel for the platform in the exact version of constraints.txt. `uv pip compile`
 finds it without an installation. Each result is written at once, and the results in the file are not measured again.
 """

@@ -3,7 +3,7 @@
     ANOMALY_WEIGHTS=FOLDER python -m benchmarks.training_speed DATA --out benchmarks/results/training_speed_bottle.json
 
 anomalib trains by its own recipe: 10 epochs, batch 32, all good images. Ours calibrates on 20 % of the good images. Each is
-timed from the start of `fit` to its end, and then evaluated on the same test images with the same exact metrics, ours
+timed from the start of `fit` to its end. Both are then evaluated on the same test images with the same exact metrics, ours
 through the exported file.
 """
 

@@ -17,8 +17,8 @@ What differs, and why:
   inputs are bounded (see `coupling_1d`).
 * The smaller scales are 2×2 means.
 * The map takes absolute values before the blur, and it is not squared, which keeps the ranks.
-* The map is divided by its typical value at each pixel on good training images, because dark flat regions change the loss on
-  every part.
+* The map is divided by its typical value at each pixel on good training images. Dark flat regions change the loss on every
+  part.
 * The derivative is written by hand, so that the exported graph contains it. Corners of the backbone are rounded in it, so that
   all runtimes agree (see `input_gradient`).
 """

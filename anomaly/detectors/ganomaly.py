@@ -9,8 +9,8 @@ As in the paper: the three DCGAN networks, the losses of eq. 1 to 4 with their w
 discriminator step on the same reconstruction, and the score `latent` (eq. 5).
 What differs, and why:
 * The weights of the last epoch are kept; the public code keeps the epoch with the best test result.
-* The paper has no map. Here it is the residual |x - x_hat| or the dissimilarity of gradients, averaged over a window and
-  standardised by good training images at each pixel, because sharp edges have a high residual on good parts too.
+* The paper has no map. Here it is the residual |x - x_hat| or the dissimilarity of gradients, averaged over a window. Good
+  training images standardise it at each pixel, because sharp edges have a high residual on good parts too.
 * A newly initialised discriminator starts with empty optimiser moments.
 * The binary cross entropy is computed from logits, the same function without overflow.
 """

@@ -104,8 +104,8 @@ class Riad(Detector):
         regions: sides k in pixels of the inpainted regions; 2, 4, 8 and 16 at size 256 in the paper.
         num_sets: number n of sets of regions, inpainted one after the other.
         smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
-        score: image score: `map`, the paper's maximum of the map, or `standardised`, the maximum after each pixel is
-            standardised by its mean and deviation over the training images.
+        score: image score: `map`, the paper's maximum of the map, or `standardised`, the maximum of the map after scaling each
+            pixel by its mean and deviation over the training images.
         learning_rate: learning rate of Adam; the last sixth of the training uses a tenth of it.
         weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.

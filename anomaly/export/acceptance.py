@@ -1,6 +1,6 @@
 """The cost of fewer bits: verdicts that flip, and the ranking of drawn defects, of a converted file beside the fp32 file.
 
-No test image is read. The good images are the calibration images, the defects are drawn onto them, and each file is
+No test image is read. The good images are the calibration images, and the defects are drawn onto them. Each file is
 calibrated through its own graph.
 """
 

@@ -28,7 +28,7 @@ class CodesLoop(SamplingLoop):
         """Redraw the codes of all cells with an unknown pixel in raster order, decode them, and restore the known pixels.
 
         Each code is drawn given the codes before it, kept or redrawn. Later codes are not a condition. The encoder sees the
-        mean of the known pixels under the mask, so that the masked content has no influence.
+        mean of the known pixels under the mask. The masked content has no influence.
         """
         unknown = np.broadcast_to(mask[:, None], x.shape)
         mean = np.where(unknown, 0, x).sum(axis=(2, 3)) / np.maximum(1, (~unknown).sum(axis=(2, 3)))

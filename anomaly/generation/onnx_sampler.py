@@ -72,13 +72,13 @@ class OnnxSampler:
     def _check_golden(self, function: str, session: ort.InferenceSession) -> None:
         if function not in self.metadata.golden:
             return
-        found = golden_of(session, function)
+        measured = golden_of(session, function)
         stored = self.metadata.golden[function]
-        difference = float(relative_difference(np.array(stored), np.array(found)).max())
+        difference = float(relative_difference(np.array(stored), np.array(measured)).max())
         if not difference <= GOLDEN_TOLERANCE:
             raise ModelError(
                 f"{function} of {self.path} differs on {session.get_providers()[0]} from its result at export: mean and"
-                f" deviation are {found} instead of {stored}; use another provider or version, or export it again"
+                f" deviation are {measured} instead of {stored}; use another provider or version, or export it again"
             )
 
 

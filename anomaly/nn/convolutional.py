@@ -19,8 +19,8 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 class UNet(nn.Module):
     """U-Net from images to images with sigmoid output.
 
-    O. Ronneberger et al., "U-Net", 2015, arXiv 1505.04597. What differs: strided convolutions replace pooling, a strided
-    stem saves time at full resolution, and only the `skips` coarsest levels have additive skip connections.
+    O. Ronneberger et al., "U-Net", 2015, arXiv 1505.04597. What differs: strided convolutions replace pooling, and a strided
+    stem saves time at full resolution. Only the `skips` coarsest levels have additive skip connections.
 
     Args:
         widths: channels of each level, from half the resolution down.

@@ -1,7 +1,7 @@
 """`Ema`: exponential moving average of a network's weights.
 
 J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv 2006.11239 (appendix B: decay 0.9999). What differs: the
-decay rises from low values over the first updates, so that a short training does not average its random initial weights.
+decay rises from low values over the first updates. A short training then does not average its random initial weights.
 """
 
 from __future__ import annotations

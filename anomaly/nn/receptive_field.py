@@ -41,7 +41,7 @@ def _reach(function: Callable[[Tensor], Tensor], *, stride: int, axis: int) -> i
         shape = [1, 3, thin, thin]
         shape[axis] = 2 * half
         x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        found = []
+        lengths = []
         for first in (True, False):  # the half set to NaN
             seen = x.clone()
             seen.narrow(axis, 0 if first else half, half).fill_(torch.nan)
@@ -51,8 +51,8 @@ def _reach(function: Callable[[Tensor], Tensor], *, stride: int, axis: int) -> i
                     f"its map has size {tuple(output.shape[1:])} for an input of {shape[2]}×{shape[3]} pixels"
                 )
             reached = torch.isnan(output[0]).any(dim=3 - axis).nonzero().flatten()
-            found.append(int(reached[-1]) + 1 - half if first else half - int(reached[0]))
-        if max(found) < half:
-            return max(found)
+            lengths.append(int(reached[-1]) + 1 - half if first else half - int(reached[0]))
+        if max(lengths) < half:
+            return max(lengths)
         half *= 2
     raise UsageError(f"each pixel of its map depends on the whole of an image of {half} pixels")

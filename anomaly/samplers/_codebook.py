@@ -53,8 +53,8 @@ class Codebook(nn.Module):
 
     def look_up(self, code: Tensor) -> Tensor:
         """Return the vectors q (N, D, gh, gw) of codes (N, gh, gw) (eq. 2)."""
-        found = self.vectors.index_select(0, code.flatten())
-        return torch.unflatten(found, 0, code.shape).permute(0, 3, 1, 2)
+        vectors = self.vectors.index_select(0, code.flatten())
+        return torch.unflatten(vectors, 0, code.shape).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def follow(self, u: Tensor, *, generator: torch.Generator) -> None:

@@ -4,9 +4,9 @@ L. Dinh et al., "Density estimation using Real NVP", 2016, arXiv 1605.08803 (§3
 
 As in the paper: each scale has three couplings under alternating checkerboard masks, then three under alternating channel
 masks, and outputs half of its values. The last scale has four checkerboard couplings.
-What differs, and why: a checkerboard coupling runs on the squeezed map, where its colours are halves of the channels, at a
-quarter of the cost; an actnorm before each coupling replaces batch norm, so that images are independent; a network is one
-residual convolution without weight norm, and receives its position, because parts are aligned.
+What differs, and why: a checkerboard coupling runs on the squeezed map, at a quarter of the cost. Its colours are
+halves of the channels there. An actnorm before each coupling replaces batch norm, so that images are independent. A network is
+one residual convolution without weight norm, and receives its position, because parts are aligned.
 """
 
 from __future__ import annotations

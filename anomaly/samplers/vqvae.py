@@ -6,8 +6,8 @@ eq. 1 and 2; loss, eq. 3; codebook by moving averages, appendix A.1; prior, sect
 Notation: x -> image in [0, 1]; u -> encoder's output, (N, D, gh, gw); e -> codebook vectors, (K, D); d -> squared distances of
 u to e, (N, K, gh, gw); code -> number of the nearest vector; q -> its vector; x_hat -> decode(q).
 What differs, and why:
-* Rarely used vectors restart at the encoder's output of a random cell, also before the first step, so that the whole codebook
-  is in use.
+* Rarely used vectors restart at the encoder's output of a random cell, also before the first step. The whole codebook is then
+  in use.
 * In the first steps the decoder receives u itself. A codebook of an untrained encoder would spend its vectors on the
   background.
 * The squared error is divided by the batch's variance, so that `commitment` has the same weight at any contrast.

@@ -21,7 +21,7 @@ def estimate(value: float) -> dict[str, Any]:
 
 
 def cell(**changed: Any) -> dict[str, Any]:
-    """A made-up cell; `image`, `pixel` and `aupro` are its figures."""
+    """An invented cell; `image`, `pixel` and `aupro` are its figures."""
     image, pixel = changed.pop("image", 0.9), changed.pop("pixel", 0.95)
     figures = {
         "image": {"auroc": estimate(image)},
@@ -53,8 +53,8 @@ FAILED_KEYS = ("config", "seconds", "seconds_per_image", "counts", "figures", "p
 
 
 def failed(**changed: Any) -> dict[str, Any]:
-    made = cell(status="failed", message="out of memory\nat a|b", **changed)
-    return {key: value for key, value in made.items() if key not in FAILED_KEYS}
+    failed = cell(status="failed", message="out of memory\nat a|b", **changed)
+    return {key: value for key, value in failed.items() if key not in FAILED_KEYS}
 
 
 def written(tmp_path: Path, *cells: dict[str, Any]) -> str:

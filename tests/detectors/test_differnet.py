@@ -170,9 +170,9 @@ def test_exported_graph_gives_equal_scores_and_maps() -> None:
     for image in (images, noise, np.full((1, 9, 9, 3), 128, dtype=np.uint8)):
         with torch.no_grad():
             result = detector(torch.from_numpy(image))
-        found = score_bytes(graph, image)
-        assert relative_difference(result.score.numpy(), found.score).max() < 1e-4
-        assert relative_difference(result.anomaly_map.numpy(), found.anomaly_map).max() < 1e-4
+        exported = score_bytes(graph, image)
+        assert relative_difference(result.score.numpy(), exported.score).max() < 1e-4
+        assert relative_difference(result.anomaly_map.numpy(), exported.anomaly_map).max() < 1e-4
 
 
 @pytest.mark.parametrize(

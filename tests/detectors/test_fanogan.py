@@ -281,9 +281,9 @@ def test_exported_graph_gives_equal_scores_and_maps(options: dict[str, Any], reg
     graph = export_graph(detector).SerializeToString()
     noise = np.random.default_rng(0).integers(0, 256, (1, 100, 90, 3), dtype=np.uint8)
     for image in (parts(3, seed=50).numpy(), noise):
-        result, found = detector(torch.from_numpy(image)), score_bytes(graph, image)
-        assert relative_difference(result.score.numpy(), found.score).max() < 1e-4
-        assert relative_difference(result.anomaly_map.numpy(), found.anomaly_map).max() < 1e-4
+        result, exported = detector(torch.from_numpy(image)), score_bytes(graph, image)
+        assert relative_difference(result.score.numpy(), exported.score).max() < 1e-4
+        assert relative_difference(result.anomaly_map.numpy(), exported.anomaly_map).max() < 1e-4
 
 
 @pytest.mark.slow

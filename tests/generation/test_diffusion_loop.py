@@ -39,12 +39,12 @@ def test_cosine_schedules_equal_the_papers(name: Schedule, offset: float) -> Non
     def f(t: float) -> float:
         return math.cos((t / 100 + offset) / (1 + offset) * math.pi / 2) ** 2
 
-    found = alphas(name, 100)
+    alpha = alphas(name, 100)
     for t in (0, 1, 30, 50, 90):
-        assert found[t] == pytest.approx(f(t + 1) / f(0), rel=1e-4)
-    assert found[-1] / found[-2] == pytest.approx(0.001, rel=1e-2)  # the last β is bounded by 0.999
+        assert alpha[t] == pytest.approx(f(t + 1) / f(0), rel=1e-4)
+    assert alpha[-1] / alpha[-2] == pytest.approx(0.001, rel=1e-2)  # the last β is bounded by 0.999
     if name == "cosine":
-        assert found[49] == pytest.approx(0.5, rel=1e-4)
+        assert alpha[49] == pytest.approx(0.5, rel=1e-4)
 
 
 def test_schedule_refuses_few_steps() -> None:

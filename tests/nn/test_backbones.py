@@ -145,8 +145,8 @@ def test_transformer_maps_use_the_pretrained_norm(tmp_path: Path) -> None:
     x = torch.rand(2, 3, *SIZE)
     with torch.no_grad():
         blocks = network.norm(network.blocks[:2](network._pos_embed(network.patch_embed(x))))
-        (found,) = backbone(x)
-    assert torch.allclose(found.flatten(2).mT, blocks[:, 1:], atol=1e-5)  # without the class token
+        (feature_map,) = backbone(x)
+    assert torch.allclose(feature_map.flatten(2).mT, blocks[:, 1:], atol=1e-5)  # without the class token
 
 
 def test_backbone_stays_frozen() -> None:

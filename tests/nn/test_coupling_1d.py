@@ -49,10 +49,10 @@ def test_pullback_equals_automatic_differentiation() -> None:
     (expected,) = torch.autograd.grad((z * g_z).sum() + (log_det * g_log_det[:, 0]).sum(), y)
     with torch.no_grad():
         z_again, log_det_again, pullback = flow.with_pullback(y)
-        found = pullback(g_z, g_log_det)
+        gradient = pullback(g_z, g_log_det)
     assert torch.equal(z_again, z)
     assert torch.equal(log_det_again, log_det)
-    assert torch.allclose(found, expected, rtol=1e-10)
+    assert torch.allclose(gradient, expected, rtol=1e-10)
 
 
 def test_output_and_pullback_are_bounded() -> None:

@@ -56,9 +56,9 @@ def test_gradient_equals_automatic_differentiation(name: str) -> None:
         x = torch.randn(2, 3, size, size, dtype=torch.float64)
         y, weight, expected = differentiated(net, x)
         with torch.no_grad():
-            found, pullback = reverse(x)
+            output, pullback = reverse(x)
             gradient = pullback(weight)
-        assert torch.allclose(found, y, rtol=1e-12, atol=1e-14)
+        assert torch.allclose(output, y, rtol=1e-12, atol=1e-14)
         assert (gradient - expected).abs().max() < 1e-8 * expected.abs().max()
 
 
@@ -110,9 +110,9 @@ def test_every_rule(layer: nn.Module, size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size, dtype=torch.float64) * 3
     y, weight, expected = differentiated(net, x)
     with torch.no_grad():
-        found, pullback = reverse(x)
+        output, pullback = reverse(x)
         gradient = pullback(weight)
-    assert torch.allclose(found, y, rtol=1e-12)
+    assert torch.allclose(output, y, rtol=1e-12)
     assert gradient.shape == x.shape
     assert torch.allclose(gradient, expected, rtol=1e-6, atol=1e-12)
 

@@ -35,11 +35,11 @@ def triangle(length: int, target: int) -> NDArray[np.float64]:
 @pytest.mark.parametrize(("height", "width"), [(150, 83), (64, 96), (20, 33), (1, 1)])
 def test_stretch_is_an_antialiased_resize(height: int, width: int) -> None:
     image = random_images(2, height, width, 3)
-    found = Preprocess(size=(64, 96), resize="stretch", mean=MEAN, std=STD)(image)
+    output = Preprocess(size=(64, 96), resize="stretch", mean=MEAN, std=STD)(image)
     resized = np.einsum("yh,nhwc,xw->ncyx", triangle(height, 64), image.numpy() / 255.0, triangle(width, 96))
     expected = (resized - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
-    assert found.dtype == torch.float32
-    assert np.abs(found.numpy() - expected).max() < 1e-4
+    assert output.dtype == torch.float32
+    assert np.abs(output.numpy() - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
@@ -48,16 +48,16 @@ def test_list_of_images_equals_their_stack(resize: Resize) -> None:
     image = random_images(3, 70, 50, 3)
     assert torch.equal(preprocess(list(image)), preprocess(image))
     mixed = [random_images(40, 90, 3), random_images(100, 30, 3)]
-    found = preprocess(mixed)
-    assert found.shape == (2, 3, 48, 64)
-    assert torch.equal(found[1:], preprocess(mixed[1][None]))
+    output = preprocess(mixed)
+    assert output.shape == (2, 3, 48, 64)
+    assert torch.equal(output[1:], preprocess(mixed[1][None]))
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (50, 50), (64, 64)])
 def test_letterbox_of_a_square_equals_stretch(height: int, width: int) -> None:
     image = random_images(2, height, width, 3)
-    found = [Preprocess(size=(64, 64), resize=r, mean=MEAN, std=STD)(image) for r in ("stretch", "letterbox")]
-    assert (found[0] - found[1]).abs().max() < 2e-3
+    output = [Preprocess(size=(64, 64), resize=r, mean=MEAN, std=STD)(image) for r in ("stretch", "letterbox")]
+    assert (output[0] - output[1]).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 180), (180, 60), (15, 45)])
@@ -79,11 +79,11 @@ def test_letterbox_keeps_the_aspect_ratio_and_repeats_the_border(height: int, wi
 
 def test_letterbox_is_an_antialiased_resize_at_the_centre() -> None:
     image = random_images(1, 120, 60, 3)
-    found = letterbox(image.permute(0, 3, 1, 2).float(), (48, 48))[0].numpy()
+    output = letterbox(image.permute(0, 3, 1, 2).float(), (48, 48))[0].numpy()
     expected = np.einsum("yh,hwc,xw->cyx", triangle(120, 48), image[0].numpy().astype(np.float64), triangle(60, 24))
-    assert np.abs(found[:, :, 12:36] - expected).max() < 1e-2
-    assert np.ptp(found[:, :, :12], axis=2).max() < 1e-5
-    assert np.ptp(found[:, :, 36:], axis=2).max() < 1e-5
+    assert np.abs(output[:, :, 12:36] - expected).max() < 1e-2
+    assert np.ptp(output[:, :, :12], axis=2).max() < 1e-5
+    assert np.ptp(output[:, :, 36:], axis=2).max() < 1e-5
 
 
 def small_detector(name: str, resize: Resize) -> Autoencoder | FastFlow:

@@ -17,9 +17,9 @@ def test_ssim_equals_scikit_image() -> None:
     expected = metrics.structural_similarity(
         x, y, data_range=1.0, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
     )[1].mean(axis=2)
-    found = Ssim()(*(torch.from_numpy(a).permute(2, 0, 1)[None] for a in (x, y)))[0].numpy()
-    assert found.shape == (40, 52)
-    assert np.abs(found - expected)[5:-5, 5:-5].max() < 1e-4
+    output = Ssim()(*(torch.from_numpy(a).permute(2, 0, 1)[None] for a in (x, y)))[0].numpy()
+    assert output.shape == (40, 52)
+    assert np.abs(output - expected)[5:-5, 5:-5].max() < 1e-4
 
 
 def test_similarity_is_symmetric_and_1_for_equal_images() -> None:

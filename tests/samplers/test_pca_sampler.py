@@ -126,8 +126,8 @@ def test_missing_pixels_have_the_conditional_mean_and_deviation() -> None:
 
 
 def rebuild(sampler: Pca, hidden: NDArray[np.float32], clean: NDArray[np.float32]) -> float:
-    found = sampler.sampling_loop().reconstruct(hidden, rng=RNG(0), options=Options())
-    return float(np.sqrt(((found - clean) ** 2).mean()))
+    reconstruction = sampler.sampling_loop().reconstruct(hidden, rng=RNG(0), options=Options())
+    return float(np.sqrt(((reconstruction - clean) ** 2).mean()))
 
 
 @torch.no_grad()

@@ -104,8 +104,8 @@ def test_logits_of_windows_equal_those_of_the_whole_image() -> None:
         top, left = max(0, row + 1 - seen), max(0, column + 1 - seen)
         links = sampler.links(x[:, :, top : top + seen], torch.full((2,), top))[:, :, row - top, None]
         given = x[:, :, row, None, left : left + seen]
-        found = sampler.logits_row(given, links[..., left : left + seen])
-        assert torch.allclose(found[..., 0, column - left], whole[..., row, column], atol=1e-4)
+        logits = sampler.logits_row(given, links[..., left : left + seen])
+        assert torch.allclose(logits[..., 0, column - left], whole[..., row, column], atol=1e-4)
 
 
 def test_samples_are_as_frequent_as_their_probability() -> None:

@@ -38,10 +38,10 @@ FEW_STEPS = Options(steps=3)
 
 
 @dataclass(frozen=True)
-class Made:
+class FittedSampler:
     """A fitted and exported sampler."""
 
-    run: Path
+    folder: Path
     trained: Sampler
     scores: bool
     exported: OnnxSampler
@@ -51,21 +51,21 @@ class Made:
 
 
 @pytest.fixture(scope="module", params=list(SAMPLERS))
-def made(request: pytest.FixtureRequest, category: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def fitted(request: pytest.FixtureRequest, category: Path, tmp_path_factory: pytest.TempPathFactory) -> FittedSampler:
     name = request.param
     out = fit_model(
         category, out=tmp_path_factory.mktemp("samplers") / name, detector=name, options=OPTIONS[name]
     ).folder
     export_model(out)
-    fitted = load_fitted_model(out)
-    assert isinstance(fitted.model, Sampler)
+    loaded = load_fitted_model(out)
+    assert isinstance(loaded.model, Sampler)
     exported = OnnxSampler(out / "sampler.onnx", device="cpu", num_threads=1)
-    return Made(out, fitted.model, fitted.detector is not None, exported)
+    return FittedSampler(out, loaded.model, loaded.detector is not None, exported)
 
 
-def some(made: Made, category: Path, num: int) -> NDArray[np.float32]:
+def read_some(fitted: FittedSampler, category: Path, num: int) -> NDArray[np.float32]:
     paths = sorted((category / "train/good").iterdir())[:num]
-    return np.concatenate([made.exported.prepare(read_image(p, white=255, max_pixels=10**6)[None]) for p in paths])
+    return np.concatenate([fitted.exported.prepare(read_image(p, white=255, max_pixels=10**6)[None]) for p in paths])
 
 
 def test_registry_has_options_and_a_configuration_for_every_family() -> None:
@@ -82,13 +82,13 @@ def test_configuration_builds(name: str) -> None:
     assert values["model"].keys() >= options["model"].keys()
 
 
-def test_file_and_trained_sampler_draw_equal_images(made: Made) -> None:
-    options = made.options()
-    drawn = made.exported.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
-    again = made.exported.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
-    trained = made.trained.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
-    other = made.exported.sampling_loop().sample(3, rng=np.random.default_rng(6), options=options)
-    height, width = made.trained.preprocess.size
+def test_file_and_trained_sampler_draw_equal_images(fitted: FittedSampler) -> None:
+    options = fitted.options()
+    drawn = fitted.exported.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
+    again = fitted.exported.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
+    trained = fitted.trained.sampling_loop().sample(3, rng=np.random.default_rng(5), options=options)
+    other = fitted.exported.sampling_loop().sample(3, rng=np.random.default_rng(6), options=options)
+    height, width = fitted.trained.preprocess.size
     assert drawn.shape == (3, 3, height, width)
     assert drawn.dtype == np.float32
     assert drawn.min() >= 0
@@ -99,18 +99,18 @@ def test_file_and_trained_sampler_draw_equal_images(made: Made) -> None:
     assert np.abs(drawn - trained).max() < 1e-3
 
 
-def test_functions_agree_and_are_certified(made: Made) -> None:
-    verify(made.run)
-    drawing, *scoring = compare_files(made.run)
-    assert set(drawing.values["functions"]) == set(made.trained.functions())
+def test_functions_agree_and_are_certified(fitted: FittedSampler) -> None:
+    verify(fitted.folder)
+    drawing, *scoring = compare_files(fitted.folder)
+    assert set(drawing.values["functions"]) == set(fitted.trained.functions())
     assert max(drawing.values["functions"].values()) <= 1e-4
-    assert (made.run / "model.onnx").exists() == made.scores
-    assert len(scoring) == made.scores
+    assert (fitted.folder / "model.onnx").exists() == fitted.scores
+    assert len(scoring) == fitted.scores
 
 
-def test_detector_form_is_scored_like_any_detector(made: Made, category: Path, tmp_path: Path) -> None:
-    model, sampler = made.run / "model.onnx", made.run / "sampler.onnx"
-    if made.scores:
+def test_detector_form_is_scored_like_any_detector(fitted: FittedSampler, category: Path, tmp_path: Path) -> None:
+    model, sampler = fitted.folder / "model.onnx", fitted.folder / "sampler.onnx"
+    if fitted.scores:
         rows = tmp_path / "rows.csv"
         assert run(["score", str(model), str(category / "test"), "--out", str(rows)]) == 0
         assert OnnxScorer(model, device="cpu", num_threads=1).metadata.kind == "detector"
@@ -119,18 +119,18 @@ def test_detector_form_is_scored_like_any_detector(made: Made, category: Path, t
     else:
         assert not model.exists()
         with pytest.raises(Unsupported, match="has no detector form: "):
-            made.trained.as_detector()
+            fitted.trained.as_detector()
         with pytest.raises(ModelError, match="no model at"):
             OnnxScorer(model, device="cpu", num_threads=1)
     with pytest.raises(ModelError, match="is a sampler: `anomaly sample` draws from it"):
         OnnxScorer(sampler, device="cpu", num_threads=1)
 
 
-def test_abilities_work_or_are_refused_with_the_reason(made: Made, category: Path) -> None:
-    x = some(made, category, 4)
+def test_abilities_work_or_are_refused_with_the_reason(fitted: FittedSampler, category: Path) -> None:
+    x = read_some(fitted, category, 4)
     mask = np.zeros((2, *x.shape[2:]), dtype=bool)
     mask[:, 4:9, 3:8] = True
-    loop, options = made.exported.sampling_loop(), made.options()
+    loop, options = fitted.exported.sampling_loop(), fitted.options()
 
     def draw(ability: str, loop: SamplingLoop) -> NDArray[np.float32]:
         rng = np.random.default_rng(0)
@@ -143,17 +143,17 @@ def test_abilities_work_or_are_refused_with_the_reason(made: Made, category: Pat
         return loop.attribute(x[:3], x[:2], x[2:], strength=0.5, options=options)
 
     for ability in ("reconstruct", "interpolate", "inpaint", "attribute"):
-        if ability in made.trained.unsupported:
+        if ability in fitted.trained.unsupported:
             with pytest.raises(Unsupported, match=f"does not support {ability}: ") as error:
                 draw(ability, loop)
-            assert made.trained.unsupported[ability] in str(error.value)
+            assert fitted.trained.unsupported[ability] in str(error.value)
             continue
         drawn = draw(ability, loop)
         assert drawn.dtype == np.float32
         assert np.isfinite(drawn).all()
         assert drawn.min() >= 0
         assert drawn.max() <= 1
-        assert np.abs(drawn - draw(ability, made.trained.sampling_loop())).max() < 1e-3, ability
+        assert np.abs(drawn - draw(ability, fitted.trained.sampling_loop())).max() < 1e-3, ability
         if ability == "inpaint":
             known = np.broadcast_to(~mask[:, None], drawn.shape)
             assert np.array_equal(drawn[known], x[:2][known])
@@ -166,19 +166,19 @@ def test_abilities_work_or_are_refused_with_the_reason(made: Made, category: Pat
                 loop.attribute(x[:1], x[:0], x[2:], strength=0.5, options=options)
 
 
-def test_damaged_function_is_refused(made: Made, tmp_path: Path) -> None:
-    data = bytearray((made.run / "sampler.onnx").read_bytes())
+def test_damaged_function_is_refused(fitted: FittedSampler, tmp_path: Path) -> None:
+    data = bytearray((fitted.folder / "sampler.onnx").read_bytes())
     at = len(data) // 3
     data[at : at + 64] = bytes(64)
     (tmp_path / "sampler.onnx").write_bytes(data)
     with pytest.raises(ModelError):
         OnnxSampler(tmp_path / "sampler.onnx", device="cpu", num_threads=1).sampling_loop().sample(
-            1, rng=np.random.default_rng(0), options=made.options()
+            1, rng=np.random.default_rng(0), options=fitted.options()
         )
 
 
-def test_unknown_sampling_options_are_refused(made: Made) -> None:
-    loop = made.exported.sampling_loop()
+def test_unknown_sampling_options_are_refused(fitted: FittedSampler) -> None:
+    loop = fitted.exported.sampling_loop()
     for name, moved in (("steps", 7), ("eta", 0.5), ("temperature", 0.5), ("strength", 0.3), ("label", 1)):
         options = Options(**{name: moved})
         if name in loop.known_options:
@@ -189,12 +189,12 @@ def test_unknown_sampling_options_are_refused(made: Made) -> None:
 
 
 def test_model_draws_defects_into_masks_or_is_refused(
-    made: Made, category: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fitted: FittedSampler, category: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "made"
     command = ["synthesize", str(category), "--out", str(out), "--num", "3", "--kinds", "[]", "--steps", "3"]
-    code = run([*command, "--model", str(made.run / "sampler.onnx"), "--min-size", "0.3", "--max-size", "0.5"])
-    if made.trained.loop != "latent_diffusion":
+    code = run([*command, "--model", str(fitted.folder / "sampler.onnx"), "--min-size", "0.3", "--max-size", "0.5"])
+    if fitted.trained.loop != "latent_diffusion":
         assert code == 2
         assert "draws no defect into a mask" in capsys.readouterr().err
         return

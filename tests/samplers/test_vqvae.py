@@ -89,8 +89,8 @@ def test_loss_and_gradients_equal_the_paper() -> None:
     sampler._num_first = lambda: 10  # type: ignore[method-assign]
     image = draw_parts(2, seed=0)
     sampler.training_step(as_batch(image, name=""), 0).backward()  # type: ignore[no-untyped-call]
-    found = {name: p.grad for name, p in sampler.named_parameters()}
-    assert "codebook.vectors" not in found  # updated by moving averages
+    gradients = {name: p.grad for name, p in sampler.named_parameters()}
+    assert "codebook.vectors" not in gradients  # updated by moving averages
     sampler.zero_grad()
 
     x = sampler.preprocess(image)
@@ -104,9 +104,9 @@ def test_loss_and_gradients_equal_the_paper() -> None:
     for name, p in sampler.named_parameters():
         if name.startswith(("encoder.", "decoder.")):
             assert p.grad is not None
-            assert torch.allclose(found[name], p.grad, atol=1e-6, rtol=1e-4), name
+            assert torch.allclose(gradients[name], p.grad, atol=1e-6, rtol=1e-4), name
         else:
-            assert found[name] is None
+            assert gradients[name] is None
 
 
 def test_codebook_follows_the_moving_averages_of_its_cells() -> None:

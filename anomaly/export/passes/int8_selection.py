@@ -1,8 +1,8 @@
 """Choice of the convolutions in 8-bit integers: those whose rounding changes scores least, measured on training images.
 
 A flow on frozen features scores the rounding of an early convolution like a defect. The rounding of a late one hardly matters.
-Every convolution is first rounded alone. Then as many as possible are rounded together, the most harmless first, while the
-scores of good images and of drawn defects keep their values.
+Every convolution is first rounded alone. Then as many as possible are rounded together, the most harmless first. The
+scores of good images and of drawn defects must keep their values.
 """
 
 from __future__ import annotations
