@@ -9,6 +9,7 @@ DETECTORS: dict[str, str] = {
     "fanogan": "anomaly.detectors.fanogan:FAnoGan",
     "differnet": "anomaly.detectors.differnet:DifferNet",
     "fastflow": "anomaly.detectors.fastflow:FastFlow",
+    "memory_bank": "anomaly.detectors.memory_bank:MemoryBank",
     "frozen_features": "anomaly.detectors.frozen_features:FrozenFeatures",
     "anomalib": "anomaly.detectors.anomalib.adapter:AnomalibModel",
 }

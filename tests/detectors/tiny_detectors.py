@@ -39,6 +39,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "model": "Padim", "options": {"n_features": 20}, "size": 64, "weights": "none", "inner_epochs": 2, "batch_size": 8
     },
     "frozen_features": {**FEATURES, "num_patches": 400, "smooth": 3},
+    "memory_bank": {
+        "size": (64, 64), "backbones": ("resnet10t",), "layers": (1, 2), "weights": "none", "dimensions": 32,
+        "bank_size": 100, "num_candidates": 1000, "num_projected": 1000
+    },
 }  # fmt: skip
 """Options with which each detector trains in about two seconds and detects a large red patch"""
 
