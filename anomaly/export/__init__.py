@@ -1,1 +1,1 @@
-"""From a trained model to one certified .onnx file."""
+"""Export of a trained model to one certified .onnx file."""

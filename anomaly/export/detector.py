@@ -1,4 +1,4 @@
-"""From a calibrated detector to the bare ONNX graph of the contract, and the metadata that goes with it."""
+"""Export of a calibrated detector: the bare ONNX graph of the contract, and its metadata."""
 
 from __future__ import annotations
 

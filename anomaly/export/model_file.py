@@ -1,4 +1,4 @@
-"""From a fitted model on disk to the .onnx file for the factory."""
+"""Export of a fitted model to the .onnx file for the factory."""
 
 from __future__ import annotations
 

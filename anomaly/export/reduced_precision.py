@@ -1,4 +1,4 @@
-"""From the fp32 file to a file of fewer bits: converted, calibrated through its own graph, compared, accepted or refused."""
+"""Reduced precision: a file of fewer bits, converted, calibrated through its own graph, compared, accepted or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a torch module to a bare ONNX graph of the contract's opset, with torch's exporter."""
+"""Export of a torch module to a bare ONNX graph of the contract's opset, with torch's exporter."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class SamplingLoop:
     """Base of the sampling loops. Images are float32 (n, 3, h, w) in [0, 1]; random numbers come from numpy on the host.
 
     Args:
-        run_function: runs a function of the sampler.
+        run_function: call of a sampler's function on arrays.
         info: properties of the sampler.
     """
 

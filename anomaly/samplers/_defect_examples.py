@@ -53,7 +53,7 @@ def mix_in(
 
     Args:
         good: good images (N, 3, h, w).
-        painted: the same images with patterns, (N, 3, h, w).
+        painted: good images with patterns, (N, 3, h, w).
         mask: masks of the patterns, (N, 1, h, w) in {0, 1}.
         examples: images and masks from `read_examples`.
         generator: random generator of all choices, on the CPU.

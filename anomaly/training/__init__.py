@@ -1,1 +1,1 @@
-"""From good images to a calibrated detector on disk."""
+"""Training and calibration: from good images to a fitted model on disk."""

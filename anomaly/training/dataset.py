@@ -111,7 +111,7 @@ class GoodData(pl.LightningDataModule):
         calibration_images: calibration samples, disjoint from `train`.
         stopping: early-stopping validation samples, disjoint from both; may be empty.
         batch_size: images per batch.
-        read: builds the dataset of some samples.
+        read: function that builds the dataset of some samples.
         seed: seed of the training order.
         crop: height and width of training crops at the images' own resolution; None trains on whole images.
             Calibration images are always whole.

@@ -28,7 +28,7 @@ def nothing_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    """Tensors of a random network that has two more levels than the tests ask for."""
+    """Tensors of a random network that has two more levels than the tests request."""
     torch.manual_seed(1)
     network = timm.create_model(NAME, pretrained=False, features_only=True)
     return {key: value.contiguous() for key, value in network.state_dict().items()}
