@@ -58,7 +58,9 @@ class Result:
             ImageError: the image was not scored.
         """
         if self.error is not None:
-            raise ImageError("internal", f"{self.name}: not scored, image and map are missing; reason: {self.error}")
+            raise ImageError(
+                "internal", f"{self.name}: not scored, image and map are missing; correct the cause: {self.error}"
+            )
         return self._scored.image
 
     def overlay(self) -> NDArray[np.uint8]:

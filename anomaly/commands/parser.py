@@ -158,9 +158,9 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}; check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not a YAML file: {error}") from error
+        raise UsageError(f"--config {path} is not a YAML file, correct it: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"--config {path} holds no options: write NAME: VALUE, one per line")
     return content

@@ -196,13 +196,13 @@ def pins(constraints: str | Path | None, *, target: Target) -> list[str]:
         if not text or text.startswith("#"):
             continue
         try:
-            wanted = Requirement(text)
+            requirement = Requirement(text)
         except InvalidRequirement as error:
             raise UsageError(
                 f"--constraints {constraints}, line {number}: {text!r} is not of the form NAME==VERSION"
             ) from error
-        if wanted.marker is None or wanted.marker.evaluate({**target.markers, "extra": ""}):
-            chosen.append(f"{wanted.name}{wanted.specifier}")
+        if requirement.marker is None or requirement.marker.evaluate({**target.markers, "extra": ""}):
+            chosen.append(f"{requirement.name}{requirement.specifier}")
     return chosen
 
 
@@ -254,14 +254,14 @@ def closure(folder: Path, *, extra: str, markers: Mapping[str, str]) -> tuple[se
     pending = [Requirement(f"{PACKAGE}[{extra}]")]
     seen = set()
     while pending:
-        wanted = pending.pop()
-        name = canonicalize_name(wanted.name)
+        requirement = pending.pop()
+        name = canonicalize_name(requirement.name)
         found = wheels.get(name)
-        if found is None or not wanted.specifier.contains(found[1], prereleases=True):
-            missing[f"{wanted.name}{wanted.specifier}"] = None
+        if found is None or not requirement.specifier.contains(found[1], prereleases=True):
+            missing[f"{requirement.name}{requirement.specifier}"] = None
             continue
         needed.add(found[0].name)
-        for chosen in ("", *sorted(wanted.extras)):
+        for chosen in ("", *sorted(requirement.extras)):
             if (name, chosen) not in seen:
                 seen.add((name, chosen))
                 pending += [
@@ -304,4 +304,4 @@ def _pip(arguments: list[str], *, where: str) -> None:
             f"the pinned versions conflict for {where} ({errors.splitlines()[0]}): give consistent --constraints"
         )
     last = errors.splitlines()[-1] if errors else f"exit code {finished.returncode}"
-    raise OutputError(f"pip cannot download the wheels for {where}: {last}")
+    raise OutputError(f"pip cannot download the wheels for {where}, give other --constraints: {last}")

@@ -89,7 +89,9 @@ def open_session(
         except SESSION_ERRORS as error:
             if (choice, captured) != attempts[-1]:
                 continue
-            raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name} on {choice}: {error}") from error
+            raise ModelError(
+                f"ONNX Runtime {ort.__version__} cannot load {name} on {choice}, use another device: {error}"
+            ) from error
         # a provider without its driver is dropped silently: check the provider in use
         if session.get_providers()[0] == provider:
             return session, choice

@@ -123,7 +123,7 @@ def check_has_score(row: Values) -> None:
         DataError: a row without a score.
     """
     if row["score"] is None:
-        raise DataError(f"{row['path']} has no verdict to label: its row is an error ({row['status']})")
+        raise DataError(f"{row['path']} has no verdict to label: its row is an error ({row['status']}); label another")
 
 
 def remove_label(file: str | Path, sha256: str) -> None:

@@ -65,13 +65,15 @@ def merge(runs: Sequence[str | Path], *, out: str | Path) -> MergedRun:
     shards = [run_options(ledgers[run])["shard"] for run in order]
     num = int(shards[0].split("/")[1])
     if shards != [f"{n}/{num}" for n in range(1, num + 1)]:
-        raise UsageError(f"shards {', '.join(shards)} are not all of 1/{num} to {num}/{num}, each once")
+        raise UsageError(f"shards {', '.join(shards)} are not all of 1/{num} to {num}/{num}, each once: give all")
     shared = _shared_options(ledgers[order[0]])
     for run in order[1:]:
         other = _shared_options(ledgers[run])
         different = [name for name in shared if shared[name] != other.get(name)]
         if different:
-            raise UsageError(f"{run} is a shard of another run than {order[0]}: {', '.join(different)} differ")
+            raise UsageError(
+                f"{run} is a shard of another run than {order[0]}: {', '.join(different)} differ; give other shards"
+            )
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty: name a new folder")
     columns = listed_images(ledgers[order[0]])["extra"]

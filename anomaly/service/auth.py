@@ -85,8 +85,8 @@ class Guard:
         if origin is not None and _netloc(origin) != host.lower():
             raise RequestError(403, "requests from pages of other sites are refused: open this service's own page")
         if self._token is not None and path not in OPEN_PATHS:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            is_right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token)
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            is_right = hmac.compare_digest(token.strip().encode("utf-8", "replace"), self._token)
             if scheme.lower() != "bearer" or not is_right:
                 raise RequestError(401, "this service requires a token: send `Authorization: Bearer TOKEN`")
 

@@ -103,7 +103,7 @@ def _json(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data, parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, a number of thousands of digits
-        raise RequestError(400, f"the request is not valid JSON: {str(error)[:200]}") from error
+        raise RequestError(400, f"the request is not valid JSON ({str(error)[:200]}): send one object") from error
     return _object(found, "the request")
 
 

@@ -22,10 +22,10 @@ def query_parameters(request: Request, *, known: Collection[str]) -> dict[str, s
     Raises:
         RequestError: 400, an unknown or repeated parameter.
     """
-    given = request.query_params.multi_items()
-    for name, _ in given:
+    items = request.query_params.multi_items()
+    for name, _ in items:
         if name not in known:
             raise RequestError(400, f"unknown parameter {name[:100]!r}; parameters: {', '.join(known)}")
-    if len({name for name, _ in given}) < len(given):
+    if len({name for name, _ in items}) < len(items):
         raise RequestError(400, "a parameter is given twice: give it once")
-    return dict(given)
+    return dict(items)

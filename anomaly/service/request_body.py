@@ -73,11 +73,13 @@ def decompress_body(body: bytes, *, encoding: str, limits: Limits, reserved: Res
     try:
         plain = stream.decompress(body, limits.max_body + 1)
     except zlib.error as error:
-        raise RequestError(400, f"the body is not valid {name} data: {error}") from error
+        raise RequestError(400, f"the body is not valid {name} data ({error}): compress it again") from error
     if len(plain) > limits.max_body:
         raise _too_large(limits.max_body)
     if not stream.eof or stream.unused_data:
-        raise RequestError(400, f"the body is not one complete {name} stream: it is truncated or has trailing bytes")
+        raise RequestError(
+            400, f"the body is not one complete {name} stream: truncated or with trailing bytes; compress it again"
+        )
     reserved.add(len(plain))
     return plain
 

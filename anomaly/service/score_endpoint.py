@@ -56,14 +56,14 @@ def score_query(request: Request) -> ScoreQuery:
     Raises:
         RequestError: 400, an unknown or repeated parameter, or an invalid value.
     """
-    given = query_parameters(request, known=("model", "version", "overlay", "map"))
-    flags = {name: given.get(name, "false") for name in ("overlay", "map")}
+    parameters = query_parameters(request, known=("model", "version", "overlay", "map"))
+    flags = {name: parameters.get(name, "false") for name in ("overlay", "map")}
     for name, value in flags.items():
         if value not in ("true", "false"):
             raise RequestError(400, f"{name} is {value[:100]!r}: give true or false")
     return ScoreQuery(
-        model=given.get("model") or None,
-        version=given.get("version") or None,
+        model=parameters.get("model") or None,
+        version=parameters.get("version") or None,
         overlay=flags["overlay"] == "true",
         map=flags["map"] == "true",
     )

@@ -72,7 +72,7 @@ def run_server(address: Address, app: ASGIApp, *, limits: Limits) -> None:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise OutputError(f"cannot listen on {host} port {port} ({error}): choose another --port") from error
-    shown = f"[{host}]" if ":" in host else host
-    _log.info("serving on http://%s:%d", shown, listener.getsockname()[1])
+    url_host = f"[{host}]" if ":" in host else host
+    _log.info("serving on http://%s:%d", url_host, listener.getsockname()[1])
     with stop_on_signals():  # uvicorn raises the signals again after its own shutdown
         server.run(sockets=[listener])

@@ -111,5 +111,5 @@ class Interrupted(Autoencoder):
 def test_interrupted_demo_reports_it(category: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = ["--detector", f"{__name__}:Interrupted", *SMALL]
     assert cli.run(["demo", "--data", str(category), "--out", str(tmp_path), *named]) == 130
-    assert "anomaly: interrupted; files that were written stay" in capsys.readouterr().err
+    assert "anomaly: interrupted; the written files stay" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()

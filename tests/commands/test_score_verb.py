@@ -234,7 +234,7 @@ def test_interruption_leaves_the_rows_written_so_far(
         product_models, "open_for_batches", lambda path, *, device: Interrupted(path, device=device, num_threads=1)
     )
     assert score(model, category / "test", cut, "--batch-size", "1", "--overlays", str(tmp_path / "drawn")) == 130
-    assert "interrupted; files that were written stay" in capsys.readouterr().err
+    assert "interrupted; the written files stay" in capsys.readouterr().err
 
     def read(path: Path) -> list[Any]:
         if ending == "parquet":

@@ -73,7 +73,7 @@ def test_model_without_statistics_is_reported_as_not_watched(scorer: OnnxScorer)
     monitor.observe(draw_part(0)[None], np.zeros(1, np.float32))
     state = monitor.state()
     assert (state["drift"], state["drift_images"]) == ("not watched", 0)
-    assert "lack brightness" in str(state["drift_cause"])
+    assert "statistics brightness" in str(state["drift_cause"])
 
 
 @pytest.mark.slow

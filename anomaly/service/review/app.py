@@ -105,14 +105,14 @@ class ReviewService:
             raise RequestError(400, f"sort is {query['sort'][:100]!r}; values: {', '.join(get_args(Sort))}")
         offset = _integer("offset", query["offset"], maximum=len(self.session.index))
         limit = _integer("limit", query["limit"], maximum=MAX_ROWS)
-        wanted, sort = _filter(query), cast(Sort, query["sort"])
-        page = await asyncio.to_thread(self.session.page, wanted, sort=sort, offset=offset, limit=limit)
+        row_filter, sort = _filter(query), cast(Sort, query["sort"])
+        page = await asyncio.to_thread(self.session.page, row_filter, sort=sort, offset=offset, limit=limit)
         return JsonResponse(page | {"counts": await asyncio.to_thread(self.session.counts)})
 
     async def table(self, request: Request) -> Response:
         """Return all rows that pass a filter as CSV, in the order of the run, with their labels."""
-        wanted = _filter(FILTER | query_parameters(request, known=FILTER))
-        chosen = await asyncio.to_thread(self.session.select, wanted)
+        row_filter = _filter(FILTER | query_parameters(request, known=FILTER))
+        chosen = await asyncio.to_thread(self.session.select, row_filter)
         labels = self.session.labels()
 
         def lines() -> Iterator[str]:

@@ -116,7 +116,7 @@ class RunPictures:
             with self._scoring_lock:  # one inference uses all processors
                 scores = scorer.score(image[None])
         except SESSION_ERRORS as error:
-            raise RequestError(500, f"the model failed on this image: {error}") from error
+            raise RequestError(500, f"the model failed on this image ({error}): try another --device") from error
         score = float(scores.score[0])
         tolerance = scorer.metadata.golden.tolerance.get(scorer.provider, GOLDEN_TOLERANCE)
         difference = float(relative_difference(np.array(row["score"]), np.array(score)))
@@ -151,7 +151,7 @@ class RunPictures:
             raise RequestError(
                 CHANGED,
                 f"The file {row['path']} changed since it was scored: its SHA-256 differs. It is not shown because the verdict"
-                " belongs to the previous file.",
+                " belongs to the previous file. Restore that file to see it.",
             )
         try:
             white = self._models.find(row["model"]).metadata.white

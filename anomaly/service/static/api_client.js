@@ -13,13 +13,13 @@ export class RequestFailed extends Error {
 /**
  * Sends requests, and opens the token dialog if necessary.
  *
- * askToken(wasWrong): returns a promise of the token.
+ * requestToken(wasWrong): returns a promise of the token.
  */
 export class ApiClient {
   #newToken = null;
 
-  constructor(askToken) {
-    this.askToken = askToken;
+  constructor(requestToken) {
+    this.requestToken = requestToken;
   }
 
   /** Fetch a path; a status that is neither successful nor expected throws `RequestFailed`. */
@@ -45,7 +45,7 @@ export class ApiClient {
 
   /** Request a token, once for all waiting requests. */
   async #renewToken(wasWrong) {
-    this.#newToken ??= this.askToken(wasWrong).finally(() => (this.#newToken = null));
+    this.#newToken ??= this.requestToken(wasWrong).finally(() => (this.#newToken = null));
     sessionStorage.setItem(TOKEN, await this.#newToken);
   }
 }

@@ -119,7 +119,7 @@ function draw(item) {
   byId("map-note").hidden = !item.mapNote;
 }
 
-/** Load the image and map of an item once; only the last ones stay in memory. */
+/** Load the image and map of an item once; only the latest images stay in memory. */
 function load(item) {
   item.loading ??= fetchImage(item);
   return item.loading;

@@ -8,7 +8,7 @@ const NUM_STEPS = 200;
 /**
  * Fill an element with the slider.
  *
- * onTry(threshold or null): the user tries another threshold; null resets it. Returns {update(items, threshold)}: to be called when
+ * onTry(threshold or null): the user tries another threshold; null resets it. Returns {update(items, threshold)}: call it when
  * the images of the page or the active threshold change.
  */
 export function createThresholdExplorer(root, { onTry }) {

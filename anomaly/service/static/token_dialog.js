@@ -2,9 +2,9 @@
 
 import { element } from "./dom.js";
 
-/** Add the dialog to the page; returns askToken(wasWrong), which returns a promise of the token. */
+/** Add the dialog to the page; returns requestToken(wasWrong), which returns a promise of the token. */
 export function createTokenDialog() {
-  const wrong = element("p", { id: "token-wrong", class: "alert", hidden: true }, "The token was wrong.");
+  const wrong = element("p", { id: "token-wrong", class: "alert", hidden: true }, "This token is not valid. Enter another token.");
   const text = element("input", { id: "token-text", type: "password", autocomplete: "off", required: true });
   const form = element("form", { id: "token-form", method: "dialog" },
     element("h2", { id: "token-title" }, "This service requires a token"),

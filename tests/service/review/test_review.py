@@ -68,7 +68,9 @@ def write_run(folder: Path, rows: list[dict[str, Any]], *, kind: Format) -> Path
     sink.clean()
     options = {"source": "s3://line", "models": {"": "0123456789abcdef" * 4}, "threshold": 1.0, "review_threshold": 0.9,
              "max_pixels": 10_000, "frame": "only", "by_product": False}  # fmt: skip
-    (folder / LEDGER).write_text(json.dumps({"event": "begin", "date": now(), "asked": options}) + "\n", encoding="utf-8")
+    (folder / LEDGER).write_text(
+        json.dumps({"event": "begin", "date": now(), "asked": options}) + "\n", encoding="utf-8"
+    )
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["verdict"] or row["status"]] = counts.get(row["verdict"] or row["status"], 0) + 1
