@@ -60,7 +60,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed patches: (N, 3, H, W) to (N, h, w, d)."""
-        parts = self.projection.split(self.channels, dim=1)
+        parts = torch.split(self.projection, self.channels, dim=1)
         levels = [
             self._on_grid(functional.conv2d(level, part[:, :, None, None]))
             for level, part in zip(self._levels(x), parts, strict=True)
@@ -72,7 +72,8 @@ class PatchEmbedding(nn.Module):
 
     def _levels(self, x: Tensor) -> list[Tensor]:
         """Feature levels of images in [0, 1], normalised as the backbone was trained."""
-        return self.backbone((x - self.centre) / self.spread)
+        levels: list[Tensor] = self.backbone((x - self.centre) / self.spread)
+        return levels
 
     def _on_grid(self, level: Tensor) -> Tensor:
         pooled = functional.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False)
