@@ -30,7 +30,9 @@ def learned_convolutions(model: onnx.ModelProto, learned: Collection[str]) -> li
     """
     found = [n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose") and n.input[1] in learned]
     if not found:
-        raise UsageError("fp16 and int8 change learned convolutions, and this detector has no learned convolution: take fp32")
+        raise UsageError(
+            "fp16 and int8 change learned convolutions, and this detector has no learned convolution: take fp32"
+        )
     return found
 
 
