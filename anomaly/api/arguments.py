@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from anomaly.data.folders import folder_images
 from anomaly.errors import ImageError, UsageError
 from anomaly.imaging.array_image import is_pillow
+from anomaly.system.files import as_path
 
 Image = str | Path | bytes | IO[bytes] | NDArray[Any] | Any
 """Path, bytes of an image file, open binary file, array (H, W) or (H, W, 3) RGB of uint8 or uint16, or Pillow image"""
@@ -34,11 +36,13 @@ def image_bytes(image: object, *, name: str) -> bytes:
         )
     try:
         data = read()
-    except (OSError, ValueError) as error:  # ValueError: a closed file
+    except Exception as error:  # a stream of the caller fails in any way
         raise ImageError("unreadable", f"{name}: the stream cannot be read ({error}); open it again") from error
-    if not isinstance(data, bytes):
+    if isinstance(data, str):
         raise UsageError(f"{name}: a stream of text; open the file in binary mode, open(path, 'rb')")
-    return data
+    if not isinstance(data, (bytes, bytearray)):
+        raise UsageError(f"{name}: a stream that reads {type(data).__name__}; give a stream that reads bytes")
+    return bytes(data)
 
 
 def image_stream(images: object) -> Iterable[Image]:
@@ -47,9 +51,16 @@ def image_stream(images: object) -> Iterable[Image]:
     Raises:
         UsageError: a single image, or an object that is not iterable.
     """
-    if isinstance(images, (str, Path)) and Path(images).is_dir():
-        return folder_images(Path(images))
-    if isinstance(images, (str, Path, bytes, np.ndarray)) or is_pillow(images) or hasattr(images, "read"):
+    if isinstance(images, (str, os.PathLike)):
+        place = as_path(images, name="images")
+        if place.is_dir():
+            return folder_images(place)
+        if not place.exists():
+            raise UsageError(
+                f"images: {place} does not exist; give a folder, or Path(folder).glob(pattern) for a pattern"
+            )
+    single = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Mapping)
+    if isinstance(images, single) or is_pillow(images) or hasattr(images, "read"):
         raise UsageError(
             f"images: a single {type(images).__name__}; call model(image), or give a list, a generator or a folder"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,14 +17,16 @@ from anomaly.conformal.calibration import Guarantee, GuaranteeKind, guarantee_fo
 from anomaly.errors import Unsupported
 from anomaly.inference.artifact import Brightness
 from anomaly.inference.session import Device
+from anomaly.system.argument_types import check_types
 from anomaly.system.files import as_path
+from anomaly.system.progress import show_progress
 
 if TYPE_CHECKING:
     from anomaly.evaluation.evaluate import Evaluation
     from anomaly.training.fitted_model import FittedModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Scores of the calibration images and the guarantee that they support."""
 
@@ -59,6 +62,7 @@ def fit(
     tile: str | None = None,
     windows: int | None = None,
     brightness: Brightness = "kept",
+    progress: bool = False,
 ) -> Fitted:
     """Train a detector on good images and calibrate it on a fifth of them.
 
@@ -81,6 +85,7 @@ def fit(
         tile: tile size H,W in pixels: large images are scored in seamless tiles.
         windows: window distance in pixels: large images are scored in overlapping windows.
         brightness: brightness correction; `levelled` scales every image to the training images' mean grey level.
+        progress: whether progress bars are shown on standard error.
 
     Raises:
         DataError: images that cannot be used, or too few.
@@ -89,16 +94,25 @@ def fit(
         UsageError: an unknown or invalid option.
         Unsupported: a sampler that cannot score.
     """
+    from anomaly.registry import model_class
+    from anomaly.samplers.base import Sampler
     from anomaly.training.choice import choose_detector
     from anomaly.training.fit import fit_model
 
     folder, place = as_path(data, name="data"), None if out is None else as_path(out, name="out")
+    check_types({"detector": detector}, {"detector": str})
     name, reason = choose_detector(detector)
-    fitted = fit_model(
-        folder, out=place, detector=name, options=options, alpha=alpha, guarantee=guarantee, seed=seed,
-        part_group=part_group, exclude=exclude, roi=roi, white=white, max_pixels=max_pixels, precision=precision,
-        device=device, tile=tile, windows=windows, brightness=brightness,
-    )  # fmt: skip
+    found = model_class(name)
+    if issubclass(found, Sampler) and not found.supports("anomaly_map"):
+        raise Unsupported(
+            f"{name}: this sampler draws images and cannot score them; see `anomaly fit` and `anomaly sample`"
+        )
+    with show_progress() if progress else nullcontext():
+        fitted = fit_model(
+            folder, out=place, detector=name, options=options, alpha=alpha, guarantee=guarantee, seed=seed,
+            part_group=part_group, exclude=exclude, roi=roi, white=white, max_pixels=max_pixels, precision=precision,
+            device=device, tile=tile, windows=windows, brightness=brightness,
+        )  # fmt: skip
     return Fitted(fitted, reason=reason)
 
 
@@ -162,6 +176,7 @@ class Fitted:
         """
         from anomaly.export.model_file import export_model
 
+        check_types({"device": device}, {"device": Device})
         file = export_model(self._fitted, as_path(path, name="path"), precision=precision, fixed=fixed)
         return load(file, device=device, max_pixels=self._fitted.description.max_pixels)
 

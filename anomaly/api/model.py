@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from anomaly.scoring.loading import NO_IMAGE, LoadedImage
 from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
 from anomaly.scoring.windows import score_window
+from anomaly.system.argument_types import check_types
 from anomaly.system.files import as_path
 
 
@@ -41,6 +43,9 @@ def load(path: str | Path, *, device: Device = "auto", num_threads: int = 0, max
         ProviderError: the requested device is not available.
         UsageError: an argument of a wrong type.
     """
+    check_types(locals(), {"num_threads": int, "max_pixels": int})
+    if max_pixels < 1:
+        raise UsageError(f"max_pixels {max_pixels}: give 1 or more")
     scorer = OnnxScorer(as_path(path, name="path"), device=device, num_threads=num_threads)
     return Model(scorer, max_pixels=max_pixels)
 
@@ -49,6 +54,8 @@ class Model:
     """An exported model: call it with one image, or let it score a stream. Made by `load` and `Fitted.export`."""
 
     def __init__(self, scorer: OnnxScorer, *, max_pixels: int = 100_000_000) -> None:
+        if not isinstance(scorer, OnnxScorer):
+            raise UsageError("Model: use anomaly.load(path), which makes it")
         self._scorer = scorer
         self._max_pixels = max_pixels
 
@@ -90,14 +97,24 @@ class Model:
         return self._stream(stream, settings=settings)
 
     def _stream(self, stream: Iterator[Image], *, settings: Settings) -> Iterator[Result]:
-        position = 0
-        while window := list(islice(stream, settings.batch_size)):
-            loaded = [self._load(image, name=f"images[{position + n}]") for n, image in enumerate(window)]
-            position += len(window)
-            for scored in score_window(
-                loaded, scorers={DEFAULT_PRODUCT: self._scorer}, settings=settings, seconds={"infer": 0.0}
-            ):
-                yield Result(scored, self._scorer)
+        window: list[LoadedImage] = []
+        try:
+            for position, image in enumerate(stream):  # each image is read before the next one is taken
+                window.append(self._load(image, name=f"images[{position}]"))
+                if len(window) == settings.batch_size:
+                    complete, window = window, []
+                    yield from self._results(complete, settings=settings)
+        except GeneratorExit:
+            raise
+        except BaseException:  # the images before a failure of the stream are not lost
+            yield from self._results(window, settings=settings)
+            raise
+        yield from self._results(window, settings=settings)
+
+    def _results(self, window: Sequence[LoadedImage], *, settings: Settings) -> Iterator[Result]:
+        scorers, seconds = {DEFAULT_PRODUCT: self._scorer}, {"infer": 0.0}
+        for scored in score_window(window, scorers=scorers, settings=settings, seconds=seconds):
+            yield Result(scored, self._scorer)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -136,6 +153,10 @@ class Model:
         """Metadata of the file as plain values."""
         return dataclasses.asdict(self._scorer.metadata)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy by path: the copy loads the file again."""
+        return load, (str(self._scorer.path),), {"_max_pixels": self._max_pixels}
+
     def __repr__(self) -> str:
         rate = self.guarantee
         return (
@@ -144,20 +165,25 @@ class Model:
         )
 
     def _settings(self, batch_size: int) -> Settings:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(f"batch_size: {batch_size!r}; give a whole number of at least 1")
+        check_types({"batch_size": batch_size}, {"batch_size": int})
+        if batch_size < 1:
+            raise UsageError(f"batch_size {batch_size}: give 1 or more")
         return Settings(threshold=self.threshold, batch_size=batch_size, max_pixels=self._max_pixels, num_threads=1)
 
     def _read(self, image: Image, *, name: str) -> tuple[Item, str, NDArray[np.uint8]]:
         """Give name, hash of the file's bytes (empty for pixels in memory), and (H, W, 3) uint8 RGB."""
         white, sha256 = self._scorer.metadata.white, ""
+        if isinstance(image, np.ndarray) or is_pillow(image):
+            shape: Any = image.shape[:2] if isinstance(image, np.ndarray) else image.size  # type: ignore[union-attr]
+            self._check_pixels(shape, name=name)
         if isinstance(image, np.ndarray):
             pixels = array_image(image, white=white, name=name)
         elif is_pillow(image):
             pixels = pillow_image(image, white=white, name=name)
         else:
-            if isinstance(image, (str, Path)):
-                name, data = str(image), read_file(image, max_pixels=self._max_pixels)
+            if isinstance(image, (str, os.PathLike)):
+                path = as_path(image, name=name)
+                name, data = str(path), read_file(path, max_pixels=self._max_pixels)
             else:
                 data = image_bytes(image, name=name)
             sha256 = hashlib.sha256(data).hexdigest()
@@ -165,11 +191,20 @@ class Model:
         self._scorer.metadata.check_size(pixels, name=name)
         return Item(name), sha256, pixels
 
+    def _check_pixels(self, size: Sequence[int], *, name: str) -> None:
+        num = math.prod(size)
+        if num > self._max_pixels:
+            raise ImageError(
+                "too_large", f"{name}: {num:,} pixels; load the model with max_pixels above {self._max_pixels:,}"
+            )
+
     def _load(self, image: Image, *, name: str) -> LoadedImage:
         try:
             item, sha256, pixels = self._read(image, name=name)
         except ImageError as error:
-            return LoadedImage(Item(str(image) if isinstance(image, (str, Path)) else name), "", NO_IMAGE, None, error)
+            return LoadedImage(
+                Item(str(image) if isinstance(image, (str, os.PathLike)) else name), "", NO_IMAGE, None, error
+            )
         except UsageError as error:
             return LoadedImage(Item(name), "", NO_IMAGE, None, ImageError("not_an_image", str(error)))
         return LoadedImage(item, sha256, pixels, None, None)

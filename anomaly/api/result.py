@@ -18,26 +18,29 @@ from anomaly.scoring.windows import ScoredImage
 
 
 class Result:
-    """Verdict of one image. If `error` is not None, the image was not scored and every figure is None."""
+    """Verdict of one image. If `error` is not None, the image was not scored and every figure is None.
+
+    Attributes:
+        name: path of the image, or its position in the call.
+        status: `ok`, or the code of the error.
+        verdict: `good` or `defect`.
+        score: calibrated score; 0 is a typical good part, 1 is the threshold.
+        threshold: score above which the verdict is `defect`.
+        p_value: share of good images that score at least as high, in (0, 1].
+        regions: regions of the anomaly map above the threshold, strongest first.
+        error: reason why the image was not scored.
+    """
 
     def __init__(self, scored: ScoredImage, scorer: OnnxScorer) -> None:
         row = scored.row
         self.name: str = row.path
-        """Path of the image, or its position in the call"""
         self.score: float | None = row.score
-        """Calibrated score: 0 is a typical good part, 1 is the threshold"""
         self.verdict: str | None = row.verdict or None
-        """`good` or `defect`"""
         self.threshold: float = row.threshold
-        """Score above which the verdict is `defect`"""
         self.p_value: float | None = row.p_value
-        """Share of good images that score at least as high, in (0, 1]"""
         self.regions: list[Region] = row.regions
-        """Regions of the anomaly map above the threshold, strongest first"""
         self.error: str | None = row.message or None
-        """Reason why the image was not scored"""
         self.status: str = row.status
-        """`ok`, or the code of the error"""
         self._scored, self._resize = scored, scorer.metadata.resize
 
     @cached_property

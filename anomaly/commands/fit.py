@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from anomaly.conformal.calibration import GuaranteeKind
+from anomaly.conformal.calibration import GuaranteeKind, guarantee_for, images_needed
 from anomaly.inference.artifact import Brightness
 from anomaly.system.run_card import RunCard
 from anomaly.training.fit import fit_model
@@ -89,11 +89,17 @@ def _result(fitted: FittedModel) -> dict[str, Any]:
 
 
 def show(fitted: FittedModel) -> None:
-    """Print the folder of the fitted model, the numbers of images, and the next command."""
+    """Print the folder of the fitted model, its guarantee, and the next command."""
     description = fitted.description
     num = description.calibration.num_images
     calibrated = f", calibrated on {num}" if num else ""
-    print(
-        f"{fitted.folder}: {description.detector} trained on {len(description.train)} images{calibrated};"
-        f" next: anomaly export {fitted.folder}"
-    )
+    print(f"{fitted.folder}: {description.detector} trained on {len(description.train)} images{calibrated}")
+    if num:
+        rate = guarantee_for(num, alpha=description.alpha, guarantee=description.guarantee)
+        print(
+            f"false alarms: {rate.expected_rate:.2%} expected, at most {rate.rate_bound:.2%} with 95 % confidence;"
+            f" 1 % takes {images_needed(0.01, guarantee=description.guarantee)} calibration images"
+        )
+    if fitted.removed:
+        print(f"removed exports of an earlier fit: {', '.join(fitted.removed)}")
+    print(f"next: anomaly export {fitted.folder}")

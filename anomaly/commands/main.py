@@ -40,6 +40,9 @@ RENAMED = {"test": "evaluate", "bench": "profile", "offline": "bundle"}
 LOADS_CLASSES = ("export", "verify")
 """Verbs that load a fitted model. Its package.module:Class, given to `fit`, may lie in the working folder"""
 
+SYNONYMS = {"train": "fit", "predict": "score", "infer": "score", "help": "--help"}
+"""Verb of other packages -> what it is called here"""
+
 EXTRA_OF = {
     "onnxruntime": "serve-cpu",
     "starlette": "serve",
@@ -92,7 +95,9 @@ def _run(arguments: list[str]) -> int:
     if verb not in VERBS:
         from anomaly.system.suggestions import nearest
 
-        raise UsageError(f"no verb {verb!r}; nearest: {nearest(verb, VERBS)!r}; all: {', '.join(VERBS)}")
+        raise UsageError(
+            f"no verb {verb!r}; nearest: {SYNONYMS.get(verb) or nearest(verb, VERBS)!r}; all: {', '.join(VERBS)}"
+        )
     try:
         module = importlib.import_module(f"anomaly.commands.{verb}")
         from anomaly.commands.parser import parse

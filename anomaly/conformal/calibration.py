@@ -13,13 +13,13 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.conformal.beta_distribution import beta_quantile
-from anomaly.errors import CalibrationError
+from anomaly.errors import CalibrationError, UsageError
 
 GuaranteeKind = Literal["expected", "bound"]
 CONFIDENCE = 0.95
@@ -70,6 +70,8 @@ def rank_for(num_images: int, *, alpha: float, guarantee: GuaranteeKind) -> int:
     Raises:
         CalibrationError: alpha is outside (0, 1), or n is too small for it.
     """
+    if guarantee not in get_args(GuaranteeKind):
+        raise UsageError(f"guarantee {guarantee!r}: give {' or '.join(map(repr, get_args(GuaranteeKind)))}")
     if not 0 < alpha < 1:
         raise CalibrationError(f"alpha {alpha} is not a share of good parts: give a number between 0 and 1, e.g. 0.01")
     if guarantee == "expected":

@@ -18,6 +18,7 @@ from anomaly.inference.batching import batches_by_size
 from anomaly.inference.scorer import OnnxScorer, Scorer
 from anomaly.inference.session import Device
 from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_threshold
+from anomaly.system.argument_types import check_types
 from anomaly.system.files import as_path
 from anomaly.system.progress import progress_bar
 
@@ -95,6 +96,10 @@ def evaluate(
         UsageError: an argument of a wrong type, or a batch size below 1.
     """
     model, data = as_path(model, name="model"), as_path(data, name="data")
+    numbers = {"batch_size": batch_size, "max_pixels": max_pixels, "seed": seed}
+    check_types(numbers, dict.fromkeys(numbers, int))
+    if seed < 0:
+        raise UsageError(f"seed {seed}: give 0 or more")
     scorer: Scorer
     if model.is_dir():
         from anomaly.training.torch_scorer import TorchScorer  # imports torch, which an exported file does not need

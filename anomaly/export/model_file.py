@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import onnx
 
@@ -22,6 +22,7 @@ from anomaly.inference.golden import GOLDEN_TOLERANCE, Golden, golden_batch
 from anomaly.inference.scorer import OnnxScorer, score_bytes
 from anomaly.inference.session import PROVIDERS
 from anomaly.samplers.base import Sampler
+from anomaly.system.argument_types import check_types
 from anomaly.system.files import as_path
 from anomaly.system.progress import progress_bar
 from anomaly.training.fitted_model import Description, FittedModel, load_fitted_model
@@ -93,6 +94,7 @@ def export_files(
         UsageError: a fixed size that the images do not have, or a precision that the detector does not support.
         OutputError: a file that cannot be written.
     """
+    check_types(locals(), get_type_hints(export_files))
     size = parse_fixed(fixed) if fixed is not None else None
     if not isinstance(fitted, FittedModel):
         fitted = load_fitted_model(as_path(fitted, name="fitted"))

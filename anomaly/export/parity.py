@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from anomaly.samplers.base import Sampler
 from anomaly.system.files import as_path
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import hardware, now, versions
-from anomaly.training.fitted_model import Description, FittedModel, load_fitted_model
+from anomaly.training.fitted_model import Description, FittedModel, config_to_travel, load_fitted_model
 from anomaly.training.torch_scorer import TorchScorer
 
 TARGET, REFUSE = 1e-4, 1e-3
@@ -121,6 +122,15 @@ def compare_files(
             return certificates
     trained = TorchScorer(fitted)
     exported = OnnxScorer(path, device=device, num_threads=0)
+    origins = [
+        json.dumps(origin, sort_keys=True)
+        for origin in (
+            [exported.metadata.detector, exported.metadata.config],
+            [description.detector, config_to_travel(description)],
+        )
+    ]
+    if origins[0] != origins[1]:
+        raise ParityError(f"{path} was exported from another fit than {fitted.folder}: export it again")
     precision, fixed = exported.metadata.precision, exported.metadata.fixed
     inputs = [
         ("calibration", np.stack([images[n] for n in batch]))

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.errors import UsageError
+from anomaly.errors import ImageError, UsageError
 
 WAY_OUT = "give (H, W) or (H, W, 3) RGB, uint8 or uint16"
 
 
 def array_image(array: NDArray[Any], *, white: int, name: str = "image") -> NDArray[np.uint8]:
-    """Convert an array to (H, W, 3) uint8 RGB.
+    """Convert an array to (H, W, 3) uint8 RGB. The result is a read-only copy: later changes of `array` do not show.
 
     Args:
         array: (H, W) grey or (H, W, 3) RGB, uint8 or uint16, both sides at least 1.
@@ -22,8 +22,9 @@ def array_image(array: NDArray[Any], *, white: int, name: str = "image") -> NDAr
         name: name of the argument, for messages.
 
     Raises:
-        UsageError: another shape or dtype, or an empty array.
+        UsageError: another shape or dtype, an empty array, or 16-bit values for a model of 8-bit images.
     """
+    array = np.asarray(array)
     shape = "×".join(map(str, array.shape)) or "no dimension"
     if array.dtype.kind == "f":
         raise UsageError(f"{name}: a {array.dtype} array; scale it to 0…255, round it, and convert it to uint8")
@@ -36,7 +37,14 @@ def array_image(array: NDArray[Any], *, white: int, name: str = "image") -> NDAr
     if 0 in array.shape:
         raise UsageError(f"{name}: an empty array of {shape}; {WAY_OUT}, both sides at least 1 pixel")
     stored = array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
-    return np.ascontiguousarray(eight_bits(stored, white=white))
+    if stored.dtype == np.uint16 and white == 255 and stored.max() > 255:
+        raise UsageError(
+            f"{name}: 16-bit values up to {stored.max()}, and the model was fitted on 8-bit images;"
+            " scale the image to uint8, or fit the model on 16-bit images"
+        )
+    pixels = np.array(eight_bits(stored, white=white), order="C")
+    pixels.flags.writeable = False
+    return pixels
 
 
 def eight_bits(stored: NDArray[Any], *, white: int) -> NDArray[np.uint8]:
@@ -58,11 +66,18 @@ def pillow_image(image: Any, *, white: int, name: str = "image") -> NDArray[np.u
     """Convert a Pillow image to (H, W, 3) uint8 RGB: EXIF orientation applied, alpha dropped, palette looked up.
 
     Raises:
-        UsageError: a mode without a fixed meaning, such as CMYK or F, or 32-bit values above 65535.
+        ImageError: `unreadable`, a closed, damaged or cut image.
+        UsageError: several frames, a mode without a fixed meaning, such as CMYK or F, or 32-bit values above 65535.
     """
     from PIL import ImageOps
 
-    upright = ImageOps.exif_transpose(image)
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1:
+        raise UsageError(f"{name}: a Pillow image of {num_frames} frames; give one frame, image.copy()")
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow reads the file here, and a damaged one fails in many ways
+        raise ImageError("unreadable", f"{name}: the Pillow image cannot be read ({error}); open it again") from error
     mode = str(upright.mode)
     if mode in ("1", "P", "PA"):
         upright = upright.convert("RGBA" if mode == "PA" or "transparency" in upright.info else "RGB")

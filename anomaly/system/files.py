@@ -16,6 +16,8 @@ from typing import Any
 from anomaly.errors import OutputError, UsageError
 
 CHUNK = 2**20
+MAX_PATH_BYTES = 4096
+"""Longest path of the systems in use"""
 
 
 def as_path(path: object, *, name: str) -> Path:
@@ -31,9 +33,14 @@ def as_path(path: object, *, name: str) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         value = " ".join(repr(path).split())
         raise UsageError(f"{name} is {type(path).__name__} {value:.60}: give a path as str or pathlib.Path")
-    if path == "":
+    text = os.fspath(path)
+    if not isinstance(text, str) or "\0" in text or len(os.fsencode(text)) > MAX_PATH_BYTES:
+        raise UsageError(
+            f"{name} is {text!r:.60}: give a path without null characters, at most {MAX_PATH_BYTES} bytes long"
+        )
+    if text == "":
         raise UsageError(f"{name} is empty; give a path")
-    return Path(path)
+    return Path(text)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,11 +27,12 @@ from anomaly.inference.artifact import Brightness, CalibrationRecord
 from anomaly.inference.golden import golden_png
 from anomaly.registry import model_class
 from anomaly.samplers.base import Sampler
-from anomaly.system.files import TemporaryFolder
+from anomaly.system.argument_types import check_types
+from anomaly.system.files import TemporaryFolder, as_path
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import now
 from anomaly.training.dataset import GoodData, GoodImages
-from anomaly.training.fitted_model import Description, FittedModel, build_model, detector_of, save
+from anomaly.training.fitted_model import EXPORTS, Description, FittedModel, build_model, detector_of, save
 from anomaly.training.loop import INTERRUPTED, Precision, TrainingDevice, train
 from anomaly.training.options import choose_white, read_names, read_roi
 from anomaly.training.tiling import check_seam, choose_tiling, raw_scores
@@ -93,13 +94,16 @@ def fit_model(
         OutputError: the folder cannot be written.
         UsageError: an invalid option, or tiles for a detector without support for them.
     """
-    if brightness not in get_args(Brightness):
-        raise UsageError(f"brightness {brightness!r} is not known: give {' or '.join(get_args(Brightness))}")
+    check_types(locals(), get_type_hints(fit_model))
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed {seed}: give 0 to {2**32 - 1}")
+    if max_pixels < 1:
+        raise UsageError(f"max_pixels {max_pixels}: give 1 or more")
     if resume and out is None:
         raise UsageError("resume continues a fit in its folder: give that folder as `out`")
     temporary = TemporaryFolder() if out is None else None
-    folder = _make_folder(Path(out) if out is not None else temporary.path)  # type: ignore[union-attr]
-    category = find_category(Path(data))
+    folder = _make_folder(as_path(out, name="out") if out is not None else temporary.path)  # type: ignore[union-attr]
+    category = find_category(as_path(data, name="data"))
     samples, excluded = drop_excluded([*category.train, *category.calibration_images], read_names(exclude))
     with progress_bar("read the images") as report:
         duplicates = duplicate_files([s.path for s in samples], max_pixels=max_pixels, progress=report)
@@ -173,16 +177,20 @@ def fit_model(
         tiling=tiling,
         brightness=brightness,
     )
+    stale = sorted({path for pattern in EXPORTS for path in folder.glob(pattern)})
     fitted = FittedModel(
         model=model,
         detector=scorer,
         description=description,
         folder=folder,
         seconds=seconds,
+        removed=tuple(path.name for path in stale),
         seam_difference=seam_difference,
         temporary=temporary,
     )
     save(fitted)
+    for path in stale:
+        path.unlink(missing_ok=True)
     (folder / INTERRUPTED).unlink(missing_ok=True)
     return fitted
 

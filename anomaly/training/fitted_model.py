@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,10 +24,13 @@ from anomaly.inference.artifact import Brightness, CalibrationRecord
 from anomaly.inference.tiles import Tiling
 from anomaly.registry import detector_class, model_class, sampler_class
 from anomaly.samplers.base import Sampler
+from anomaly.system.argument_types import check_types
 from anomaly.system.files import TemporaryFolder, atomic_write, write_json
 from anomaly.system.suggestions import nearest
 
 STATE_FILE, DESCRIPTION_FILE, CARD_FILE = "detector.safetensors", "detector.json", "run.json"
+EXPORTS = ("model.onnx", "sampler.onnx", "*.certificate.json", "*.export.run.json", "*.verify.run.json")
+"""Files that `export` and `verify` write into the folder by default; another fit makes them stale"""
 CALIBRATION = "calibration."
 """Prefix of the calibration's keys in the state"""
 
@@ -80,6 +84,8 @@ class FittedModel:
     """folder of the fitted model on disk; a temporary one where none was requested"""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """duration of each step of the fit"""
+    removed: tuple[str, ...] = ()
+    """names of removed files: exports of an earlier fit in the same folder"""
     seam_difference: float | None = None
     """largest difference between the stitched and the whole anomaly map; None without tiling"""
     temporary: TemporaryFolder | None = field(default=None, repr=False)
@@ -114,6 +120,12 @@ def _build(found: type, name: str, options: Mapping[str, Any]) -> Any:
     for option in options:
         if option not in known:
             raise UsageError(f"{kind} {name!r} has no option {option!r}; nearest: {nearest(option, known)!r}")
+    check_types(options, get_type_hints(found.__init__))  # type: ignore[misc]
+    for option, value in options.items():
+        if option in ("epochs", "batch_size") and value < 1:
+            raise UsageError(f"{option} {value}: give 1 or more")
+        if option.endswith("learning_rate") and not 0 < value < math.inf:
+            raise UsageError(f"{option} {value}: give a number above 0, e.g. 0.001")
     return found(**options)
 
 

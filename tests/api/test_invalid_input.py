@@ -135,7 +135,7 @@ def test_stream_continues_after(
         (7, r"images: an object of type int; give a list, a generator or a folder"),
         (None, r"images: an object of type NoneType"),
         (b"abc", r"images: a single bytes; call model\(image\)"),
-        ("part.png", r"images: a single str; call model\(image\)"),
+        ("part.png", r"images: part.png does not exist; give a folder"),
         (np.zeros((8, 8, 3), np.uint8), r"images: a single ndarray; call model\(image\)"),
         (closed_stream(), r"images: a single BytesIO; call model\(image\)"),
     ],
@@ -147,7 +147,7 @@ def test_stream_refuses(images: Any, message: str, plate_model: anomaly.Model) -
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, "8", None])
 def test_stream_refuses_a_batch_size(batch_size: Any, plate_model: anomaly.Model) -> None:
-    with pytest.raises(anomaly.UsageError, match=r"batch_size: .*; give a whole number of at least 1"):
+    with pytest.raises(anomaly.UsageError, match=r"batch_size.*: give (a whole number|1 or more)"):
         plate_model.score([], batch_size=batch_size)
 
 
@@ -187,3 +187,50 @@ def test_fit_refuses(
     data = plain if case.startswith(("unknown", "bad", "out")) else make(tmp_path)
     with pytest.raises(error, match=message):
         anomaly.fit(data, **({"detector": "autoencoder"} | options))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"guarantee": "bounds"}, r"guarantee is str 'bounds': give one of 'expected', 'bound'"),
+        ({"precision": "fp16"}, r"precision is str 'fp16': give one of 'fastest', 'fp32', 'bf16'"),
+        ({"device": "gpu"}, r"device is str 'gpu': give one of 'auto', 'cpu', 'cuda'"),
+        ({"seed": -1}, r"seed -1: give 0 to"),
+        ({"seed": "x"}, r"seed is str 'x': give a whole number"),
+        ({"alpha": "0.1"}, r"alpha is str '0.1': give a number or None"),
+        ({"detector": 3}, r"detector is int 3: give a text"),
+        ({"options": [1]}, r"options is list \[1\]: give a dict"),
+        ({"options": {1: 2}}, r"options is dict \{1: 2\}: give a dict"),
+        ({"options": {"epochs": "x"}}, r"epochs is str 'x': give a whole number"),
+        ({"options": {"epochs": 1.5}}, r"epochs is float 1.5: give a whole number"),
+        ({"options": {"epochs": None}}, r"epochs is NoneType None: give a whole number"),
+        ({"options": {"epochs": 0}}, r"epochs 0: give 1 or more"),
+        ({"options": {"batch_size": 0}}, r"batch_size 0: give 1 or more"),
+        ({"options": {"resize": "foo"}}, r"resize is str 'foo': give one of 'stretch', 'letterbox'"),
+        ({"options": {"learning_rate": float("nan")}}, r"learning_rate is float nan: give a number"),
+        ({"options": {"learning_rate": -1}}, r"learning_rate -1: give a number above 0"),
+        ({"roi": (0, 0, 5, 5)}, r"roi is tuple \(0, 0, 5, 5\): give a text or a path or None"),
+        ({"tile": 64}, r"tile is int 64: give a text or None"),
+        ({"windows": "x"}, r"windows is str 'x': give a whole number or None"),
+        ({"white": 1.5}, r"white is float 1.5: give a whole number or None"),
+        ({"max_pixels": None}, r"max_pixels is NoneType None: give a whole number"),
+        ({"out": "a\0"}, r"out is 'a\\x00': give a path without null characters"),
+    ],
+)
+def test_fit_refuses_an_argument_before_it_reads_an_image(
+    arguments: dict[str, Any], message: str, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(anomaly.UsageError, match=message):
+        anomaly.fit(plain, **({"detector": "autoencoder"} | arguments))
+
+
+def test_sampler_that_cannot_score_is_refused_before_the_training(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(anomaly.Unsupported, match="gan: this sampler draws images and cannot score them"):
+        anomaly.fit(plain, detector="gan", out=tmp_path / "gan")
+    assert not (tmp_path / "gan").exists()
+
+
+def test_path_that_no_system_takes_is_refused() -> None:
+    for path in ("a" * 5000, "a\0.onnx"):
+        with pytest.raises(anomaly.UsageError, match="give a path without null characters, at most 4096 bytes long"):
+            anomaly.load(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,77 @@ def test_stream_keeps_order_and_turns_invalid_images_into_errors(
     assert results[1]._repr_png_() is None
     with pytest.raises(anomaly.ImageError, match=r"broken\.png: not scored"):
         results[1].overlay()
+
+
+def test_reused_buffer_gives_the_results_of_each_image(plate_model: anomaly.Model, scratched: np.ndarray) -> None:
+    good = draw_part(3)
+
+    def camera() -> Any:
+        buffer = np.empty_like(good)
+        for image in (good, scratched, good):
+            buffer[...] = image
+            yield buffer
+
+    results = list(plate_model.score(camera()))
+    assert [result.verdict for result in results] == ["good", "defect", "good"]
+    assert np.array_equal(results[0].image, good)
+    assert not results[0].image.flags.writeable
+
+
+def test_files_that_close_behind_the_stream_are_read_in_time(plate_model: anomaly.Model, category: Path) -> None:
+    def opened() -> Any:
+        for path in image_files(category / "test" / "good"):
+            with path.open("rb") as file:
+                yield file
+
+    assert [result.error for result in plate_model.score(opened())] == [None] * 6
+
+
+def test_images_before_a_failure_of_the_stream_are_scored(plate_model: anomaly.Model) -> None:
+    def camera() -> Any:
+        yield draw_part(1)
+        yield draw_part(2)
+        raise ConnectionError("the camera is gone")
+
+    results = []
+    with pytest.raises(ConnectionError):
+        results.extend(plate_model.score(camera()))
+    stream = plate_model.score(camera())
+    assert [next(stream).error, next(stream).error] == [None, None]
+    with pytest.raises(ConnectionError):
+        next(stream)
+
+
+def test_image_of_deeper_values_than_the_model_knows_is_refused(plate_model: anomaly.Model) -> None:
+    with pytest.raises(anomaly.UsageError, match=r"16-bit values up to .*, and the model was fitted on 8-bit images"):
+        plate_model(draw_part(1).astype(np.uint16) * 257)
+
+
+def test_bound_of_pixels_holds_for_arrays_and_pillow_images(fitted_plate: Path) -> None:
+    model = anomaly.load(fitted_plate / "model.onnx", device="cpu", max_pixels=1000)
+    for image in (draw_part(1), Image.fromarray(draw_part(1))):
+        with pytest.raises(anomaly.ImageError, match="6,336 pixels; load the model with max_pixels above 1,000"):
+            model(image)
+
+
+def test_closed_and_animated_pillow_images_are_refused(plate_model: anomaly.Model, tmp_path: Path) -> None:
+    path = tmp_path / "two.gif"
+    frames = [Image.fromarray(draw_part(n)) for n in range(2)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with (
+        Image.open(path) as animated,
+        pytest.raises(anomaly.UsageError, match=r"2 frames; give one frame, image\.copy"),
+    ):
+        plate_model(animated)
+    closed = Image.fromarray(draw_part(1))
+    closed.close()
+    with pytest.raises(anomaly.ImageError, match="the Pillow image cannot be read"):
+        plate_model(closed)
+
+
+def test_model_travels_to_another_process(plate_model: anomaly.Model, scratched: np.ndarray) -> None:
+    copied = pickle.loads(pickle.dumps(plate_model))
+    assert copied(scratched).score == plate_model(scratched).score
 
 
 def test_stream_reads_no_further_than_its_batch(plate_model: anomaly.Model) -> None:
