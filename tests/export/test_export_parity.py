@@ -258,3 +258,9 @@ def test_failed_export_gives_the_reason() -> None:
     detector.export_reason = "its computation depends on its input"
     with pytest.raises(ModelError, match="DataDependent cannot be exported: its computation depends on its input;"):
         export_graph(detector)
+
+
+def test_file_of_another_fit_is_refused(plain: Path, model: Path, tmp_path: Path) -> None:
+    other = fit_model(plain, out=tmp_path / "m", detector="autoencoder", options=TINY | {"epochs": 1, "width": 4})
+    with pytest.raises(ParityError, match=r"was exported from another fit than .*: export it again"):
+        verify(other, model=model)

@@ -208,7 +208,7 @@ def test_levelled_model_ignores_the_brightness_of_an_image(category: Path, tmp_p
     }
     with pytest.raises(UsageError, match="each window would be levelled by its own content"):
         fit_model(category, out=tmp_path / "w", detector="autoencoder", options=TINY, brightness="levelled", windows=32)
-    with pytest.raises(UsageError, match="brightness 'leveled' is not known: give kept or levelled"):
+    with pytest.raises(UsageError, match="brightness is str 'leveled': give one of 'kept', 'levelled'"):
         quick_fit(category, tmp_path / "w", brightness="leveled")
     part = draw_part(99) // 2
     both = np.stack([part, part * 2])
@@ -329,3 +329,16 @@ def test_fitted_sampler_without_detector_form_is_not_calibrated(plain: Path, tmp
     assert load_fitted_model(tmp_path / "gan").detector is None
     with pytest.raises(ModelError, match="holds a Gan, which draws and does not score"):
         TorchScorer(tmp_path / "gan")
+
+
+def test_second_fit_removes_the_exports_of_the_first(plain: Path, tmp_path: Path) -> None:
+    options = TINY | {"epochs": 1}
+    first = fit_model(plain, out=tmp_path / "m", detector="autoencoder", options=options)
+    (first.folder / "model.onnx").write_bytes(b"exported from the first fit")
+    (first.folder / "model.certificate.json").write_text("{}")
+    (first.folder / "notes.txt").write_text("mine")
+    second = fit_model(plain, out=tmp_path / "m", detector="autoencoder", options=options, seed=1)
+    assert first.removed == ()
+    assert second.removed == ("model.certificate.json", "model.onnx")
+    assert not (second.folder / "model.onnx").exists()
+    assert (second.folder / "notes.txt").read_text() == "mine"
