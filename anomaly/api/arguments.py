@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from anomaly.data.folders import folder_images
 from anomaly.errors import ImageError, UsageError
 from anomaly.imaging.array_image import is_pillow
-from anomaly.system.files import as_path
+from anomaly.system.files import usable_path
 
 Image = str | Path | bytes | IO[bytes] | NDArray[Any] | Any
 """Path, bytes of an image file, open binary file, array (H, W) or (H, W, 3) RGB of uint8 or uint16, or Pillow image"""
@@ -52,7 +52,7 @@ def image_stream(images: object) -> Iterable[Image]:
         UsageError: a single image, or an object that is not iterable.
     """
     if isinstance(images, (str, os.PathLike)):
-        place = as_path(images, name="images")
+        place = usable_path(images, name="images")
         if place.is_dir():
             return folder_images(place)
         if not place.exists():

@@ -18,7 +18,7 @@ from anomaly.errors import Unsupported
 from anomaly.inference.artifact import Brightness
 from anomaly.inference.session import Device
 from anomaly.system.argument_types import check_types
-from anomaly.system.files import as_path
+from anomaly.system.files import usable_path
 from anomaly.system.progress import show_progress
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def fit(
     from anomaly.training.choice import choose_detector
     from anomaly.training.fit import fit_model
 
-    folder, place = as_path(data, name="data"), None if out is None else as_path(out, name="out")
+    folder, place = usable_path(data, name="data"), None if out is None else usable_path(out, name="out")
     check_types({"detector": detector}, {"detector": str})
     name, reason = choose_detector(detector)
     found = model_class(name)
@@ -152,7 +152,9 @@ class Fitted:
         from anomaly.evaluation.evaluate import evaluate
 
         pixels = self._fitted.description.max_pixels
-        return evaluate(self.folder, as_path(data, name="data"), batch_size=batch_size, max_pixels=pixels, seed=seed)
+        return evaluate(
+            self.folder, usable_path(data, name="data"), batch_size=batch_size, max_pixels=pixels, seed=seed
+        )
 
     def export(
         self,
@@ -177,7 +179,7 @@ class Fitted:
         from anomaly.export.model_file import export_model
 
         check_types({"device": device}, {"device": Device})
-        file = export_model(self._fitted, as_path(path, name="path"), precision=precision, fixed=fixed)
+        file = export_model(self._fitted, usable_path(path, name="path"), precision=precision, fixed=fixed)
         return load(file, device=device, max_pixels=self._fitted.description.max_pixels)
 
     def __repr__(self) -> str:

@@ -26,7 +26,7 @@ from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item
 from anomaly.scoring.windows import score_window
 from anomaly.system.argument_types import check_types
-from anomaly.system.files import as_path
+from anomaly.system.files import as_path, usable_path
 
 
 def load(path: str | Path, *, device: Device = "auto", num_threads: int = 0, max_pixels: int = 100_000_000) -> Model:
@@ -46,7 +46,7 @@ def load(path: str | Path, *, device: Device = "auto", num_threads: int = 0, max
     check_types(locals(), {"num_threads": int, "max_pixels": int})
     if max_pixels < 1:
         raise UsageError(f"max_pixels {max_pixels}: give 1 or more")
-    scorer = OnnxScorer(as_path(path, name="path"), device=device, num_threads=num_threads)
+    scorer = OnnxScorer(usable_path(path, name="path"), device=device, num_threads=num_threads)
     return Model(scorer, max_pixels=max_pixels)
 
 

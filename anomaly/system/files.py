@@ -34,13 +34,24 @@ def as_path(path: object, *, name: str) -> Path:
         value = " ".join(repr(path).split())
         raise UsageError(f"{name} is {type(path).__name__} {value:.60}: give a path as str or pathlib.Path")
     text = os.fspath(path)
-    if not isinstance(text, str) or "\0" in text or len(os.fsencode(text)) > MAX_PATH_BYTES:
-        raise UsageError(
-            f"{name} is {text!r:.60}: give a path without null characters, at most {MAX_PATH_BYTES} bytes long"
-        )
+    if not isinstance(text, str):
+        raise UsageError(f"{name} is a path of bytes, {text!r:.60}: give a path as str or pathlib.Path")
     if text == "":
         raise UsageError(f"{name} is empty; give a path")
     return Path(text)
+
+
+def usable_path(path: object, *, name: str) -> Path:
+    """Check a path argument as `as_path`, and that a system can take it.
+
+    Raises:
+        UsageError: as `as_path`; a null character, or more than `MAX_PATH_BYTES` bytes.
+    """
+    checked = as_path(path, name=name)
+    if "\0" in str(checked) or len(os.fsencode(checked)) > MAX_PATH_BYTES:
+        shown = f"{str(checked)!r:.60}"
+        raise UsageError(f"{name} is {shown}: give a path without null characters, at most {MAX_PATH_BYTES} bytes long")
+    return checked
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from anomaly.inference.golden import golden_png
 from anomaly.registry import model_class
 from anomaly.samplers.base import Sampler
 from anomaly.system.argument_types import check_types
-from anomaly.system.files import TemporaryFolder, as_path
+from anomaly.system.files import TemporaryFolder, usable_path
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import now
 from anomaly.training.dataset import GoodData, GoodImages
@@ -102,8 +102,8 @@ def fit_model(
     if resume and out is None:
         raise UsageError("resume continues a fit in its folder: give that folder as `out`")
     temporary = TemporaryFolder() if out is None else None
-    folder = _make_folder(as_path(out, name="out") if out is not None else temporary.path)  # type: ignore[union-attr]
-    category = find_category(as_path(data, name="data"))
+    folder = _make_folder(usable_path(out, name="out") if out is not None else temporary.path)  # type: ignore[union-attr]
+    category = find_category(usable_path(data, name="data"))
     samples, excluded = drop_excluded([*category.train, *category.calibration_images], read_names(exclude))
     with progress_bar("read the images") as report:
         duplicates = duplicate_files([s.path for s in samples], max_pixels=max_pixels, progress=report)
