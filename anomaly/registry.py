@@ -94,7 +94,7 @@ def _find(name: str, kinds: tuple[str, ...]) -> type:
 def _load(entry: EntryPoint, *, name: str, package: str | None = None) -> type:
     try:
         found = entry.load()
-    except Exception as error:  # code of another package can fail in any way
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError, RuntimeError) as error:
         source = f" from the package {package}, which registers it" if package else ""
         raise UsageError(
             f"{name!r} cannot be imported{source}: {type(error).__name__}: {error};"

@@ -36,7 +36,7 @@ def image_bytes(image: object, *, name: str) -> bytes:
         )
     try:
         data = read()
-    except Exception as error:  # a stream of the caller fails in any way
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a closed file; RuntimeError: a camera
         raise ImageError("unreadable", f"{name}: the stream cannot be read ({error}); open it again") from error
     if isinstance(data, str):
         raise UsageError(f"{name}: a stream of text; open the file in binary mode, open(path, 'rb')")

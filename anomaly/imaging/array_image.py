@@ -76,7 +76,7 @@ def pillow_image(image: Any, *, white: int, name: str = "image") -> NDArray[np.u
         raise UsageError(f"{name}: a Pillow image of {num_frames} frames; give one frame, image.copy()")
     try:
         upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow reads the file here, and a damaged one fails in many ways
+    except (OSError, ValueError, SyntaxError, AssertionError) as error:  # Pillow reads the file here
         raise ImageError("unreadable", f"{name}: the Pillow image cannot be read ({error}); open it again") from error
     mode = str(upright.mode)
     if mode in ("1", "P", "PA"):

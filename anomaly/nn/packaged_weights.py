@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import pickle
 from pathlib import Path
 
 import timm
@@ -55,7 +56,7 @@ def load_packaged(name: str, file: Path) -> dict[str, Tensor]:
     """
     try:
         stored: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
+    except (OSError, EOFError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(f"{file} cannot be read ({error}): install its package again") from error
     expected = timm.create_model(name, pretrained=False).state_dict()
     fits = len(stored) == len(expected) and all(

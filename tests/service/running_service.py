@@ -71,5 +71,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
     """Wait until a condition is true; the limit only ends a test that would hang."""
     until = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < until, "the condition never became true"
+        if time.monotonic() >= until:
+            raise TimeoutError("the condition never became true")
         time.sleep(0.01)
