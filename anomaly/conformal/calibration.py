@@ -22,6 +22,9 @@ from anomaly.conformal.beta_distribution import beta_quantile
 from anomaly.errors import CalibrationError, UsageError
 
 GuaranteeKind = Literal["expected", "bound"]
+Construction = Literal["split", "leave_one_out", "cross"]
+"""Origin of the calibration scores: images outside the training set; training images, each scored without itself; or
+training images, each scored by a model of another part of the images"""
 CONFIDENCE = 0.95
 DEFAULT_ALPHA = 0.01
 SCALE_MARGIN = 1e-3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anomaly.conformal.calibration import GuaranteeKind, fit_scale
 from anomaly.detectors.tiling_support import TilingSupport, WindowsOnly
+from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess
 from anomaly.nn.trainable import Trainable
@@ -90,6 +91,8 @@ class Detector(Trainable):
     """Reason why the graph cannot be exported, where one is known"""
     tiling: TilingSupport = WindowsOnly("its class declares no stride, and only an equivariant map can be stitched")
     """Support for images larger than the network's input"""
+    supports_leave_one_out = False
+    """Whether `anomaly_without` scores a training image as if it were not a training image"""
 
     def __init__(self, *, preprocess: Preprocess, epochs: int, batch_size: int) -> None:
         super().__init__(preprocess=preprocess, epochs=epochs, batch_size=batch_size)
@@ -102,6 +105,26 @@ class Detector(Trainable):
             x: the network's input (N, 3, h, w) float32, from `preprocess`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define anomaly(x): write it")
+
+    @property
+    def leave_one_out_is_exact(self) -> bool:
+        """Whether the score without an image never falls when other images are left out, so that a theorem holds."""
+        return False
+
+    def anomaly_without(self, x: Tensor, images: Collection[int]) -> Anomaly:
+        """Compute raw scores and maps as if some training images were not in the training set.
+
+        Args:
+            x: the network's input (N, 3, h, w) float32, from `preprocess`.
+            images: numbers of the left-out training images, in the order of their paths.
+
+        Raises:
+            UsageError: the detector is trained as a whole and cannot leave images out.
+        """
+        raise UsageError(
+            f"{type(self).__name__} is trained on all images at once and cannot leave one out:"
+            " calibrate with --calibration split or cross"
+        )
 
     def dependence(self, x: Tensor) -> Tensor:
         """Map x to (N, h, w) with the receptive field of the anomaly map; works before training."""

@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from anomaly.conformal.calibration import Construction
 from anomaly.errors import ImageError, ModelError
 from anomaly.imaging.overlay import Resize
 from anomaly.inference.golden import Golden
@@ -50,6 +51,12 @@ class CalibrationRecord:
     source: str
     """`calibration` for the training folder; else the folder, pattern or list of a later calibration"""
     excluded: list[str]
+    construction: Construction = "split"
+    """origin of the scores"""
+    exact: bool = True
+    """whether a theorem gives the expected rate; False for an approximate construction"""
+    group_sizes: list[int] = field(default_factory=list)
+    """images in the part group of each score; empty where every image is a part of its own"""
 
 
 @dataclass(frozen=True)

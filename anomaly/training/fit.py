@@ -174,6 +174,7 @@ def fit_model(
         train=[str(s.path) for s in parts.train],
         calibration_images=[str(s.path) for s in parts.calibration_images],
         stopping=[str(s.path) for s in parts.stopping],
+        calibration_scores=[float(s) for s in scores],
         tiling=tiling,
         brightness=brightness,
     )

@@ -65,6 +65,8 @@ class Description:
     """paths of the calibration images"""
     stopping: list[str]
     """paths of the early-stopping validation images"""
+    calibration_scores: list[float] = field(default_factory=list)
+    """calibrated score of each calibration image, in the order of the paths"""
     tiling: Tiling | None = None
     """walk over large images; None where images are scored whole"""
     brightness: Brightness = "kept"
