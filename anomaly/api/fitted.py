@@ -62,9 +62,10 @@ def fit(
     tile: str | None = None,
     windows: int | None = None,
     brightness: Brightness = "kept",
+    calibration: Literal["auto", "split", "leave_one_out", "cross"] = "auto",
     progress: bool = False,
 ) -> Fitted:
-    """Train a detector on good images and calibrate it on a fifth of them.
+    """Train and calibrate a detector on good images.
 
     Args:
         data: folder of good images, or a category in a known layout.
@@ -85,6 +86,9 @@ def fit(
         tile: tile size H,W in pixels: large images are scored in seamless tiles.
         windows: window distance in pixels: large images are scored in overlapping windows.
         brightness: brightness correction; `levelled` scales every image to the training images' mean grey level.
+        calibration: use of the images. `split` calibrates on a fifth of them, which do not train. `leave_one_out` trains and
+            calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each without
+            a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
         progress: whether progress bars are shown on standard error.
 
     Raises:
@@ -111,7 +115,7 @@ def fit(
         fitted = fit_model(
             folder, out=place, detector=name, options=options, alpha=alpha, guarantee=guarantee, seed=seed,
             part_group=part_group, exclude=exclude, roi=roi, white=white, max_pixels=max_pixels, precision=precision,
-            device=device, tile=tile, windows=windows, brightness=brightness,
+            device=device, tile=tile, windows=windows, brightness=brightness, calibration=calibration,
         )  # fmt: skip
     return Fitted(fitted, reason=reason)
 

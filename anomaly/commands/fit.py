@@ -9,6 +9,7 @@ from typing import Any
 from anomaly.conformal.calibration import GuaranteeKind, guarantee_for, images_needed
 from anomaly.inference.artifact import Brightness
 from anomaly.system.run_card import RunCard
+from anomaly.training.construction import CalibrationChoice
 from anomaly.training.fit import fit_model
 from anomaly.training.fitted_model import CARD_FILE, FittedModel
 from anomaly.training.loop import Precision, TrainingDevice
@@ -35,8 +36,9 @@ def fit(
     tile: str | None = None,
     windows: int | None = None,
     brightness: Brightness = "kept",
+    calibration: CalibrationChoice = "auto",
 ) -> FittedModel:
-    """Train a detector or a sampler on good images and calibrate it on other good images. Test images are never read.
+    """Train a detector or a sampler on good images, and calibrate it. Test images are never read.
 
     Args:
         data: category in a known layout, or plain folder of good images.
@@ -59,6 +61,9 @@ def fit(
         windows: window distance in pixels: large images are scored in overlapping windows of the network's size.
         brightness: brightness correction; `levelled` scales every image to the training images' mean grey level. Varying
             light then changes no score. A part that is too bright or too dark as a whole is not a defect.
+        calibration: use of the images; `split` calibrates on a fifth of them, which do not train. `leave_one_out` trains and
+            calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each without
+            a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
 
     Returns:
         The fitted model.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.conformal.beta_distribution import beta_cdf, beta_quantile
+from anomaly.conformal.calibration import CalibrationScores
 from anomaly.conformal.martingale import Bets, Ranks, cell_of
 from anomaly.errors import DataError, ModelError, UsageError
 
@@ -57,7 +58,7 @@ class DriftMonitor:
     This half of the stream's alpha assumes that the means of so many images are normal.
 
     Args:
-        scores: (n,) calibrated scores of the calibration images.
+        calibration: scores of the calibration images.
         image_stats: statistics in the model's metadata: `brightness`, `contrast`, `sharpness` and `colour`, each with `mean`,
             `deviation` and, if stored, `values` (n,).
         threshold: threshold of the verdict in calibrated units.
@@ -71,7 +72,7 @@ class DriftMonitor:
 
     def __init__(
         self,
-        scores: Sequence[float],
+        calibration: CalibrationScores,
         image_stats: Mapping[str, Mapping[str, Any]],
         *,
         threshold: float,
@@ -85,7 +86,8 @@ class DriftMonitor:
         if missing := [name for name in STATISTICS if name not in image_stats]:
             raise ModelError(f"the model's image statistics {', '.join(missing)} are missing: calibrate it again")
         self._threshold, self._alpha = threshold, alpha
-        calibration_scores = np.asarray(scores, dtype=np.float32)
+        self._calibration = calibration
+        calibration_scores = calibration.scores.astype(np.float32)
         self._num_scores = len(calibration_scores)
         self._num_calibration_above = int((calibration_scores > threshold).sum())
         kept = [image_stats[name].get("values", ()) for name in STATISTICS]
@@ -217,22 +219,23 @@ class DriftMonitor:
         return {name: round(float(v), 2) for name, v in zip(("score", *STATISTICS), away, strict=True)}
 
     def _rejects(self) -> dict[str, Any]:
-        n, k = self._num_scores, 1 + self._num_calibration_above
+        # an image above the threshold counts as a whole part group: see the bound in `anomaly.conformal.calibration`
+        groups, k = self._calibration.num_groups, 1 + self._num_calibration_above
         m, x = self._num_scored, self._num_above
-        bound = beta_quantile(CONFIDENCE, k, n + 1 - k) if k <= n else 1.0
+        bound = beta_quantile(CONFIDENCE, k, groups + 1 - k) if k <= groups else 1.0
         low = beta_quantile((1 - CONFIDENCE) / 2, x, m + 1 - x) if x else 0.0
         high = beta_quantile((1 + CONFIDENCE) / 2, x + 1, m - x) if x < m else 1.0
         return {
             "num": x,
             "rate": round(x / m, 6) if m else None,
             "interval": [round(low, 6), round(high, 6)],
-            "expected": round(k / (n + 1), 6),
+            "expected": round(self._calibration.expected_rate_above(self._threshold), 6),
             "bound": round(bound, 6),
             "changed": low > bound,
         }
 
     def _cause(self, named: list[str], rejects: Mapping[str, Any], *, explained: bool) -> str:
-        rate = f"{rejects['rate']:.2%} of the images are above the threshold; the guarantee is at most {rejects['bound']:.2%}"
+        rate = f"{rejects['rate']:.2%} of the images are above the threshold; {self._promise(rejects)}"
         if named:
             text = f"compared with the calibration images: {', '.join(named)}"
             return f"{text}; {rate}" if rejects["changed"] else text
@@ -248,6 +251,11 @@ class DriftMonitor:
         return (
             f"{changed}: a slight change; the values are near those of the calibration images, but not in random order"
         )
+
+    def _promise(self, rejects: Mapping[str, Any]) -> str:
+        if self._calibration.construction == "split" and self._calibration.exact:
+            return f"the guarantee is at most {rejects['bound']:.2%}"
+        return f"{rejects['expected']:.2%} are expected"
 
     def _guarantee(self) -> str:
         text = (

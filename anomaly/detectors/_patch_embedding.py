@@ -86,6 +86,14 @@ class PatchEmbedding(nn.Module):
         return (features - self.mean) @ self.projection.T
 
     @torch.no_grad()
+    def fix(self, *, seed: int) -> None:
+        """Set a random orthonormal projection, which depends on no image."""
+        dimensions, channels = self.projection.shape
+        draw = torch.randn(channels, dimensions, generator=torch.Generator().manual_seed(seed))
+        self.mean.zero_()
+        self.projection.copy_(torch.linalg.qr(draw)[0].T)
+
+    @torch.no_grad()
     def fit(self, features: Tensor) -> None:
         """Fit the projection on features of training patches.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from anomaly.detectors._drawn_defects import draw_defects
 from anomaly.detectors.base import Anomaly, Detector
-from anomaly.detectors.tiling_support import Seamless, TilingSupport, WindowsOnly
+from anomaly.detectors.tiling_support import Seamless, TilingSupport, WindowsOnly, pooled_tiling
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.convolutional import StridedAutoencoder, UNet
@@ -30,9 +30,12 @@ from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import PixelScale, check_window, smoothed
 from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 Measure = Literal["l2", "ssim", "msgms", "ssim+msgms"]
+CELL = 4
+"""Side in pixels of a cell of pooling `top`"""
 
 
 class Autoencoder(Detector):
@@ -51,6 +54,8 @@ class Autoencoder(Detector):
         score: measure of the anomaly map: `l2`, `ssim`, `msgms` (gradients) or `ssim+msgms`.
         smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
+        pooling: pooling of the map to the score: `maximum`, or `top`, the mean of its largest cells.
+        top: share of the cells that pooling `top` averages, in (0, 1].
         learning_rate: learning rate of Adam at the start of the cosine.
         weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
@@ -75,6 +80,8 @@ class Autoencoder(Detector):
         score: Measure = "msgms",
         smooth: int = 5,
         standardise: bool = True,
+        pooling: Pooling = "maximum",
+        top: float = 0.02,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-5,
         epochs: int = 40,
@@ -98,7 +105,8 @@ class Autoencoder(Detector):
             self.network = UNet(widths=(width, 2 * width, 4 * width, 6 * width, 8 * width), skips=skips)
         self.corruption = corruption
         self.loss, self.score, self.smooth, self.standardise = loss, score, smooth, standardise
-        self.tiling = _tiling_support(network, score=score, standardise=standardise)
+        self.pooling = ScorePooling(pooling, top=top, cell=CELL)
+        self.tiling = pooled_tiling(_tiling_support(network, score=score, standardise=standardise), self.pooling)
         self.scale = PixelScale((size, size))
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
@@ -159,10 +167,10 @@ class Autoencoder(Detector):
         return smoothed(self._residual(self.score, x, self.network(x)), window=self.smooth)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Compute the smoothed, standardised residual map; the score is its maximum."""
+        """Compute the smoothed, standardised residual map, and pool it to the score."""
         r = self._map(x)
         anomaly_map = self.inside_roi(self.scale(r) if self.standardise else r)
-        return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
+        return Anomaly(self.pooled_score(anomaly_map), anomaly_map)
 
 
 def _tiling_support(network: str, *, score: Measure, standardise: bool) -> TilingSupport:

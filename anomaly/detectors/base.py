@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from anomaly.detectors.tiling_support import TilingSupport, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess
+from anomaly.nn.score_pooling import ScorePooling
 from anomaly.nn.trainable import Trainable
 
 
@@ -25,6 +26,15 @@ class Anomaly(NamedTuple):
     """(N,) float32, higher is more anomalous"""
     anomaly_map: Tensor
     """(N, h, w) float32, at the network's resolution"""
+
+
+class RawScores(NamedTuple):
+    """Uncalibrated outputs of n images."""
+
+    score: NDArray[np.float64]
+    """(n,)"""
+    peak: NDArray[np.float64]
+    """(n,) maxima of the anomaly maps"""
 
 
 class Calibration(nn.Module):
@@ -52,7 +62,13 @@ class Calibration(nn.Module):
         )
 
     def fit(
-        self, score: NDArray[np.float64], peak: NDArray[np.float64], *, alpha: float, guarantee: GuaranteeKind
+        self,
+        score: NDArray[np.float64],
+        peak: NDArray[np.float64],
+        *,
+        alpha: float,
+        guarantee: GuaranteeKind,
+        group_sizes: Sequence[int] = (),
     ) -> NDArray[np.float64]:
         """Fit offset and scale on the raw scores of calibration images.
 
@@ -61,15 +77,16 @@ class Calibration(nn.Module):
             peak: maxima of the raw anomaly maps (n,).
             alpha: largest share of good parts above the threshold.
             guarantee: whether alpha bounds the expected share or its 95 % upper bound.
+            group_sizes: calibration images in the part group of each image (n,); empty where every image is its own group.
 
         Returns:
             The calibrated scores (n,).
 
         Raises:
-            CalibrationError: too few images for alpha, or equal scores.
+            CalibrationError: too few part groups for alpha, or equal scores.
         """
         for part, values in (("score", score), ("map", peak)):
-            scale = fit_scale(values, alpha=alpha, guarantee=guarantee)
+            scale = fit_scale(values, alpha=alpha, guarantee=guarantee, group_sizes=group_sizes)
             getattr(self, f"offset_{part}").fill_(scale.offset)
             getattr(self, f"scale_{part}").fill_(scale.scale)
         return (score - float(self.offset_score)) / float(self.scale_score)
@@ -89,6 +106,8 @@ class Detector(Trainable):
 
     export_reason: str | None = None
     """Reason why the graph cannot be exported, where one is known"""
+    pooling: ScorePooling = ScorePooling()
+    """Pooling of maps in `pooled_score`"""
     tiling: TilingSupport = WindowsOnly("its class declares no stride, and only an equivariant map can be stitched")
     """Support for images larger than the network's input"""
     supports_leave_one_out = False
@@ -138,6 +157,10 @@ class Detector(Trainable):
         """
         return self.calibration(self.anomaly(self.preprocess(image)))  # type: ignore[no-any-return]
 
+    def pooled_score(self, anomaly_map: Tensor) -> Tensor:
+        """Pool maps (N, h, w) at the network's resolution to scores (N,); only the region of interest counts."""
+        return self.pooling(anomaly_map, inside=self.preprocess.roi if self.preprocess.has_roi else None)
+
     def inside_roi(self, anomaly_map: Tensor) -> Tensor:
         """Set pixels outside the region of interest to the map's minimum, so that they never raise a score.
 
@@ -148,7 +171,6 @@ class Detector(Trainable):
             return anomaly_map
         return torch.where(self.preprocess.roi, anomaly_map, anomaly_map.amin(dim=(1, 2), keepdim=True))
 
-    @torch.no_grad()
     def calibrate(self, good: Iterable[Batch], *, alpha: float, guarantee: GuaranteeKind) -> NDArray[np.float64]:
         """Fit offset and scale of scores and maps on calibration images, by split conformal prediction.
 
@@ -163,10 +185,15 @@ class Detector(Trainable):
         Raises:
             CalibrationError: too few images for alpha, or equal scores.
         """
+        return self.calibration.fit(*self.raw_scores(good), alpha=alpha, guarantee=guarantee)
+
+    @torch.no_grad()
+    def raw_scores(self, batches: Iterable[Batch]) -> RawScores:
+        """Score batches of images without the calibration, in eval mode."""
         self.eval()
         score, peak = [], []
-        for batch in good:
+        for batch in batches:
             raw = self.anomaly(self.preprocessed(batch))
             score.append(raw.score.double().cpu().numpy())
             peak.append(raw.anomaly_map.amax(dim=(1, 2)).double().cpu().numpy())
-        return self.calibration.fit(np.concatenate(score), np.concatenate(peak), alpha=alpha, guarantee=guarantee)
+        return RawScores(np.concatenate(score), np.concatenate(peak))

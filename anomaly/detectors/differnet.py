@@ -43,6 +43,7 @@ from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.input_gradient import InputGradient
 from anomaly.nn.optim import one_cycle_adam
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 from anomaly.nn.rotation import equally_spaced, rotate
 
 Augment = Literal["fixed", "random"]
@@ -51,6 +52,8 @@ SIGMA = 3.0
 """Standard deviation in pixels of the blur of the derivative"""
 NUM_TYPICAL = 48
 """Approximate number of training images for the typical map"""
+CELL = 4
+"""Side in pixels of a cell of pooling `top`"""
 FLOOR = 0.3
 """Share of the image's mean that is added to the typical map, so that insensitive pixels do not dominate"""
 
@@ -69,6 +72,9 @@ class DifferNet(Detector):
         augment: rotations in training: `fixed` (equally spaced, with cached features) or `random` (new ones in each step).
         num_steps: number of couplings.
         hidden: units in each hidden layer of a coupling; 2048 in the paper.
+        score: image score: `latent`, the paper's mean of z², or `map`, pooled from the map.
+        pooling: pooling of the map to the score: `maximum`, or `top`, the mean of its largest cells.
+        top: share of the cells that pooling `top` averages, in (0, 1].
         learning_rate: highest learning rate of Adam.
         weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
@@ -95,6 +101,9 @@ class DifferNet(Detector):
         augment: Augment = "fixed",
         num_steps: int = 8,
         hidden: int = 128,
+        score: Literal["latent", "map"] = "latent",
+        pooling: Pooling = "maximum",
+        top: float = 0.02,
         learning_rate: float = 5e-4,
         weight_decay: float = 1e-5,
         epochs: int = 12,
@@ -131,6 +140,7 @@ class DifferNet(Detector):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.standardise = standardise
+        self.score, self.pooling = score, ScorePooling(pooling, top=top, cell=CELL)
         self.register_buffer("typical", torch.ones(size, size))
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
         self._generator = torch.Generator().manual_seed(seed)
@@ -245,6 +255,7 @@ class DifferNet(Detector):
         return score, functional.conv2d(across, self.kernel.view(1, 1, -1, 1))[:, 0]
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Compute the score, the mean of z² over rotations, and the map, the derivative of the loss over its typical value."""
-        score, sensitivity = self._sensitivity(x)
-        return Anomaly(score, self.inside_roi(sensitivity / self.typical))
+        """Compute the map, the derivative of the loss over its typical value; the score is the mean of z² or pooled from it."""
+        latent, sensitivity = self._sensitivity(x)
+        anomaly_map = self.inside_roi(sensitivity / self.typical)
+        return Anomaly(latent if self.score == "latent" else self.pooled_score(anomaly_map), anomaly_map)

@@ -33,8 +33,12 @@ from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import PixelScale, check_window, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 from anomaly.nn.residual_gan import Critic, Generator, Trunk, gradient_penalty
 from anomaly.nn.similarity import GradientSimilarity
+
+CELL = 2
+"""Side in pixels of a cell of pooling `top`"""
 
 
 class Encoder(nn.Module):
@@ -72,9 +76,11 @@ class FAnoGan(Detector):
         penalty: weight of the gradient penalty.
         kappa: weight of the feature distance A_D, relative to the residual A_R.
         measure: measure of the anomaly map: `l1`, the paper's |x - x_hat|, or `msgms`, gradients at four scales.
-        score: image score: `izi_f`, the paper's A, or `map`, the maximum of the anomaly map.
+        score: image score: `izi_f`, the paper's A, or `map`, pooled from the anomaly map.
         smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
+        pooling: pooling of the map to the score: `maximum`, or `top`, the mean of its largest cells.
+        top: share of the cells that pooling `top` averages, in (0, 1].
         learning_rate: learning rate of Adam for generator and critic at the start of the cosine.
         encoder_learning_rate: learning rate of RMSProp for the encoder at the start of the cosine.
         epochs: passes over the training images, both phases together.
@@ -103,6 +109,8 @@ class FAnoGan(Detector):
         score: Literal["izi_f", "map"] = "map",
         smooth: int = 9,
         standardise: bool = True,
+        pooling: Pooling = "maximum",
+        top: float = 0.02,
         learning_rate: float = 1e-3,
         encoder_learning_rate: float = 2e-4,
         epochs: int = 100,
@@ -125,6 +133,7 @@ class FAnoGan(Detector):
         self.penalty, self.kappa = penalty, kappa
         self.measure, self.score, self.smooth, self.standardise = measure, score, smooth, standardise
         self.scale = PixelScale((size, size))
+        self.pooling = ScorePooling(pooling, top=top, cell=CELL)
         self.msgms = GradientSimilarity()
         self.learning_rate, self.encoder_learning_rate = learning_rate, encoder_learning_rate
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
@@ -231,10 +240,10 @@ class FAnoGan(Detector):
         return smoothed(r, window=self.smooth)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Compute the map, the standardised smoothed residual; the score is A or the map's maximum."""
+        """Compute the map, the standardised smoothed residual; the score is A or pooled from the map."""
         x_hat = self._reconstruct(x)
         anomaly_map = self.inside_roi(self.scale(self._residual(x, x_hat)))
         if self.score == "map":
-            return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
+            return Anomaly(self.pooled_score(anomaly_map), anomaly_map)
         residual, distance = self._terms(x, x_hat)
         return Anomaly(residual + self.kappa * distance, anomaly_map)

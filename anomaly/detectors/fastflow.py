@@ -30,6 +30,7 @@ from anomaly.nn.coupling_2d import ConvCoupling
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.optim import one_cycle_adam
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 
 
 class MapNorm(nn.Module):
@@ -92,6 +93,8 @@ class FastFlow(Detector):
         num_steps: number of couplings per level; 8 for ResNets and 20 for ViTs in the paper.
         hidden_ratio: hidden channels of a coupling per input channel; 1.0 for ResNets and 0.16 for ViTs in the paper.
         conv3x3_only: 3×3 kernels in all couplings, instead of 3×3 and 1×1 alternately.
+        pooling: pooling of the map to the score: `maximum`, or `top`, the mean of its largest cells.
+        top: share of the cells that pooling `top` averages, in (0, 1].
         learning_rate: highest learning rate of Adam.
         weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
@@ -110,6 +113,8 @@ class FastFlow(Detector):
         num_steps: int = 8,
         hidden_ratio: float = 1.0,
         conv3x3_only: bool = True,
+        pooling: Pooling = "maximum",
+        top: float = 0.02,
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-5,
         epochs: int = 8,
@@ -128,6 +133,8 @@ class FastFlow(Detector):
             if network.is_transformer
             else "its layer norm uses mean and variance of the whole map and has a weight for each position"
         )
+        finest = max(height for _, height, _ in network.shapes)
+        self.pooling = ScorePooling(pooling, top=top, cell=size // finest)
         self.backbone = network
         self.provenance = network.provenance
         self.flows = nn.ModuleList(
@@ -174,7 +181,7 @@ class FastFlow(Detector):
         )
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Compute the map -log mean_i exp(-e_i) over the levels i; the score is its maximum."""
+        """Compute the map -log mean_i exp(-e_i) over the levels i, and pool it to the score."""
         energy = []
         for feature, flow in zip(self.backbone(x), self.flows, strict=True):
             z, _ = flow(feature)
@@ -184,4 +191,4 @@ class FastFlow(Detector):
         least = levels.amin(dim=1)  # subtracted from the exponent against underflow
         anomaly_map = least - torch.log(torch.exp(least[:, None] - levels).mean(dim=1))
         anomaly_map = self.inside_roi(anomaly_map)
-        return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
+        return Anomaly(self.pooled_score(anomaly_map), anomaly_map)

@@ -32,12 +32,16 @@ from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import PixelScale, check_window, smoothed
 from anomaly.nn.optim import cosine_adam
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 from anomaly.nn.similarity import GradientSimilarity
 
 ADVERSARIAL, RECONSTRUCTION, LATENT = 1.0, 50.0, 1.0
 """Weights of the generator's three losses (eq. 4)"""
 COLLAPSED = 1e-5
 """Discriminator loss below which the discriminator is initialised again"""
+
+CELL = 4
+"""Side in pixels of a cell of pooling `top`"""
 
 
 class Generator(nn.Module):
@@ -74,10 +78,12 @@ class Ganomaly(Detector):
         resize: resizing rule, `stretch` or `letterbox`.
         width: channels of the finest level of all networks; 64 in the paper.
         latent: channels of the code.
-        score: image score: `latent`, the paper's mean squared distance of the codes, or `map`, the map's maximum.
+        score: image score: `latent`, the paper's mean squared distance of the codes, or `map`, pooled from the map.
         measure: measure of the anomaly map: `l1`, the residual of colours, or `msgms`, gradients at four scales.
         smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
+        pooling: pooling of the map to the score: `maximum`, or `top`, the mean of its largest cells.
+        top: share of the cells that pooling `top` averages, in (0, 1].
         learning_rate: initial learning rate of both Adam optimisers; 2e-4 in the paper.
         schedule: schedule of the learning rate: `constant`, as in the paper, or `cosine`, which falls to zero.
         epochs: passes over the training images; 15 in the paper, which are about 10,000 steps on its data.
@@ -101,6 +107,8 @@ class Ganomaly(Detector):
         measure: Literal["l1", "msgms"] = "msgms",
         smooth: int = 7,
         standardise: bool = True,
+        pooling: Pooling = "maximum",
+        top: float = 0.02,
         learning_rate: float = 1e-3,
         schedule: Literal["constant", "cosine"] = "cosine",
         epochs: int = 30,
@@ -119,6 +127,7 @@ class Ganomaly(Detector):
         self.discriminator = DcganEncoder(size=size, width=width, outputs=1)
         self.msgms = GradientSimilarity()
         self.scale = PixelScale((size, size))
+        self.pooling = ScorePooling(pooling, top=top, cell=CELL)
         self.score, self.measure, self.smooth, self.standardise = score, measure, smooth, standardise
         self.learning_rate, self.schedule = learning_rate, schedule
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
@@ -191,9 +200,9 @@ class Ganomaly(Detector):
         return smoothed(r, window=self.smooth)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Compute the standardised residual map; the score is the distance of the codes (eq. 5) or the map's maximum."""
+        """Compute the standardised residual map; the score is the distance of the codes (eq. 5) or pooled from the map."""
         x_hat, z, z_hat = self.generator(x, roi=self.preprocess.roi)
         anomaly_map = self.inside_roi(self.scale(self._residual(x, x_hat)))
         if self.score == "latent":
             return Anomaly(((z - z_hat) ** 2).mean(dim=(1, 2, 3)), anomaly_map)
-        return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
+        return Anomaly(self.pooled_score(anomaly_map), anomaly_map)

@@ -21,8 +21,9 @@ odd cell on one good image would set the threshold.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -42,6 +43,10 @@ from anomaly.nn.preprocess import Preprocess, Resize
 Pooling = Literal["top", "maximum"]
 LEVELS = {"tf_efficientnet_lite0": (2, 3), "mobilenetv2_100": (2, 3), "resnet18": (2, 3)}
 """Backbone -> levels of stride 8 and 16; any other backbone needs the option `layers`"""
+SQUARE = (384, 384)
+"""Input size for nearly square images"""
+OBLONG_AREA = 320 * 320
+"""Area of the input for other images"""
 NUM_FOLDS = 5
 """Parts of the training images whose distances are measured with a bank of the other parts"""
 PRIOR_IMAGES = 10.0
@@ -50,25 +55,50 @@ SMOOTH_CELLS = 2.0
 """Standard deviation, in cells, of the Gaussian that smooths the usual distance"""
 
 
+def proportional_size(height: float, width: float) -> tuple[int, int]:
+    """Choose an input size, in multiples of 32 pixels, for images of a height and width."""
+    if max(height, width) <= 1.1 * min(height, width):
+        return SQUARE
+    scale = (OBLONG_AREA / (height * width)) ** 0.5
+    return max(32, 32 * round(height * scale / 32)), max(32, 32 * round(width * scale / 32))
+
+
 class Bank(nn.Module):
-    """Rows of one backbone, and the usual distance at each place."""
+    """Rows of one backbone, the usual distance at each place, and the origin of each row.
+
+    `image` is the position of its image among the training images, ordered by path. `cell` is its place in the grid,
+    row by row.
+    """
 
     rows: Tensor
     image: Tensor
+    cell: Tensor
     usual: Tensor
 
     def __init__(self, grid: tuple[int, int]) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(0, 0))
         self.register_buffer("image", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("cell", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("usual", torch.ones(grid))
 
     def forward(self, y: Tensor) -> Tensor:
         """Distance of patches (N, h, w, d) to the nearest row, (N, h, w), in units of the usual distance."""
         return nearest(y, self.rows) / self.usual
 
+    def without(self, y: Tensor, images: Collection[int]) -> Tensor:
+        """Distance as in `forward`, to the nearest row of all other images.
+
+        Raises:
+            UsageError: all rows belong to these images.
+        """
+        kept = ~torch.isin(self.image, torch.tensor(sorted(images), dtype=torch.int32, device=self.image.device))
+        if not kept.any():
+            raise UsageError("all rows of the bank belong to the left-out images: give images of more parts")
+        return nearest(y, self.rows[kept]) / self.usual
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("rows", "image"):
+        for name in ("rows", "image", "cell"):
             if prefix + name in state_dict:
                 setattr(self, name, getattr(self, name).new_zeros(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -88,7 +118,8 @@ class MemoryBank(Detector):
     """Nearest-neighbour distances to a bank of good patches.
 
     Args:
-        size: height and width of the network's input in pixels, multiples of 32.
+        size: height and width of the network's input in pixels, multiples of 32; None is 384 × 384 for nearly square
+            images, else about 320 × 320 pixels in the proportion of the images.
         resize: `stretch` or `letterbox`.
         backbones: timm names; the maps of several backbones are added.
         layers: feature levels of every backbone; None takes those of stride 8 and 16.
@@ -97,7 +128,10 @@ class MemoryBank(Detector):
         bank_size: rows of the bank of a backbone.
         num_candidates: patches, drawn at random from all training images, that the bank is chosen from.
         num_projected: patches that the principal components are fitted on.
-        position_scale: whether distances are divided by their usual value at each place; False for parts in free rotation.
+        position_scale: whether distances are divided by their usual value at each place; False for parts in free
+            rotation; None is True unless `exact`.
+        exact: whether a theorem gives the leave-one-out guarantee: each image chooses its rows alone, the projection is
+            random, and there is no position scale. It detects less.
         pooling: `top` scores an image by the mean of its largest cells, `maximum` by the largest one.
         top: share of cells that `top` averages, in (0, 1].
         batch_size: images per step.
@@ -105,12 +139,13 @@ class MemoryBank(Detector):
         seed: random seed of all draws.
     """
 
+    supports_leave_one_out = True
     tiling = WindowsOnly("its usual distances belong to places of the whole image")
 
     def __init__(
         self,
         *,
-        size: Sequence[int] = (384, 384),
+        size: Sequence[int] | None = None,
         resize: Resize = "stretch",
         backbones: Sequence[str] = ("tf_efficientnet_lite0",),
         layers: Sequence[int] | None = None,
@@ -119,16 +154,19 @@ class MemoryBank(Detector):
         bank_size: int = 2000,
         num_candidates: int = 40_000,
         num_projected: int = 20_000,
-        position_scale: bool = True,
+        position_scale: bool | None = None,
+        exact: bool = False,
         pooling: Pooling = "top",
         top: float = 0.01,
         batch_size: int = 8,
         cache_gib: float = 4.0,
         seed: int = 0,
     ) -> None:
-        height, width = size
+        height, width = size or SQUARE
         if height % 32 or width % 32:
             raise UsageError(f"size {height}, {width}: give multiples of 32, e.g. 384, 384")
+        if exact and position_scale:
+            raise UsageError("exact with position_scale: the scale depends on all images; give one of them")
         if not 0 < top <= 1:
             raise UsageError(f"top {top}: give a share of the cells above 0, at most 1")
         preprocess = Preprocess(size=(height, width), resize=resize, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -151,7 +189,8 @@ class MemoryBank(Detector):
             key: "; ".join(o.get(key, "-") for o in origins) for key in {k: 0 for o in origins for k in o}
         }
         self.bank_size, self.num_candidates, self.num_projected = bank_size, num_candidates, num_projected
-        self.position_scale, self.pooling, self.top, self.seed = position_scale, pooling, top, seed
+        self.position_scale = not exact if position_scale is None else position_scale
+        self.exact, self.pooling, self.top, self.seed = exact, pooling, top, seed
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
 
     def training_step(self, batch: Batch, index: int) -> None:
@@ -170,39 +209,55 @@ class MemoryBank(Detector):
     @torch.no_grad()
     def _fit_bank(self, embedding: PatchEmbedding, bank: Bank) -> None:
         rng, inside = np.random.default_rng(self.seed), self._inside()
-        features = [f[inside] for _, f in self._images(embedding)]
-        embedding.fit(_drawn(features, self.num_projected, rng)[0])
-        candidates, image = _drawn(features, self.num_candidates, rng)
-        num, points = len(features), embedding.project(candidates.to(self.device)).cpu()
+        found = [(path, f[inside]) for path, f in self._images(embedding)]
+        numbers, features = _numbers([path for path, _ in found]), [f for _, f in found]
+        del found
+        if self.exact:
+            embedding.fix(seed=self.seed)
+            drawn = _Drawn.join([self._rows_of(embedding, f, num=len(features)) for f in features], numbers)
+        else:
+            embedding.fit(_Drawn.draw(features, numbers, num=self.num_projected, rng=rng).features)
+            drawn = _Drawn.draw(features, numbers, num=self.num_candidates, rng=rng)
+        num, points = len(features), embedding.project(drawn.features.to(self.device)).cpu()
         del features
-        chosen = self._core_set(points)
-        bank.rows, bank.image = points[chosen].to(self.device), image[chosen].int().to(self.device)
+        chosen = torch.arange(len(points)) if self.exact else self._core_set(points)
+        places = inside.flatten().nonzero().flatten().cpu()
+        bank.rows = points[chosen].to(self.device)
+        bank.image = drawn.image[chosen].int().to(self.device)
+        bank.cell = places[drawn.cell[chosen]].int().to(self.device)
         if self.position_scale and num >= 2 * NUM_FOLDS:
             fold = torch.from_numpy(rng.permutation(num) % NUM_FOLDS)
             rows = []
             for k in range(NUM_FOLDS):
-                others = points[fold[image] != k]
+                others = points[fold[drawn.image] != k]
                 rows.append(others[self._core_set(others)].to(self.device))
             distance = torch.stack(
-                [nearest(embedding.project(f), rows[int(fold[n])]).cpu() for n, f in self._images(embedding)]
+                [
+                    nearest(embedding.project(f), rows[int(fold[n])]).cpu()
+                    for n, (_, f) in zip(numbers, self._images(embedding), strict=True)
+                ]
             )
             bank.usual.copy_(_usual_distance(distance, inside))
+
+    def _rows_of(self, embedding: PatchEmbedding, features: Tensor, *, num: int) -> tuple[Tensor, Tensor]:
+        """Choose the rows of one image by its own patches (P, C) alone; gives their features and their cells."""
+        points = embedding.project(features).cpu().numpy()
+        cell = torch.from_numpy(core_set(points, max(1, self.bank_size // num), seed=self.seed))
+        return features[cell.to(features.device)], cell
 
     def _pairs(self) -> list[tuple[PatchEmbedding, Bank]]:
         """Embedding and bank of every backbone."""
         return cast("list[tuple[PatchEmbedding, Bank]]", list(zip(self.embeddings, self.banks, strict=True)))
 
-    def _images(self, embedding: PatchEmbedding) -> Iterator[tuple[int, Tensor]]:
-        """Number and pooled features (h, w, C) of every training image."""
+    def _images(self, embedding: PatchEmbedding) -> Iterator[tuple[str, Tensor]]:
+        """Path and pooled features (h, w, C) of every training image."""
         loader: Any = self.trainer.train_dataloader
-        number = itertools.count()
         for batch in itertools.islice(loader, int(self.trainer.num_training_batches)):
 
             def compute(batch: Batch = batch) -> list[Tensor]:
                 return [embedding.features(self.preprocessed(batch))]
 
-            for features in self._cache.lookup(batch.path, compute)[0]:
-                yield next(number), features
+            yield from zip(batch.path, self._cache.lookup(batch.path, compute)[0], strict=True)
 
     def _inside(self) -> Tensor:
         """Cells of the grid (h, w) with more than half of their area in the region of interest."""
@@ -220,11 +275,28 @@ class MemoryBank(Detector):
         Raises:
             UsageError: the bank is empty.
         """
+        return self._pooled(torch.stack([bank(y) for bank, y in self._embedded(x)]).sum(dim=0), tuple(x.shape[2:]))
+
+    def anomaly_without(self, x: Tensor, images: Collection[int]) -> Anomaly:
+        """Score patches without the rows of some training images; the projection and the usual distances stay.
+
+        Raises:
+            UsageError: the bank is empty, or holds no other rows.
+        """
+        distances = [bank.without(y, images) for bank, y in self._embedded(x)]
+        return self._pooled(torch.stack(distances).sum(dim=0), tuple(x.shape[2:]))
+
+    @property
+    def leave_one_out_is_exact(self) -> bool:
+        """Whether each image's rows and the projection are independent of the other images."""
+        return self.exact
+
+    def _embedded(self, x: Tensor) -> list[tuple[Bank, Tensor]]:
+        """Bank and embeddings (N, h, w, d) of every backbone."""
         pairs = self._pairs()
         if not all(bank.rows.numel() for _, bank in pairs):
             raise UsageError("the memory bank is empty: fit it first")
-        total = torch.stack([bank(embedding(x)) for embedding, bank in pairs]).sum(dim=0)
-        return self._pooled(total, tuple(x.shape[2:]))
+        return [(bank, embedding(x)) for embedding, bank in pairs]
 
     def _pooled(self, distance: Tensor, size: Sequence[int]) -> Anomaly:
         """Scores (N,) and maps (N, H, W) of distances (N, h, w)."""
@@ -239,22 +311,45 @@ class MemoryBank(Detector):
         return Anomaly(score, self.inside_roi(enlarged))
 
 
-def _drawn(features: Sequence[Tensor], num: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Draw about `num` patches, equally many per image.
+def _numbers(paths: Sequence[str]) -> list[int]:
+    """Position of each image among all images, ordered by path."""
+    position = {path: n for n, path in enumerate(sorted(paths, key=lambda path: Path(path).as_posix()))}
+    return [position[path] for path in paths]
 
-    Args:
-        features: patches (P, C) of each image.
-        num: number of patches; all patches where there are fewer.
-        rng: source of the draws.
 
-    Returns:
-        The patches (N, C), and the number of the image of each patch, (N,).
-    """
-    each = -(-num // len(features))
-    drawn = [f[torch.from_numpy(rng.permutation(len(f))[:each]).to(f.device)] for f in features]
-    image = torch.cat([torch.full((len(f),), n) for n, f in enumerate(drawn)])
-    kept = torch.from_numpy(np.sort(rng.permutation(len(image))[:num]))
-    return torch.cat(drawn)[kept.to(drawn[0].device)], image[kept]
+class _Drawn(NamedTuple):
+    """Patches with their origin."""
+
+    features: Tensor
+    """(N, C)"""
+    image: Tensor
+    """(N,) number of the image"""
+    cell: Tensor
+    """(N,) number of the patch among those of its image"""
+
+    @staticmethod
+    def join(each: Sequence[tuple[Tensor, Tensor]], numbers: Sequence[int]) -> _Drawn:
+        """Join the patches (N_i, C) and cells (N_i,) of images."""
+        image = torch.cat([torch.full((len(cell),), n) for (_, cell), n in zip(each, numbers, strict=True)])
+        return _Drawn(torch.cat([f for f, _ in each]), image, torch.cat([cell for _, cell in each]))
+
+    @staticmethod
+    def draw(features: Sequence[Tensor], numbers: Sequence[int], *, num: int, rng: np.random.Generator) -> _Drawn:
+        """Draw `num` patches, equally many per image; all patches where there are fewer.
+
+        Args:
+            features: patches (P, C) of each image.
+            numbers: number of each image.
+            num: number of patches.
+            rng: source of the draws.
+        """
+        each = []
+        for f in features:
+            cell = torch.from_numpy(rng.permutation(len(f))[: -(-num // len(features))])
+            each.append((f[cell.to(f.device)], cell))
+        all_drawn = _Drawn.join(each, numbers)
+        kept = torch.from_numpy(np.sort(rng.permutation(len(all_drawn.image))[:num]))
+        return _Drawn(all_drawn.features[kept.to(features[0].device)], all_drawn.image[kept], all_drawn.cell[kept])
 
 
 def _usual_distance(distance: Tensor, inside: Tensor) -> Tensor:

@@ -30,15 +30,18 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from anomaly.detectors.base import Anomaly, Detector
-from anomaly.detectors.tiling_support import Seamless, WindowsOnly
+from anomaly.detectors.tiling_support import Seamless, WindowsOnly, pooled_tiling
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import PixelScale, check_window, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 from anomaly.nn.similarity import GradientSimilarity, Ssim
 
 _NUM_HALVINGS = 4
+CELL = 4
+"""Side in pixels of a cell of pooling `top`"""
 
 
 class InpaintingUNet(nn.Module):
@@ -104,8 +107,10 @@ class Riad(Detector):
         regions: sides k in pixels of the inpainted regions; 2, 4, 8 and 16 at size 256 in the paper.
         num_sets: number n of sets of regions, inpainted one after the other.
         smooth: side in pixels of the averaging window over the anomaly map, odd; 1 for no averaging.
-        score: image score: `map`, the paper's maximum of the map, or `standardised`, the maximum of the map after scaling each
+        score: pooled map: `map`, as in the paper, or `standardised`, the map after scaling each
             pixel by its mean and deviation over the training images.
+        pooling: pooling of the map to the score: `maximum`, or `top`, the mean of its largest cells.
+        top: share of the cells that pooling `top` averages, in (0, 1].
         learning_rate: learning rate of Adam; the last sixth of the training uses a tenth of it.
         weight_decay: L2 penalty of Adam.
         epochs: passes over the training images.
@@ -128,6 +133,8 @@ class Riad(Detector):
         num_sets: int = 3,
         smooth: int = 21,
         score: Literal["map", "standardised"] = "map",
+        pooling: Pooling = "maximum",
+        top: float = 0.02,
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-5,
         epochs: int = 300,
@@ -163,10 +170,12 @@ class Riad(Detector):
         self.patience = patience
         self.needs_stopping_images = patience > 0
         self.scale = PixelScale((size, size)) if score == "standardised" else nn.Identity()
-        self.tiling = (
+        self.pooling = ScorePooling(pooling, top=top, cell=CELL)
+        self.tiling = pooled_tiling(
             Seamless(stride=size)  # the sets repeat with this period; the U-Net's stride divides it
             if score == "map"
-            else WindowsOnly("its score has a scale for each position in the input (use score map)")
+            else WindowsOnly("its score has a scale for each position in the input (use score map)"),
+            self.pooling,
         )
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
         fixed = torch.Generator().manual_seed(seed)
@@ -262,6 +271,6 @@ class Riad(Detector):
         return smoothed(r / len(self.regions), window=self.smooth)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Compute the smoothed map 1 - MSGMS; the score is its maximum, standardised if requested."""
+        """Compute the smoothed map 1 - MSGMS; the score is pooled from it, standardised if requested."""
         r = self._map(x)
-        return Anomaly(self.inside_roi(self.scale(r)).amax(dim=(1, 2)), self.inside_roi(r))
+        return Anomaly(self.pooled_score(self.scale(r)), self.inside_roi(r))

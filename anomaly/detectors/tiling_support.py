@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anomaly.nn.score_pooling import ScorePooling
+
 
 @dataclass(frozen=True)
 class Seamless:
@@ -39,3 +41,10 @@ class WholeImages:
 
 
 TilingSupport = Seamless | WindowsOnly | WholeImages
+
+
+def pooled_tiling(support: TilingSupport, pooling: ScorePooling) -> TilingSupport:
+    """Tiling support of a detector whose score is a pooled map; only a maximum over tiles is the maximum of the image."""
+    if isinstance(support, Seamless) and pooling.pooling != "maximum":
+        return WindowsOnly("its score is a mean over the largest cells of the whole image (use pooling maximum)")
+    return support

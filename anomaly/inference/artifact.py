@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Construction
+from anomaly.conformal.calibration import CalibrationScores, Construction
 from anomaly.errors import ImageError, ModelError
 from anomaly.imaging.overlay import Resize
 from anomaly.inference.golden import Golden
@@ -57,6 +57,12 @@ class CalibrationRecord:
     """whether a theorem gives the expected rate; False for an approximate construction"""
     group_sizes: list[int] = field(default_factory=list)
     """images in the part group of each score; empty where every image is a part of its own"""
+
+    def ranked(self) -> CalibrationScores:
+        """Return the scores with their part groups, for thresholds and p-values."""
+        return CalibrationScores(
+            np.asarray(self.scores, dtype=np.float64), self.group_sizes, self.construction, self.exact
+        )
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ class OnnxScorer:
         self._run: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]] = self._run_session
         if known and self.device != "cpu":
             self._run = BufferPool(self.session, device="cuda", num=self.num_in_flight).run
-        self.calibration_scores = np.asarray(self.metadata.calibration.scores)
-        """Calibrated scores of the calibration images, ascending"""
+        self.calibration = self.metadata.calibration.ranked()
+        """Scores of the calibration images"""
         self._check_golden(self.metadata.golden)
 
     @property

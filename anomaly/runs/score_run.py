@@ -149,7 +149,10 @@ def score_run(
             run.commit(seconds=seconds)
         summary = summarise(counts)
         if run.listed()["has_parts"]:
-            alpha_of = {scorer.sha256[:16]: alpha_at(scorer, settings.threshold) for scorer in scorers.values()}
+            alpha_of = {
+                scorer.sha256[:16]: scorer.calibration.expected_rate_above(settings.threshold)
+                for scorer in scorers.values()
+            }
             summary["num_parts"] = write_parts(read_rows(folder), folder / PARTS, alpha_of=alpha_of)
         summary["drift"] = {product or "all": monitor.summary() for product, monitor in monitors.items()}
         run.finish(summary)
@@ -200,7 +203,7 @@ def _start_monitors(
     """Start one drift monitor per product and replay the committed images of the run."""
     monitors = {
         product: DriftMonitor(
-            scorer.metadata.calibration.scores,
+            scorer.calibration,
             scorer.metadata.image_stats,
             threshold=threshold,
             alpha=DRIFT_ALPHA,
@@ -217,11 +220,6 @@ def _start_monitors(
         is_own = np.array([name == product for name in products], dtype=bool)
         monitor.replay(np.where(is_own[:, None], records, np.float32(np.nan)))
     return monitors
-
-
-def alpha_at(scorer: OnnxScorer, threshold: float) -> float:
-    """Expected share of good images above a threshold, by the calibration scores: (1 + #{s_i > threshold}) / (n + 1)."""
-    return (1 + int((scorer.calibration_scores > threshold).sum())) / (len(scorer.calibration_scores) + 1)
 
 
 def summarise(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import p_values
 from anomaly.errors import ImageError
 from anomaly.imaging.overlay import enlarge_map
 from anomaly.imaging.regions import find_regions
@@ -51,7 +50,7 @@ def scored_row(
     if rejected or float(anomaly_map.max()) > settings.threshold:
         enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=scorer.metadata.resize)
         regions = find_regions(enlarged, threshold=settings.threshold, rejected=rejected)
-    p_value = float(p_values(np.array([score]), calibration_scores=scorer.calibration_scores)[0])
+    p_value = float(scorer.calibration.p_values(np.array([score]))[0])
     return Row(
         path=item.path, sha256=sha256, status="ok", verdict=settings.verdict(score), score=score,
         threshold=settings.threshold, p_value=p_value, width=width, height=height, regions=regions,

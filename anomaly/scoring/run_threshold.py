@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from anomaly.conformal.calibration import GuaranteeKind, raised_threshold
+from anomaly.conformal.calibration import GuaranteeKind
 from anomaly.errors import UsageError
 from anomaly.inference.scorer import OnnxScorer
 
@@ -26,7 +26,7 @@ def choose_threshold(
 
     Raises:
         UsageError: both a threshold and an alpha.
-        CalibrationError: too few calibration scores for alpha.
+        CalibrationError: too few calibration images of different parts for alpha, or a bound without a theorem.
     """
     if alpha is None:
         return 1.0 if threshold is None else threshold
@@ -34,6 +34,4 @@ def choose_threshold(
         raise UsageError(f"--threshold {threshold} and --alpha {alpha} both set the threshold: give one of them")
     metadata = scorer.metadata
     labelled = np.array(metadata.labelled.scores) if metadata.labelled else np.zeros(0)
-    return raised_threshold(
-        np.asarray(metadata.calibration.scores), labelled=labelled, alpha=alpha, guarantee=guarantee
-    )
+    return scorer.calibration.raised_threshold(labelled, alpha=alpha, guarantee=guarantee)

@@ -50,7 +50,7 @@ class WindowedDriftMonitor:
         self._num_in_window = 0
         stored, share = self._metadata, 1 / (self._num_monitors * (self._num_monitors + 1))
         self._monitor = DriftMonitor(
-            stored.calibration.scores,
+            stored.calibration.ranked(),
             stored.image_stats,
             threshold=self._threshold,
             alpha=ALPHA * share,

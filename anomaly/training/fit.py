@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
-import pytorch_lightning as pl
-import torch
-from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import GuaranteeKind, guarantee_for, resolve_alpha
+from anomaly.conformal.calibration import GuaranteeKind, check_guarantee, resolve_alpha
 from anomaly.data.duplicates import duplicate_files
-from anomaly.data.folders import Category, Sample, find_category
-from anomaly.data.splits import Split, drop_excluded, find_part_groups, split
-from anomaly.detectors.base import Detector
+from anomaly.data.folders import find_category
+from anomaly.data.splits import drop_excluded, find_part_groups
+from anomaly.detectors.base import RawScores
 from anomaly.errors import OutputError, UsageError
-from anomaly.imaging.image_file import read_image
 from anomaly.imaging.statistics import image_statistics, summarise
 from anomaly.inference.artifact import Brightness, CalibrationRecord
 from anomaly.inference.golden import golden_png
-from anomaly.registry import model_class
-from anomaly.samplers.base import Sampler
 from anomaly.system.argument_types import check_types
 from anomaly.system.files import TemporaryFolder, usable_path
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import now
-from anomaly.training.dataset import GoodData, GoodImages
-from anomaly.training.fitted_model import EXPORTS, Description, FittedModel, build_model, detector_of, save
-from anomaly.training.loop import INTERRUPTED, Precision, TrainingDevice, train
-from anomaly.training.options import choose_white, read_names, read_roi
+from anomaly.training.calibrate import cross_scores, left_out_scores
+from anomaly.training.construction import CalibrationChoice, choose_construction, group_sizes, split_images
+from anomaly.training.fitted_model import EXPORTS, Description, FittedModel, detector_of, save
+from anomaly.training.loop import INTERRUPTED, Precision, TrainingDevice
+from anomaly.training.options import choose_white, read_names
 from anomaly.training.tiling import check_seam, choose_tiling, raw_scores
+from anomaly.training.training_job import ImageReader, TrainingJob, options_for_images
 
 
 def fit_model(
@@ -59,8 +53,9 @@ def fit_model(
     tile: str | None = None,
     windows: int | None = None,
     brightness: Brightness = "kept",
+    calibration: CalibrationChoice = "auto",
 ) -> FittedModel:
-    """Train a detector or a sampler on good images and calibrate it on other good images. Test images are never read.
+    """Train a detector or a sampler on good images, and calibrate it. Test images are never read.
 
     Args:
         data: category in a known layout, or plain folder of good images.
@@ -83,6 +78,9 @@ def fit_model(
         windows: window distance in pixels: large images are scored in overlapping windows of the network's size.
         brightness: treatment of brightness. `levelled` scales every image to the training images' mean grey level, inside
             the graph. Varying light then changes no score. A part that is too bright or too dark as a whole is not a defect.
+        calibration: use of the images. `split` calibrates on a fifth of them, which do not train. `leave_one_out` trains
+            and calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each
+            without a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
 
     Returns:
         The fitted model.
@@ -108,48 +106,53 @@ def fit_model(
     with progress_bar("read the images") as report:
         duplicates = duplicate_files([s.path for s in samples], max_pixels=max_pixels, progress=report)
     white = choose_white(white, samples, max_pixels=max_pixels)
-    images = _Images(white=white, max_pixels=max_pixels, cache_gib=cache_gib)
-    pl.seed_everything(seed, verbose=False)
-    model = build_model(
-        detector, _constructor_options(detector, options, crops=tile is not None or windows is not None)
+    images = ImageReader(white=white, max_pixels=max_pixels, cache_gib=cache_gib)
+    tiled = tile is not None or windows is not None
+    job = TrainingJob(
+        name=detector,
+        options=options_for_images(detector, options or {}, samples=samples, images=images, crops=tiled),
+        images=images,
+        seed=seed,
+        precision=precision,
+        device=device,
+        roi=roi,
+        brightness=brightness,
+        crops=tiled,
     )
+    model = job.build()
     part_groups = find_part_groups(samples, root=category.root, part_group=part_group, duplicates=duplicates)
-    parts = _split(samples, category, part_groups, model=model, seed=seed)
-    alpha = resolve_alpha(alpha, num_images=len(parts.calibration_images), guarantee=guarantee)
-    guarantee_for(len(parts.calibration_images), alpha=alpha, guarantee=guarantee)  # refuses before the training
+    construction = choose_construction(calibration, model=model, category=category, tiled=tiled, guarantee=guarantee)
+    parts = split_images(samples, category, part_groups, model=model, construction=construction, seed=seed)
+    num_part_groups = len({part_groups[s.path] for s in parts.calibration_images})
+    alpha = resolve_alpha(alpha, num_groups=num_part_groups, guarantee=guarantee)
+    # refuse before the training
+    check_guarantee(num_part_groups, alpha=alpha, guarantee=guarantee, construction=construction)
     tiling = None
-    if tile is not None or windows is not None:
+    if tiled:
         heights, widths = zip(*images.dataset(samples).sizes(), strict=True)
         tiling = choose_tiling(
             model, tile=tile, windows=windows, smallest=(min(heights), min(widths)), roi=roi, brightness=brightness
         )
-    loaders = GoodData(
-        train=parts.train,
-        calibration_images=parts.calibration_images,
-        stopping=parts.stopping,
-        batch_size=model.batch_size,
-        read=images.dataset,
-        seed=seed,
-        crop=model.preprocess.size if tiling else None,
-    )
-    if roi is not None:
-        _set_roi(model, roi, example=images.read(parts.calibration_images[0]), max_pixels=max_pixels)
-    if brightness == "levelled":
-        model.preprocess.level_brightness(batch.image for batch in loaders.probe_dataloader(model.batch_size))
+
     seconds: dict[str, float] = {}
     with _timed(seconds, "fit"):
-        train(model, loaders, out=folder, precision=precision, device=device, resume=resume)
-    model.eval()
+        job.train(model, parts.train, out=folder, stopping=parts.stopping, resume=resume)
     scorer, scores, seam_difference = detector_of(model), np.zeros(0), None
+    sizes = group_sizes(parts.calibration_images, part_groups)
     if scorer is not None:
         with _timed(seconds, "calibrate"):
-            if tiling:
-                raw = raw_scores(scorer, map(images.read, parts.calibration_images), tiling=tiling)
-                scores = scorer.calibration.fit(*raw, alpha=alpha, guarantee=guarantee)
+            if construction == "leave_one_out":
+                raw = left_out_scores(scorer, parts.train, part_groups, read=images.read)
+            elif construction == "cross":
+                raw = cross_scores(parts.train, part_groups, job=job)
+            elif tiling:
+                raw = RawScores(*raw_scores(scorer, map(images.read, parts.calibration_images), tiling=tiling))
                 seam_difference = check_seam(scorer, images.read(parts.calibration_images[0]), tiling=tiling)
             else:
-                scores = scorer.calibrate(loaders.calibration_dataloader(), alpha=alpha, guarantee=guarantee)
-    typical = parts.calibration_images[int(np.argsort(scores)[len(scores) // 2]) if len(scores) else 0]
+                raw = job.scores(scorer, parts.calibration_images)
+            scores = scorer.calibration.fit(*raw, alpha=alpha, guarantee=guarantee)
+    order = np.argsort(scores, kind="stable")
+    typical = parts.calibration_images[int(order[len(order) // 2]) if len(order) else 0]
     description = Description(
         detector=detector,
         config=dict(model.hparams),
@@ -163,11 +166,15 @@ def fit_model(
         max_pixels=max_pixels,
         calibration=CalibrationRecord(
             num_images=len(scores),
-            num_part_groups=len({part_groups[s.path] for s in parts.calibration_images}),
-            scores=[float(s) for s in np.sort(scores)],
+            num_part_groups=num_part_groups,
+            scores=[float(scores[n]) for n in order],
             date=now(),
             source="calibration",
             excluded=sorted(s.path.name for s in excluded),
+            construction=construction,
+            exact=construction == "split"
+            or (construction == "leave_one_out" and scorer is not None and scorer.leave_one_out_is_exact),
+            group_sizes=[sizes[n] for n in order] if sizes else [],
         ),
         image_stats=summarise([image_statistics(images.read(s)) for s in parts.calibration_images]),
         golden=golden_png(images.read(typical)),
@@ -196,62 +203,12 @@ def fit_model(
     return fitted
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Access to good images under one set of reading options."""
-
-    white: int
-    max_pixels: int
-    cache_gib: float
-
-    def dataset(self, samples: Sequence[Sample]) -> GoodImages:
-        return GoodImages(samples, white=self.white, max_pixels=self.max_pixels, cache_gib=self.cache_gib)
-
-    def read(self, sample: Sample) -> NDArray[np.uint8]:
-        return read_image(sample.path, white=self.white, max_pixels=self.max_pixels)
-
-
 def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"folder {folder} cannot be created: {error.strerror}; choose another place") from error
     return folder
-
-
-def _constructor_options(name: str, options: Mapping[str, Any] | None, *, crops: bool) -> dict[str, Any]:
-    found = dict(options or {})
-    if crops and "cache_gib" in inspect.signature(model_class(name)).parameters:
-        found["cache_gib"] = 0.0  # no crop occurs twice
-    return found
-
-
-def _split(
-    samples: Sequence[Sample],
-    category: Category,
-    part_groups: Mapping[Path, str],
-    *,
-    model: Detector | Sampler,
-    seed: int,
-) -> Split:
-    """Split good images; the category's own calibration images stay calibration images."""
-    given = set(category.calibration_images)
-    return split(
-        [s for s in samples if s not in given],
-        part_groups,
-        seed=seed,
-        stopping=model.needs_stopping_images,
-        calibration_images=[s for s in samples if s in given],
-    )
-
-
-def _set_roi(model: Detector | Sampler, roi: str | Path, *, example: NDArray[np.uint8], max_pixels: int) -> None:
-    height, width = example.shape[:2]
-    mask = read_roi(roi, height=height, width=width, max_pixels=max_pixels)
-    model.preprocess.set_roi(torch.from_numpy(mask))
-    if not model.preprocess.roi.any():
-        height, width = model.preprocess.size
-        raise UsageError(f"region {str(roi)!r} holds no whole pixel of the network's {width}×{height}: make it larger")
 
 
 @contextmanager

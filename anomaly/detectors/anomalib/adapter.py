@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,13 @@ from anomaly.detectors.anomalib.build import (
     model_class,
     quiet,
 )
-from anomaly.detectors.anomalib.inference import INFERENCE, NOT_EXPORTED, own_forward
+from anomaly.detectors.anomalib.inference import INFERENCE, NOT_EXPORTED, WITHOUT_MAP, own_forward
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import TrainingError, UsageError, WeightsError
 from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 
 FOLDERS = {
     "Draem": ("dtd_dir", "textures, e.g. the Describable Textures Dataset"),
@@ -45,6 +46,8 @@ FOLDERS = {
     "Glass": ("anomaly_source_path", "textures, e.g. the Describable Textures Dataset"),
 }
 """Model -> its option for a folder of additional training images, and the description of these images"""
+CELL = 4
+"""Side in pixels of a cell of pooling `top`"""
 
 
 class _Inner(NamedTuple):
@@ -64,6 +67,9 @@ class AnomalibModel(Detector):
         size: height and width of the network's input in pixels.
         resize: resizing rule, `stretch` or `letterbox`.
         weights: weights of the backbones: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
+        score: image score: `own`, the model's own score, or `map`, pooled from the map; some models have no map.
+        pooling: pooling of the map to the score: `maximum`, or `top`, the mean of its largest cells.
+        top: share of the cells that pooling `top` averages, in (0, 1].
         inner_epochs: passes over the training images; models with a memory bank choose their own number.
         batch_size: images per optimisation step.
 
@@ -83,6 +89,9 @@ class AnomalibModel(Detector):
         size: int = 256,
         resize: Resize = "stretch",
         weights: str = "pretrained",
+        score: Literal["own", "map"] = "own",
+        pooling: Pooling = "maximum",
+        top: float = 0.02,
         inner_epochs: int = 10,
         batch_size: int = 8,
     ) -> None:
@@ -96,6 +105,9 @@ class AnomalibModel(Detector):
         module, self.provenance = build_module(found, options, size=size, weights=weights)
         self.network: nn.Module = module.model
         self.model, self.inner_epochs = model, inner_epochs
+        if score == "map" and model in WITHOUT_MAP:
+            raise _without_map(model)
+        self.score, self.pooling = score, ScorePooling(pooling, top=top, cell=CELL)
         self.export_reason = NOT_EXPORTED.get(model)
         trainable = [p for p in self.network.parameters() if p.requires_grad]
         self._inner: tuple[_Inner, ...] = (
@@ -221,18 +233,25 @@ class AnomalibModel(Detector):
         """Compute the model's score and map. A model without a map gets a constant map with the score's value.
 
         Raises:
-            UsageError: the model is not trained.
+            UsageError: the model is not trained, or has no map for score `map`.
         """
         if self._inner:
             raise UsageError(f"anomalib's {self.model} is not trained: fit it first")
         score, anomaly_map = INFERENCE.get(self.model, own_forward)(self.network, x.contiguous())
         score = score.flatten().float()
         if anomaly_map is None:
+            if self.score == "map":
+                raise _without_map(self.model)
             return Anomaly(score, score[:, None, None].repeat(1, *self.preprocess.size))
         anomaly_map = anomaly_map.float().reshape(-1, 1, *anomaly_map.shape[-2:])
         if anomaly_map.shape[2:] != x.shape[2:]:
             anomaly_map = functional.interpolate(anomaly_map, x.shape[2:], mode="bilinear", align_corners=False)
-        return Anomaly(score, self.inside_roi(anomaly_map[:, 0]))
+        inside = self.inside_roi(anomaly_map[:, 0])
+        return Anomaly(score if self.score == "own" else self.pooled_score(inside), inside)
+
+
+def _without_map(model: str) -> UsageError:
+    return UsageError(f"anomalib's {model} has no map: use score own")
 
 
 def _train(module: Any, x: Tensor, *, epochs: int, batch_size: int, accelerator: str) -> None:

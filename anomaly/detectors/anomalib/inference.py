@@ -110,6 +110,8 @@ INFERENCE: dict[str, Callable[[Any, Tensor], Output]] = {
     "Dfkde": dfkde,
 }
 """Class name of anomalib -> its inference here; other classes use their own forward"""
+WITHOUT_MAP = ("Dfkde", "Ganomaly")
+"""Class names of anomalib without a map; Dfm has none with the score type nll"""
 NOT_EXPORTED = {
     "Rad": "it loops over the images of a batch in Python, so its graph would support only one batch size",
 }
