@@ -21,7 +21,7 @@ odd cell on one good image would set the threshold.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -201,15 +201,22 @@ class MemoryBank(Detector):
 
     def on_fit_end(self) -> None:
         """Fit the projections, choose the rows, and measure the usual distances."""
-        for embedding, bank in self._pairs():
-            self._fit_bank(embedding, bank)
+        for number, (embedding, _) in enumerate(self._pairs()):
+            self.fit_bank(number, lambda embedding=embedding: self._images(embedding))
             self._cache.clear()
         super().on_fit_end()
 
     @torch.no_grad()
-    def _fit_bank(self, embedding: PatchEmbedding, bank: Bank) -> None:
+    def fit_bank(self, number: int, images: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
+        """Fit the projection, the rows and the usual distances of one backbone.
+
+        Args:
+            number: number of the backbone.
+            images: function that gives path and pooled features (h, w, C) of every training image, each time in one order.
+        """
+        embedding, bank = self._pairs()[number]
         rng, inside = np.random.default_rng(self.seed), self._inside()
-        found = [(path, f[inside]) for path, f in self._images(embedding)]
+        found = [(path, f[inside]) for path, f in images()]
         numbers, features = _numbers([path for path, _ in found]), [f for _, f in found]
         del found
         if self.exact:
@@ -234,7 +241,7 @@ class MemoryBank(Detector):
             distance = torch.stack(
                 [
                     nearest(embedding.project(f), rows[int(fold[n])]).cpu()
-                    for n, (_, f) in zip(numbers, self._images(embedding), strict=True)
+                    for n, (_, f) in zip(numbers, images(), strict=True)
                 ]
             )
             bank.usual.copy_(_usual_distance(distance, inside))
@@ -275,7 +282,7 @@ class MemoryBank(Detector):
         Raises:
             UsageError: the bank is empty.
         """
-        return self._pooled(torch.stack([bank(y) for bank, y in self._embedded(x)]).sum(dim=0), tuple(x.shape[2:]))
+        return self.score_embeddings([embedding(x) for embedding, _ in self._pairs()], size=x.shape[2:])
 
     def anomaly_without(self, x: Tensor, images: Collection[int]) -> Anomaly:
         """Score patches without the rows of some training images; the projection and the usual distances stay.
@@ -283,20 +290,33 @@ class MemoryBank(Detector):
         Raises:
             UsageError: the bank is empty, or holds no other rows.
         """
-        distances = [bank.without(y, images) for bank, y in self._embedded(x)]
-        return self._pooled(torch.stack(distances).sum(dim=0), tuple(x.shape[2:]))
+        return self.score_embeddings([embedding(x) for embedding, _ in self._pairs()], size=x.shape[2:], without=images)
+
+    def score_embeddings(
+        self, embeddings: Sequence[Tensor], *, size: Sequence[int], without: Collection[int] = ()
+    ) -> Anomaly:
+        """Score patch embeddings (N, h, w, d) of each backbone.
+
+        Args:
+            embeddings: embeddings by backbone.
+            size: height and width of the map.
+            without: numbers of left-out training images.
+
+        Raises:
+            UsageError: the bank is empty, or holds no other rows.
+        """
+        banks = [bank for _, bank in self._pairs()]
+        if not all(bank.rows.numel() for bank in banks):
+            raise UsageError("the memory bank is empty: fit it first")
+        distances = [
+            bank.without(y, without) if without else bank(y) for bank, y in zip(banks, embeddings, strict=True)
+        ]
+        return self._pooled(torch.stack(distances).sum(dim=0), size)
 
     @property
     def leave_one_out_is_exact(self) -> bool:
         """Whether each image's rows and the projection are independent of the other images."""
         return self.exact
-
-    def _embedded(self, x: Tensor) -> list[tuple[Bank, Tensor]]:
-        """Bank and embeddings (N, h, w, d) of every backbone."""
-        pairs = self._pairs()
-        if not all(bank.rows.numel() for _, bank in pairs):
-            raise UsageError("the memory bank is empty: fit it first")
-        return [(bank, embedding(x)) for embedding, bank in pairs]
 
     def _pooled(self, distance: Tensor, size: Sequence[int]) -> Anomaly:
         """Scores (N,) and maps (N, H, W) of distances (N, h, w)."""
