@@ -14,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly.data.folders import find_category
-from anomaly.data.splits import find_part_groups, split
+from anomaly.data.splits import Split, find_part_groups, split
 from anomaly.data.synthetic import DEFECTS, draw_defect, estimate_foreground
+from anomaly.detectors.base import Detector
 from anomaly.errors import UsageError
 from anomaly.imaging.image_file import read_image
 from anomaly.imaging.overlay import enlarge_map
@@ -37,9 +39,19 @@ from anomaly.training.loop import train
 
 SIZES, CONTRASTS = (0.06, 0.12, 0.24), (0.3, 0.6)
 MAX_PIXELS = 100_000_000
+Image = NDArray[np.uint8]
 
 
-def draw_all(images: list[NDArray[np.uint8]], *, seed: int) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+@dataclass(frozen=True)
+class Candidate:
+    """A trained candidate and the images that it did not see."""
+
+    model: Detector
+    parts: Split
+    seconds_fit: float
+
+
+def draw_all(images: list[Image], *, seed: int) -> list[tuple[Image, NDArray[np.bool_]]]:
     """Draw every kind, size and contrast of defect twice, on images in turn; return images with masks."""
     foregrounds = [estimate_foreground(image) for image in images]
     drawn = []
@@ -56,8 +68,8 @@ def draw_all(images: list[NDArray[np.uint8]], *, seed: int) -> list[tuple[NDArra
     return drawn
 
 
-def evaluate(data: Path, detector: str, options: dict[str, Any], *, seed: int, precision: str) -> dict[str, float]:
-    """Train one candidate on one category, and measure it by drawn defects."""
+def fit_candidate(data: Path, detector: str, options: dict[str, Any], *, seed: int, precision: str) -> Candidate:
+    """Train one candidate on one category, without its calibration and early-stopping images."""
     samples = find_category(data).train
     groups = find_part_groups(samples, root=data)
     parts = split(samples, groups, seed=seed, stopping=True)
@@ -79,8 +91,14 @@ def evaluate(data: Path, detector: str, options: dict[str, Any], *, seed: int, p
     with tempfile.TemporaryDirectory() as folder:
         train(model, loaders, out=Path(folder), precision=precision, device="cpu", resume=False)  # type: ignore[arg-type]
     seconds = time.perf_counter() - begin
-    model.eval()
-    images = [read_image(s.path, white=255, max_pixels=MAX_PIXELS) for s in parts.stopping]
+    return Candidate(model.eval(), parts, round(seconds, 1))
+
+
+def evaluate(data: Path, detector: str, options: dict[str, Any], *, seed: int, precision: str) -> dict[str, float]:
+    """Train one candidate on one category, and measure it by drawn defects."""
+    candidate = fit_candidate(data, detector, options, seed=seed, precision=precision)
+    model = candidate.model
+    images = [read_image(s.path, white=255, max_pixels=MAX_PIXELS) for s in candidate.parts.stopping]
     drawn = draw_all(images, seed=seed)
     scores, values, truths = [], [], []
     with torch.no_grad():
@@ -103,7 +121,7 @@ def evaluate(data: Path, detector: str, options: dict[str, Any], *, seed: int, p
         "pixel_average_precision": float(average_precision_score(np.concatenate(truths), np.concatenate(values))),
         "num_good": len(images),
         "num_drawn": len(drawn),
-        "seconds_fit": round(seconds, 1),
+        "seconds_fit": candidate.seconds_fit,
     }
 
 

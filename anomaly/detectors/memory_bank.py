@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly.detectors._core_set import core_set
+from anomaly.inference.core_set import core_set
 from anomaly.detectors._patch_embedding import PatchEmbedding
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly

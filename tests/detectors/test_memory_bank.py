@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anomaly.detectors._core_set import core_set
+from anomaly.inference.core_set import core_set
 from anomaly.detectors._patch_embedding import PatchEmbedding
 from anomaly.detectors.memory_bank import Bank, MemoryBank, gaussian, nearest
 from anomaly.errors import UsageError, WeightsError
