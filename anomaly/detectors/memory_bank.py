@@ -311,15 +311,15 @@ class MemoryBank(Detector):
         distances = [
             bank.without(y, without) if without else bank(y) for bank, y in zip(banks, embeddings, strict=True)
         ]
-        return self._pooled(torch.stack(distances).sum(dim=0), size)
+        return self.pooled(torch.stack(distances).sum(dim=0), size)
 
     @property
     def leave_one_out_is_exact(self) -> bool:
         """Whether each image's rows and the projection are independent of the other images."""
         return self.exact
 
-    def _pooled(self, distance: Tensor, size: Sequence[int]) -> Anomaly:
-        """Scores (N,) and maps (N, H, W) of distances (N, h, w)."""
+    def pooled(self, distance: Tensor, size: Sequence[int]) -> Anomaly:
+        """Pool scaled distances (N, h, w) to scores (N,) and maps (N, H, W) of a size."""
         if self.preprocess.has_roi:
             inside = self._inside()
             least = distance.masked_fill(~inside, torch.inf).amin(dim=(1, 2), keepdim=True)
