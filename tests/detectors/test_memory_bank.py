@@ -108,8 +108,8 @@ def test_few_images_have_no_usual_distance() -> None:
 def test_score_is_the_mean_of_the_largest_cells() -> None:
     detector = fitted(top=0.1)
     distance = torch.rand(2, *detector.grid)
-    raw = detector._pooled(distance, (64, 64))
-    one = fitted(pooling="maximum")._pooled(distance, (64, 64))
+    raw = detector.pooled(distance, (64, 64))
+    one = fitted(pooling="maximum").pooled(distance, (64, 64))
     assert (one.score > raw.score).all()
     assert one.score.tolist() == pytest.approx([float(m.max()) for m in _cells(distance)])
     num = round(0.1 * distance[0].numel())
