@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from anomaly.conformal.calibration import CalibrationScores, Construction
 from anomaly.errors import ImageError, ModelError
 from anomaly.imaging.overlay import Resize
+from anomaly.inference.bank_record import BankRecord, read_bank_record
 from anomaly.inference.golden import Golden
 from anomaly.inference.tiles import Tiling
 from anomaly.system.files import as_path, atomic_write
@@ -32,6 +33,8 @@ IR_VERSION = 8
 PREFIX = "anomaly."
 Precision = Literal["fp32", "fp16", "int8"]
 Brightness = Literal["kept", "levelled"]
+HASH_LENGTH = 16
+"""Hexadecimal digits in the stored hash of a training image"""
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")
 CALIBRATION_TENSORS = {
@@ -63,6 +66,9 @@ class CalibrationRecord:
         return CalibrationScores(
             np.asarray(self.scores, dtype=np.float64), self.group_sizes, self.construction, self.exact
         )
+
+
+_CALIBRATION_DEFAULTS: dict[str, Any] = {"construction": "split", "exact": True, "group_sizes": []}
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,10 @@ class Metadata:
     """labelled images that count for the threshold; None without such images"""
     brightness: Brightness = "kept"
     """`levelled`: the graph scales each image to the mean grey level of the training images"""
+    training_hashes: list[str] = field(default_factory=list)
+    """first `HASH_LENGTH` digits of the SHA-256 of each training image file; empty in files of earlier versions"""
+    bank: BankRecord | None = None
+    """bank of patches, its images in the order of `training_hashes`; None for a detector without a bank"""
 
     def check_size(self, image: NDArray[np.uint8], *, name: str) -> None:
         """Refuse images of another size than that of a fixed model.
@@ -219,6 +229,7 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
         values["golden"] = Golden(**values["golden"])
         values["tiling"] = Tiling(**values["tiling"]) if values.get("tiling") else None
         values["labelled"] = LabelledRecord(**values["labelled"]) if values.get("labelled") else None
+        values["bank"] = read_bank_record(values["bank"]) if values.get("bank") else None
         optional = {one.name for one in fields(Metadata) if (one.default, one.default_factory) != (MISSING, MISSING)}
         # a field missing in an older file has its default
         chosen = [one.name for one in fields(Metadata) if one.name in values or one.name not in optional]
@@ -286,10 +297,20 @@ def write_model(path: str | Path, model: onnx.ModelProto, metadata: Any) -> None
         OutputError: the file cannot be written.
     """
     del model.metadata_props[:]
-    for key, value in asdict(metadata).items():
+    for key, value in _stored_fields(metadata).items():
         model.metadata_props.add(key=f"{PREFIX}{key}", value=json.dumps(value, ensure_ascii=False, sort_keys=True))
     with atomic_write(path) as partial:
         partial.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _stored_fields(metadata: Any) -> dict[str, Any]:
+    """Fields to write; earlier versions can read a file whose calibration has the default construction and no groups."""
+    values = asdict(metadata)
+    if isinstance(calibration := values.get("calibration"), dict):
+        values["calibration"] = {
+            name: value for name, value in calibration.items() if value != _CALIBRATION_DEFAULTS.get(name)
+        }
+    return values
 
 
 def calibration_tensors(model: onnx.ModelProto) -> dict[str, float]:

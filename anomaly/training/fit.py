@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,13 +14,13 @@ from anomaly.conformal.calibration import GuaranteeKind, check_guarantee, resolv
 from anomaly.data.duplicates import duplicate_files
 from anomaly.data.folders import find_category
 from anomaly.data.splits import drop_excluded, find_part_groups
-from anomaly.detectors.base import RawScores
+from anomaly.detectors.base import Detector, RawScores
 from anomaly.errors import OutputError, UsageError
 from anomaly.imaging.statistics import image_statistics, summarise
-from anomaly.inference.artifact import Brightness, CalibrationRecord
+from anomaly.inference.artifact import HASH_LENGTH, Brightness, CalibrationRecord
 from anomaly.inference.golden import golden_png
 from anomaly.system.argument_types import check_types
-from anomaly.system.files import TemporaryFolder, usable_path
+from anomaly.system.files import TemporaryFolder, sha256_of, usable_path
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import now
 from anomaly.training.calibrate import cross_scores, left_out_scores
@@ -182,6 +182,9 @@ def fit_model(
         calibration_images=[str(s.path) for s in parts.calibration_images],
         stopping=[str(s.path) for s in parts.stopping],
         calibration_scores=[float(s) for s in scores],
+        calibration_peaks=_calibrated_peaks(scorer, raw) if scorer is not None else [],
+        train_part_groups=_group_numbers([part_groups[s.path] for s in parts.train]),
+        train_hashes=[sha256_of(s.path)[:HASH_LENGTH] for s in parts.train],
         tiling=tiling,
         brightness=brightness,
     )
@@ -201,6 +204,18 @@ def fit_model(
         path.unlink(missing_ok=True)
     (folder / INTERRUPTED).unlink(missing_ok=True)
     return fitted
+
+
+def _calibrated_peaks(detector: Detector, raw: RawScores) -> list[float]:
+    """Maxima of the calibrated maps."""
+    scale = detector.calibration
+    return [float(p) for p in (raw.peak - float(scale.offset_map)) / float(scale.scale_map)]
+
+
+def _group_numbers(part_groups: Sequence[str]) -> list[int]:
+    """Number the part groups in the order of their first image."""
+    numbers = {group: n for n, group in enumerate(dict.fromkeys(part_groups))}
+    return [numbers[group] for group in part_groups]
 
 
 def _make_folder(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -67,10 +68,24 @@ class Description:
     """paths of the early-stopping validation images"""
     calibration_scores: list[float] = field(default_factory=list)
     """calibrated score of each calibration image, in the order of the paths"""
+    calibration_peaks: list[float] = field(default_factory=list)
+    """maximum of the calibrated map of each calibration image, as `calibration_scores`"""
+    train_part_groups: list[int] = field(default_factory=list)
+    """number of the part group of each training image, in the order of the paths"""
+    train_hashes: list[str] = field(default_factory=list)
+    """first digits of the SHA-256 of each training image file, in the order of the paths"""
     tiling: Tiling | None = None
     """walk over large images; None where images are scored whole"""
     brightness: Brightness = "kept"
     """`levelled` where the graph brings each image to the training images' mean grey level"""
+
+    @property
+    def calibration_group_sizes(self) -> list[int]:
+        """Images in the part group of each calibration image, in the order of the paths; empty without groups."""
+        sizes = np.array(self.calibration.group_sizes, dtype=np.int64)
+        if len(sizes):  # the record holds them in the order of the sorted scores
+            sizes[np.argsort(self.calibration_scores, kind="stable")] = sizes.copy()
+        return [int(size) for size in sizes]
 
 
 @dataclass(frozen=True)
