@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import fit_scale, tightest_alpha
+from anomaly.conformal.calibration import CalibrationScores, fit_scale, tightest_alpha
 from anomaly.conformal.drift import STATISTICS, DriftMonitor
 from anomaly.conformal.martingale import Bets, Ranks
 from anomaly.data.synthetic import make_part
@@ -139,7 +139,9 @@ def make_monitor(calibration_images: Floats, *, threshold: float, keeps_values: 
     if not keeps_values:
         for name in STATISTICS:
             del stats[name]["values"]
-    return DriftMonitor(calibration_images[:, 0].tolist(), stats, threshold=threshold, alpha=ALPHA, seed=seed)
+    return DriftMonitor(
+        CalibrationScores(np.sort(calibration_images[:, 0])), stats, threshold=threshold, alpha=ALPHA, seed=seed
+    )
 
 
 def simple_score(template: list[Image]) -> Callable[[Image], float]:

@@ -18,6 +18,7 @@ def calibrate(
     *,
     labels: Path | None = None,
     images: str | None = None,
+    part_group: str | None = None,
     out: Path | None = None,
     alpha: float | None = None,
     guarantee: GuaranteeKind | None = None,
@@ -35,6 +36,8 @@ def calibrate(
             optional with --labels.
         labels: file of labels beside a run, RUN.labels.csv.
         images: folder, glob or list to search for moved labelled images, by their SHA-256.
+        part_group: regular expression on the paths of GOOD, or CSV of path and group, that joins the images of one part.
+            Paths are relative to the folder of the images. The guarantee then counts parts.
         out: file to write; the model itself is replaced by default.
         alpha: share of good parts that may be rejected; by default 0.01 or the smallest possible one; with labels
             alone, the alpha of the file.
@@ -49,6 +52,7 @@ def calibrate(
         good=good,
         labels=labels,
         images=images,
+        part_group=part_group,
         out=out,
         alpha=alpha,
         guarantee=guarantee,
@@ -63,11 +67,8 @@ def calibrate(
 def show(result: Recalibration) -> None:
     """Print the guarantee, the effect of the labels, and warnings on standard error."""
     certificate = result.certificate
-    print(
-        f"{result.path}: {certificate['num_images']} good images, alpha {certificate['alpha']:.4g}"
-        f" ({certificate['guarantee']}); expected false-alarm rate {certificate['expected_rate']:.2%}, at most"
-        f" {certificate['rate_bound']:.2%} with 95 % confidence"
-    )
+    print(f"{result.path}: alpha {certificate['alpha']:.4g} ({certificate['guarantee']})")
+    print(certificate["guarantee_text"])
     if result.has_labels:
         _show_labels(certificate["labels"], certificate["moved"])
 

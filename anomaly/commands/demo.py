@@ -131,7 +131,7 @@ def demo(
             date=now(),
             training=training_of(description, inspection, detector, reason=reason, seconds=card.facts["seconds"]),
             guarantee=guarantee_of(description),
-            calibration_scores=scorer.calibration_scores,
+            calibration_scores=scorer.calibration.scores,
             labelled=labelled(evaluation, scorer, max_pixels=max_pixels),
             influential=influential(calibration, description, scorer, batch_size=batch_size),
             detection_rates=rates,

@@ -38,23 +38,29 @@ from anomaly.errors import CalibrationError
 __all__ = [
     "CONFIDENCE",
     "DEFAULT_ALPHA",
+    "REPORTED_ALPHAS",
     "SCALE_MARGIN",
     "CalibrationScores",
     "Construction",
     "Guarantee",
     "GuaranteeKind",
+    "OperatingPoint",
     "Scale",
     "check_guarantee",
     "fit_scale",
     "guarantee_for",
     "images_needed",
     "rank_for",
+    "rank_scores",
     "resolve_alpha",
     "tightest_alpha",
 ]
 
 SCALE_MARGIN = 1e-3
 """Relative widening of the scale; it keeps the image that sets the threshold below it in every runtime"""
+
+REPORTED_ALPHAS = (0.01, 0.02, 0.05)
+"""Shares of good parts whose thresholds stand beside the file's own"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,17 @@ class Scale:
 
     offset: float
     scale: float
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold and its guarantee at one alpha."""
+
+    alpha: float
+    threshold: float
+    """threshold in calibrated units; 1 at the alpha of the file"""
+    expected_rate: float
+    rate_bound: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +234,28 @@ class CalibrationScores:
             sizes[: self.num_images] = self.group_sizes
         return CalibrationScores(scores[order], sizes[order], self.construction, self.exact)
 
+    def operating_points(
+        self, *, guarantee: GuaranteeKind, labelled: NDArray[Any] | None = None
+    ) -> tuple[OperatingPoint, ...]:
+        """List the thresholds at 1, 2 and 5 %, without those that the part groups cannot support.
+
+        Args:
+            guarantee: quantity bounded by alpha, see `rank_for`.
+            labelled: (m,) calibrated scores of images labelled good, see `raised_threshold`; None for no such images.
+        """
+        if self.num_groups < 2:
+            return ()
+        tightest = tightest_alpha(self.num_groups, guarantee=guarantee)
+        points = []
+        for alpha in REPORTED_ALPHAS:
+            if alpha >= tightest * (1 - 1e-9):
+                stated = self.guarantee(alpha=alpha, guarantee=guarantee)
+                threshold = self.raised_threshold(
+                    np.zeros(0) if labelled is None else labelled, alpha=alpha, guarantee=guarantee
+                )
+                points.append(OperatingPoint(alpha, threshold, stated.expected_rate, stated.rate_bound))
+        return tuple(points)
+
     def expected_rate_above(self, threshold: float) -> float:
         """Compute the expected share of good images above a threshold: (1 + sum over groups of the share above)/(K + 1)."""
         not_above = int(np.searchsorted(self.scores, threshold, side="right"))
@@ -240,9 +279,22 @@ class CalibrationScores:
         return ((1 + at_least) / (self.num_groups + 1)).astype(np.float32)
 
 
-def fit_scale(
-    raw: NDArray[Any], *, alpha: float, guarantee: GuaranteeKind, group_sizes: Sequence[int] = ()
-) -> Scale:
+def rank_scores(scores: NDArray[Any], *, group_sizes: Sequence[int] = ()) -> CalibrationScores:
+    """Sort the scores of a split calibration.
+
+    Args:
+        scores: (n,) scores in any order.
+        group_sizes: (n,) calibration images in the part group of each score; empty where every image is its own group.
+
+    Raises:
+        CalibrationError: group sizes that do not belong to the scores.
+    """
+    values, sizes = np.asarray(scores, dtype=np.float64), np.asarray(group_sizes, dtype=np.int64)
+    order = np.argsort(values, kind="stable")
+    return CalibrationScores(values[order], sizes[order] if len(sizes) == len(values) else sizes)
+
+
+def fit_scale(raw: NDArray[Any], *, alpha: float, guarantee: GuaranteeKind, group_sizes: Sequence[int] = ()) -> Scale:
     """Fit an affine scale on the raw values of the calibration images.
 
     The offset is the median. The scale is the threshold minus the offset, widened by `SCALE_MARGIN`.
@@ -263,10 +315,8 @@ def fit_scale(
         raise CalibrationError(
             f"{bad} of {len(raw)} calibration scores are not finite: the training diverged, lower its learning rate"
         )
-    order = np.argsort(raw, kind="stable")
-    values = raw[order]
-    sizes = np.asarray(group_sizes, dtype=np.int64)
-    position = CalibrationScores(values, sizes[order] if len(sizes) else ()).position(alpha=alpha, guarantee=guarantee)
+    ranked = rank_scores(raw, group_sizes=group_sizes)
+    values, position = ranked.scores, ranked.position(alpha=alpha, guarantee=guarantee)
     if 2 * (position + 1) <= len(values) + 1:
         raise CalibrationError(
             f"alpha {alpha:g} puts the threshold of {len(values)} good images at their median or below:"

@@ -235,7 +235,7 @@ class DriftMonitor:
         }
 
     def _cause(self, named: list[str], rejects: Mapping[str, Any], *, explained: bool) -> str:
-        rate = f"{rejects['rate']:.2%} of the images are above the threshold; {self._promise(rejects)}"
+        rate = f"{rejects['rate']:.2%} of the images are above the threshold; {self._rate_text(rejects)}"
         if named:
             text = f"compared with the calibration images: {', '.join(named)}"
             return f"{text}; {rate}" if rejects["changed"] else text
@@ -252,7 +252,7 @@ class DriftMonitor:
             f"{changed}: a slight change; the values are near those of the calibration images, but not in random order"
         )
 
-    def _promise(self, rejects: Mapping[str, Any]) -> str:
+    def _rate_text(self, rejects: Mapping[str, Any]) -> str:
         if self._calibration.construction == "split" and self._calibration.exact:
             return f"the guarantee is at most {rejects['bound']:.2%}"
         return f"{rejects['expected']:.2%} are expected"
@@ -262,6 +262,8 @@ class DriftMonitor:
             "If the images of calibration and run are in exchangeable order,"
             f" the probability of any alarm is at most {self._alpha:g}. This holds for a run of any length."
         )
+        if self._calibration.construction != "split":
+            text += " Calibration scores of training images make this probability approximate."
         if self._compares.any():
             text += " The comparison of means assumes that means of 32 or more images are normal."
         return (

@@ -102,7 +102,7 @@ def write_candidate(
         description.calibration_images,
         out=out,
         source=description.calibration.source,
-        num_part_groups=description.calibration.num_part_groups,
+        group_sizes=description.calibration_group_sizes,
         excluded=description.calibration.excluded,
         alpha=description.alpha,
         guarantee=description.guarantee,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import GuaranteeKind, Scale, guarantee_for, raised_threshold
+from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, Scale, check_guarantee
 from anomaly.errors import ParityError
 from anomaly.imaging.image_file import read_image
 from anomaly.imaging.statistics import summarise
@@ -31,7 +31,7 @@ from anomaly.inference.golden import Golden, golden_batch, golden_png
 from anomaly.inference.scorer import OnnxScorer, score_bytes
 from anomaly.inference.session import Device
 from anomaly.recalibration.calibration_set import (
-    CalibrationScores,
+    CalibrationFit,
     Scales,
     Values,
     earlier_labelled,
@@ -56,7 +56,7 @@ def write_calibrated(
     *,
     out: Path,
     source: str,
-    num_part_groups: int,
+    group_sizes: Sequence[int] = (),
     excluded: list[str],
     alpha: float,
     guarantee: GuaranteeKind,
@@ -71,7 +71,7 @@ def write_calibrated(
         paths: good images that were not used in training; without images, the calibration scores of the file are used.
         out: file to write; an existing file stays until the new file is verified.
         source: origin of the images, for the metadata; unused without images.
-        num_part_groups: number of parts or lots among the images; unused without images.
+        group_sizes: images in the part group of each image; empty where every image is its own group; unused without images.
         excluded: names of excluded images; unused without images.
         alpha: share of good parts that may be rejected; without images, the alpha of the file.
         guarantee: kind of guarantee: alpha bounds the `expected` rate, or its 95 % upper `bound`; without images, the
@@ -90,14 +90,15 @@ def write_calibrated(
         OutputError: the file cannot be written.
     """
     scorer = OnnxScorer(model, device=device, num_threads=0)
-    num_images = len(paths) or scorer.metadata.calibration.num_images
-    guaranteed = guarantee_for(num_images, alpha=alpha, guarantee=guarantee)  # refuse before scoring
+    own_groups = CalibrationScores(np.zeros(len(paths)), group_sizes) if paths else scorer.calibration
+    # refuse before scoring
+    check_guarantee(own_groups.num_groups, alpha=alpha, guarantee=guarantee, construction=own_groups.construction)
     values, statistics = _score(scorer, paths, labelled, max_pixels=max_pixels)
     graph = load_graph(model)
     file = _scales(graph)
     if paths:
         own = {part: values[part][: len(paths)] for part in values}
-        calibration = fit_on_images(own, file, alpha=alpha, guarantee=guarantee)
+        calibration = fit_on_images(own, file, group_sizes=group_sizes, alpha=alpha, guarantee=guarantee)
         earlier = LabelledRecord([], [], [], 1.0)
     else:
         calibration = read_from_file(scorer.metadata, file)
@@ -120,14 +121,22 @@ def write_calibrated(
     before = scorer.metadata.calibration
     sha256 = [label.sha256 for label in labelled.labels[: labelled.num_good]] + earlier.sha256
     suffix = f" + {len(sha256)} labelled good ({labelled.source})" if labelled.labels else ""
+    ranked = calibration.values["score"]
+    guaranteed = ranked.guarantee(alpha=alpha, guarantee=guarantee)
     record = CalibrationRecord(
-        num_images=num_images,
-        num_part_groups=num_part_groups if paths else before.num_part_groups,
-        scores=(calibration.values["score"] / fit.threshold["score"]).tolist(),
+        num_images=ranked.num_images,
+        num_part_groups=ranked.num_groups if paths else before.num_part_groups,
+        scores=(ranked.scores / fit.threshold["score"]).tolist(),
         date=now(),
         source=(source if paths else before.source.partition(" + ")[0]) + suffix,
         excluded=excluded if paths else before.excluded,
+        construction=ranked.construction,
+        exact=ranked.exact,
+        group_sizes=np.asarray(ranked.group_sizes, dtype=np.int64).tolist(),
     )
+    labelled_record = _labelled_record(sha256, labelled_good, file, fit) if sha256 else None
+    labelled_scores = np.array(labelled_record.scores if labelled_record else [])
+    points = record.ranked().operating_points(guarantee=guarantee, labelled=labelled_scores)
     metadata = dataclasses.replace(
         scorer.metadata,
         alpha=alpha,
@@ -137,7 +146,7 @@ def write_calibrated(
         versions=versions(),
         sha256=graph_sha256(graph),
         golden=_scored_golden(graph, golden, scorer.metadata),
-        labelled=_labelled_record(sha256, labelled_good, file, fit) if sha256 else None,
+        labelled=labelled_record,
     )
     with atomic_write(out) as candidate:  # the old file stays until the new file is verified
         write_model(candidate, graph, metadata)
@@ -148,7 +157,10 @@ def write_calibrated(
             "model": written.sha256,
             "previous_model": scorer.sha256,
             "provider": written.provider,
-            "num_images": num_images,
+            "num_images": ranked.num_images,
+            "num_part_groups": record.num_part_groups,
+            "construction": ranked.construction,
+            "exact": ranked.exact,
             "score": _difference(expected["score"], again["score"]),
             "map_maximum": _difference(expected["map"], again["map"]),
             "refused_above": MAX_DIFFERENCE,
@@ -156,6 +168,8 @@ def write_calibrated(
             "guarantee": guarantee,
             "expected_rate": guaranteed.expected_rate,
             "rate_bound": guaranteed.rate_bound,
+            "guarantee_text": str(guaranteed),
+            "rates": [asdict(point) for point in points],
             "source": metadata.calibration.source,
             "moved": _changes(file, fit.scale),
             "labels": label_report(
@@ -187,14 +201,12 @@ class _Fit:
 
 
 def _fit(
-    calibration: CalibrationScores, labelled_good: Values, file: Scales, *, alpha: float, guarantee: GuaranteeKind
+    calibration: CalibrationFit, labelled_good: Values, file: Scales, *, alpha: float, guarantee: GuaranteeKind
 ) -> _Fit:
     threshold, scale = {}, {}
     for part, alone in calibration.scale.items():
         labelled = rescale(labelled_good[part], file[part], alone)
-        threshold[part] = raised_threshold(
-            calibration.values[part], labelled=labelled, alpha=alpha, guarantee=guarantee
-        )
+        threshold[part] = calibration.values[part].raised_threshold(labelled, alpha=alpha, guarantee=guarantee)
         scale[part] = Scale(alone.offset, alone.scale * threshold[part])
     return _Fit(threshold, scale)
 

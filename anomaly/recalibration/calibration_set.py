@@ -6,13 +6,20 @@ Values come in pairs: `score`, and `map`, the maximum of the anomaly map. Each i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import SCALE_MARGIN, GuaranteeKind, Scale, fit_scale, rank_for, threshold_for
+from anomaly.conformal.calibration import (
+    SCALE_MARGIN,
+    CalibrationScores,
+    GuaranteeKind,
+    Scale,
+    fit_scale,
+    rank_scores,
+)
 from anomaly.errors import DataError
 from anomaly.imaging.statistics import image_statistics
 from anomaly.inference.artifact import LabelledRecord, Metadata
@@ -30,56 +37,63 @@ Scales = Mapping[str, Scale]
 
 
 @dataclass(frozen=True)
-class CalibrationScores:
-    """Scores of good images that are exchangeable with future good images; the guarantee rests on them."""
+class CalibrationFit:
+    """Good images that are exchangeable with future good images; the guarantee rests on them."""
 
     scale: Scales
     """scale of the raw values, fitted on these images alone"""
-    values: Values
-    """ascending, calibrated by that scale"""
+    values: Mapping[str, CalibrationScores]
+    """`score` and `map` -> values calibrated by that scale"""
 
 
-def fit_on_images(values: Values, file: Scales, *, alpha: float, guarantee: GuaranteeKind) -> CalibrationScores:
+def fit_on_images(
+    values: Values, file: Scales, *, group_sizes: Sequence[int], alpha: float, guarantee: GuaranteeKind
+) -> CalibrationFit:
     """Fit the scales on good images.
 
     Args:
         values: values of the images, calibrated by the file.
         file: scales of the file.
+        group_sizes: images in the part group of each image; empty where every image is its own group.
         alpha: share of good parts that may be rejected.
         guarantee: kind of guarantee: alpha bounds the `expected` rate, or its 95 % upper `bound`.
 
     Raises:
         CalibrationError: see `fit_scale`.
     """
-    raw = {part: values[part] * file[part].scale + file[part].offset for part in values}
-    scale = {part: fit_scale(raw[part], alpha=alpha, guarantee=guarantee) for part in raw}
-    return CalibrationScores(scale, {part: np.sort(rescale(values[part], file[part], scale[part])) for part in values})
+    scale, calibrated = {}, {}
+    for part, own in values.items():
+        raw = own * file[part].scale + file[part].offset
+        scale[part] = fit_scale(raw, alpha=alpha, guarantee=guarantee, group_sizes=group_sizes)
+        calibrated[part] = rank_scores(rescale(own, file[part], scale[part]), group_sizes=group_sizes)
+    return CalibrationFit(scale, calibrated)
 
 
-def read_from_file(metadata: Metadata, file: Scales) -> CalibrationScores:
+def read_from_file(metadata: Metadata, file: Scales) -> CalibrationFit:
     """Restore the calibration scores of a file.
 
     The file keeps all scores, but only the threshold of the maps, at rank k of n. Good images are only added, and the
     threshold only rises. The k - 1 lower maps are therefore set to -inf and the n - k higher ones to inf. The threshold
-    with more images is then never too low, and exact for k = n.
+    with more images is then never too low, and exact for k = n. The order of the part groups among the maps is not stored
+    either: the scores' order stands for it.
 
     Args:
         metadata: metadata of the file.
         file: scales of the file.
     """
     guarantee: GuaranteeKind = "bound" if metadata.guarantee == "bound" else "expected"
-    scores = np.array(metadata.calibration.scores)
+    stored = metadata.calibration.ranked()
+    position = stored.position(alpha=metadata.alpha, guarantee=guarantee)
     threshold = {
-        "score": threshold_for(scores, alpha=metadata.alpha, guarantee=guarantee),
+        "score": stored.threshold(alpha=metadata.alpha, guarantee=guarantee),
         "map": metadata.labelled.map_threshold if metadata.labelled else 1.0,
     }
-    rank = rank_for(len(scores), alpha=metadata.alpha, guarantee=guarantee)
-    peaks = np.full(len(scores), np.inf)
-    peaks[:rank] = -np.inf
-    peaks[rank - 1] = 1 / (1 + SCALE_MARGIN)
-    return CalibrationScores(
+    peaks = np.full(stored.num_images, np.inf)
+    peaks[:position] = -np.inf
+    peaks[position] = 1 / (1 + SCALE_MARGIN)
+    return CalibrationFit(
         {part: Scale(file[part].offset, file[part].scale * threshold[part]) for part in threshold},
-        {"score": scores / threshold["score"], "map": peaks},
+        {"score": replace(stored, scores=stored.scores / threshold["score"]), "map": replace(stored, scores=peaks)},
     )
 
 

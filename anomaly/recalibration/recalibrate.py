@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly.conformal.calibration import GuaranteeKind, resolve_alpha
-from anomaly.data.folders import list_images
+import numpy as np
+
+from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, resolve_alpha
+from anomaly.data.folders import Sample, list_images
+from anomaly.data.splits import find_part_groups
 from anomaly.errors import UsageError
 from anomaly.inference.artifact import load_graph, read_metadata
 from anomaly.inference.session import Device
@@ -37,6 +43,7 @@ def recalibrate(
     good: str | Path | None = None,
     labels: str | Path | None = None,
     images: str | None = None,
+    part_group: str | None = None,
     out: str | Path | None = None,
     alpha: float | None = None,
     guarantee: GuaranteeKind | None = None,
@@ -56,6 +63,8 @@ def recalibrate(
             optional with labels.
         labels: file of labels beside a run, RUN.labels.csv.
         images: folder, glob or list to search for moved labelled images, by their SHA-256.
+        part_group: regular expression on the paths, or CSV of path and group, that joins the images of one part. Paths
+            are relative to the folder of the images. The guarantee then counts parts.
         out: file to write; the model itself is replaced by default.
         alpha: share of good parts that may be rejected; by default 0.01 or the smallest possible one; with labels
             alone, the alpha of the file.
@@ -69,8 +78,8 @@ def recalibrate(
 
     Raises:
         UsageError: missing images and labels, or labels alone with another guarantee than the file.
-        DataError: an image that cannot be used, or labels that contradict each other.
-        CalibrationError: too few images for alpha, or images with equal scores.
+        DataError: an image that cannot be used, images without a part group, or labels that contradict each other.
+        CalibrationError: too few parts for alpha, a single part, or images with equal scores.
         ParityError: the new file does not give the expected values.
         OutputError: the file cannot be written.
     """
@@ -78,10 +87,14 @@ def recalibrate(
     path = model if out is None else as_path(out, name="out")
     if good is None and labels is None:
         raise UsageError("a calibration needs images: give GOOD images, or --labels RUN.labels.csv, or both")
+    if good is None and part_group is not None:
+        raise UsageError(f"part_group {part_group!r} groups new images: give GOOD images, or leave it out")
     paths = [] if good is None else list_images(str(good))
+    sizes = _group_sizes(paths, source=str(good), part_group=part_group)
     if good is not None:
         guarantee = guarantee or "expected"
-        alpha = resolve_alpha(alpha, num_images=len(paths), guarantee=guarantee)
+        num_groups = CalibrationScores(np.zeros(len(paths)), sizes).num_groups
+        alpha = resolve_alpha(alpha, num_groups=num_groups, guarantee=guarantee)
     else:
         stored = read_metadata(load_graph(model), name=str(model))
         if alpha not in (None, stored.alpha) or guarantee not in (None, stored.guarantee):
@@ -99,7 +112,7 @@ def recalibrate(
         paths,
         out=path,
         source="" if good is None else Path(good).name or str(good),  # no path of this machine in the file
-        num_part_groups=len(paths),
+        group_sizes=sizes,
         excluded=[],
         alpha=alpha,
         guarantee=guarantee,
@@ -109,3 +122,15 @@ def recalibrate(
     )
     write_json(path.with_suffix(".certificate.json"), certificate)
     return Recalibration(path, certificate)
+
+
+def _group_sizes(paths: Sequence[str], *, source: str, part_group: str | None) -> list[int]:
+    """Count the images in the part group of each image; empty without part groups."""
+    if part_group is None:
+        return []
+    samples = [Sample(Path(path), "good", False, None) for path in paths]
+    parents = {sample.path.parent.absolute().as_posix() for sample in samples}
+    root = Path(source) if Path(source).is_dir() else Path(os.path.commonpath(parents))
+    groups = find_part_groups(samples, root=root, part_group=part_group)
+    sizes = Counter(groups.values())
+    return [sizes[groups[sample.path]] for sample in samples]

@@ -18,7 +18,6 @@ import pytest
 from numpy.typing import NDArray
 
 from anomaly.commands.main import run
-from anomaly.conformal.calibration import threshold_for
 from anomaly.imaging.image_file import read_image, write_png
 from anomaly.inference.scorer import OnnxScorer, Scores
 from anomaly.scoring import product_models
@@ -149,10 +148,10 @@ def test_threshold_changes_the_verdicts_and_is_a_column_of_the_rows(
 
 
 def test_alpha_sets_the_threshold_on_the_models_calibration_scores(category: Path, model: Path, tmp_path: Path) -> None:
-    calibration_scores = OnnxScorer(model, device="cpu", num_threads=1).metadata.calibration.scores
+    calibration = OnnxScorer(model, device="cpu", num_threads=1).calibration
     for alpha in (1 / 11, 0.25, 0.4):
         assert score(model, category / "test/good", tmp_path / "rows.csv", "--alpha", str(alpha)) == 0
-        expected = threshold_for(np.array(calibration_scores), alpha=alpha, guarantee="expected")
+        expected = calibration.threshold(alpha=alpha, guarantee="expected")
         assert {float(np.float32(r["threshold"])) for r in rows_of(tmp_path / "rows.csv")} == {
             float(np.float32(expected))
         }

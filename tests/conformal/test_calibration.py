@@ -10,14 +10,13 @@ import pytest
 from anomaly.conformal.calibration import (
     CONFIDENCE,
     SCALE_MARGIN,
+    CalibrationScores,
     GuaranteeKind,
     fit_scale,
     guarantee_for,
     images_needed,
-    p_values,
     rank_for,
     resolve_alpha,
-    threshold_for,
     tightest_alpha,
 )
 from anomaly.errors import CalibrationError
@@ -58,7 +57,7 @@ def test_bound_of_one_percent_needs_299_images() -> None:
     assert guaranteed.rank == 299
     assert guaranteed.rate_bound <= 0.01
     with pytest.raises(
-        CalibrationError, match=r"298 good images .* 0.01 with 95 % confidence: give at least 299 calibration"
+        CalibrationError, match=r"of 298 good parts .* 0.01 with 95 % confidence: .* at least 299 different parts"
     ):
         guarantee_for(298, alpha=0.01, guarantee="bound")
 
@@ -66,7 +65,7 @@ def test_bound_of_one_percent_needs_299_images() -> None:
 def test_too_few_images_for_the_expected_rate_name_the_number_needed() -> None:
     assert rank_for(99, alpha=0.01, guarantee="expected") == 99
     with pytest.raises(
-        CalibrationError, match=r"98 good images cannot bound false alarms at 0.01: give at least 99 calibration"
+        CalibrationError, match=r"98 good parts cannot bound false alarms at 0.01: .* at least 99 different parts"
     ):
         rank_for(98, alpha=0.01, guarantee="expected")
 
@@ -110,11 +109,11 @@ def test_tightest_alpha_is_the_smallest_that_the_largest_score_keeps(num_images:
 
 
 def test_alpha_by_default_is_one_percent_or_the_tightest() -> None:
-    assert resolve_alpha(None, num_images=20, guarantee="expected") == pytest.approx(1 / 21)
-    assert resolve_alpha(None, num_images=500, guarantee="expected") == 0.01
-    assert resolve_alpha(0.2, num_images=500, guarantee="expected") == 0.2
+    assert resolve_alpha(None, num_groups=20, guarantee="expected") == pytest.approx(1 / 21)
+    assert resolve_alpha(None, num_groups=500, guarantee="expected") == 0.01
+    assert resolve_alpha(0.2, num_groups=500, guarantee="expected") == 0.2
     with pytest.raises(CalibrationError, match="give at least 10 calibration"):
-        resolve_alpha(None, num_images=0, guarantee="expected")
+        resolve_alpha(None, num_groups=0, guarantee="expected")
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, math.nan])
@@ -180,7 +179,7 @@ def test_threshold_at_the_median_or_below_is_refused() -> None:
         CalibrationError, match=r"alpha 0.6 puts the threshold of 20 good images at their median or below"
     ):
         fit_scale(raw, alpha=0.6, guarantee="expected")
-    with pytest.raises(CalibrationError, match="1 good images at their median"):
+    with pytest.raises(CalibrationError, match="all calibration images show one part group"):
         fit_scale(raw[:1], alpha=0.5, guarantee="expected")
     assert fit_scale(raw, alpha=0.47, guarantee="expected").scale > 0
 
@@ -198,8 +197,9 @@ def test_threshold_for_the_alpha_of_the_scale_is_1_and_moves_with_alpha(guarante
     raw = np.random.default_rng(3).gamma(2.0, 5.0, 120)
     scale = fit_scale(raw, alpha=0.1, guarantee=guarantee)
     calibrated = np.sort((raw - scale.offset) / scale.scale)
-    assert threshold_for(calibrated, alpha=0.1, guarantee=guarantee) == pytest.approx(1, abs=1e-6)
-    thresholds = [threshold_for(calibrated, alpha=alpha, guarantee=guarantee) for alpha in (0.03, 0.1, 0.3, 0.45, 0.7)]
+    ranked = CalibrationScores(calibrated)
+    assert ranked.threshold(alpha=0.1, guarantee=guarantee) == pytest.approx(1, abs=1e-6)
+    thresholds = [ranked.threshold(alpha=alpha, guarantee=guarantee) for alpha in (0.03, 0.1, 0.3, 0.45, 0.7)]
     assert thresholds == sorted(thresholds, reverse=True)
     assert thresholds[0] > 1 > thresholds[2]
     for alpha, threshold in zip((0.03, 0.1, 0.3, 0.45, 0.7), thresholds, strict=True):
@@ -210,14 +210,14 @@ def test_threshold_for_the_alpha_of_an_exported_model_is_1(model: Path) -> None:
     metadata = read_metadata(load_graph(model), name="model.onnx")
     guarantee: GuaranteeKind = "expected"
     assert metadata.guarantee == guarantee
-    scores = np.asarray(metadata.calibration.scores)
-    assert threshold_for(scores, alpha=metadata.alpha, guarantee=guarantee) == pytest.approx(1, abs=1e-6)
+    ranked = metadata.calibration.ranked()
+    assert ranked.threshold(alpha=metadata.alpha, guarantee=guarantee) == pytest.approx(1, abs=1e-6)
 
 
 def test_p_values_count_calibration_scores_at_least_as_large() -> None:
     calibration_scores = np.array([-1.0, 0.0, 0.0, 0.5, 0.9])
     scores = np.array([-2.0, -1.0, 0.0, 0.25, 0.9, 0.95])
-    found = p_values(scores, calibration_scores=calibration_scores)
+    found = CalibrationScores(calibration_scores).p_values(scores)
     assert found.dtype == np.float32
     counted = [(1 + sum(h >= s for h in calibration_scores)) / 6 for s in scores]
     np.testing.assert_allclose(found, counted, rtol=1e-7)
@@ -225,6 +225,6 @@ def test_p_values_count_calibration_scores_at_least_as_large() -> None:
 
 def test_p_values_of_good_images_are_uniform_at_most() -> None:
     rng = np.random.default_rng(11)
-    found = np.concatenate([p_values(rng.random(1), calibration_scores=np.sort(rng.random(19))) for _ in range(2000)])
+    found = np.concatenate([CalibrationScores(np.sort(rng.random(19))).p_values(rng.random(1)) for _ in range(2000)])
     for alpha in (0.05, 0.1, 0.5):
         assert np.mean(found <= alpha + 1e-6) == pytest.approx(alpha, abs=3 * math.sqrt(alpha * (1 - alpha) / 2000))

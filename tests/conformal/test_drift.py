@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from anomaly.conformal.calibration import CalibrationScores
 from anomaly.conformal.drift import (
     RECORD,
     STATISTICS,
@@ -42,7 +43,7 @@ def monitor_of(
         }
         if keeps_values:
             stats[name]["values"] = calibration[:, at].tolist()
-    return DriftMonitor(calibration[:, 0].tolist(), stats, threshold=1.0, alpha=alpha, seed=seed)
+    return DriftMonitor(CalibrationScores(np.sort(calibration[:, 0])), stats, threshold=1.0, alpha=alpha, seed=seed)
 
 
 @pytest.mark.slow
@@ -160,7 +161,7 @@ def test_calibration_score_of_the_threshold_is_not_a_reference_of_accepted_score
     scores = rows(N, seed=0)[:, 0]
     stats: dict[str, dict[str, Any]] = {name: {"mean": 0.0, "deviation": 1.0, "values": [0.0]} for name in STATISTICS}
     threshold = float(np.sort(scores)[-3])
-    monitor = DriftMonitor(scores.tolist(), stats, threshold=threshold, alpha=0.01, seed=0)
+    monitor = DriftMonitor(CalibrationScores(np.sort(scores)), stats, threshold=threshold, alpha=0.01, seed=0)
     monitor.update(threshold, dict.fromkeys(STATISTICS, 0.0))
     summary = monitor.summary()
     assert summary["streams"]["accepted"]["num_calibration"] == N - 3
@@ -182,7 +183,7 @@ def test_means_raise_an_alarm_without_stored_values() -> None:
 
 def test_ties_of_identical_images_raise_no_alarm() -> None:
     stats: dict[str, dict[str, Any]] = {name: {"mean": 50.0, "deviation": 0.0} for name in STATISTICS}
-    monitor = DriftMonitor(rows(N, seed=0)[:, 0].tolist(), stats, threshold=1.0, alpha=0.01, seed=0)
+    monitor = DriftMonitor(CalibrationScores(np.sort(rows(N, seed=0)[:, 0])), stats, threshold=1.0, alpha=0.01, seed=0)
     scores = rows(600, seed=4)[:, :1]
     monitor.replay(np.column_stack([scores, np.full((600, 4), 50, np.float32)]))
     assert not monitor.summary()["alarmed"]
@@ -242,4 +243,10 @@ def test_wrong_alpha_and_missing_statistics_are_refused() -> None:
     with pytest.raises(UsageError, match=r"alpha 0 is not a probability"):
         monitor_of(alpha=0)
     with pytest.raises(ModelError, match=r"statistics contrast, sharpness, colour are missing"):
-        DriftMonitor([0.1, 0.2], {"brightness": {"mean": 1.0, "deviation": 1.0}}, threshold=1.0, alpha=0.01, seed=0)
+        DriftMonitor(
+            CalibrationScores(np.array([0.1, 0.2])),
+            {"brightness": {"mean": 1.0, "deviation": 1.0}},
+            threshold=1.0,
+            alpha=0.01,
+            seed=0,
+        )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anomaly.commands.main import run as cli
-from anomaly.conformal.calibration import SCALE_MARGIN, fit_scale, raised_threshold, rank_for
+from anomaly.conformal.calibration import SCALE_MARGIN, CalibrationScores, fit_scale, rank_for
 from anomaly.errors import CalibrationError, DataError, UsageError
 from anomaly.imaging.image_file import read_image, write_png
 from anomaly.inference.artifact import calibration_tensors, load_graph, read_metadata, write_model
@@ -66,10 +66,10 @@ def test_labelled_good_images_keep_the_guarantee_and_never_lower_the_threshold(c
     for _ in range(400):
         scores = rng.normal(size=60)
         scale = fit_scale(scores, alpha=alpha, guarantee="expected")
-        calibration_scores = np.sort((scores - scale.offset) / scale.scale)
+        calibration = CalibrationScores(np.sort((scores - scale.offset) / scale.scale))
         reviewed = np.sort((rng.normal(size=300) - scale.offset) / scale.scale)
         labelled = {"high": reviewed[-10:], "low": reviewed[:200], "at random": rng.permutation(reviewed)[:50]}[chosen]
-        threshold = raised_threshold(calibration_scores, labelled=labelled, alpha=alpha, guarantee="expected")
+        threshold = calibration.raised_threshold(labelled, alpha=alpha, guarantee="expected")
         assert threshold >= 1 - 1e-9
         assert threshold == pytest.approx(1) or chosen != "low"
         rates.append(np.mean(rng.normal(size=4000) > scale.offset + threshold * scale.scale))
@@ -273,7 +273,7 @@ def test_guarantee_rests_on_the_calibration_images(model: Path, night: Path) -> 
     with pytest.raises(DataError, match=r"none\.csv does not exist: name the file of labels"):
         recalibrate(model, labels="none.csv")
     with pytest.raises(CalibrationError, match="at least 99"):
-        raised_threshold(np.arange(10.0), labelled=np.arange(500.0), alpha=0.01, guarantee="expected")
+        CalibrationScores(np.arange(10.0)).raised_threshold(np.arange(500.0), alpha=0.01, guarantee="expected")
 
 
 def test_file_without_labelled_images_is_read(model: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from anomaly.conformal.calibration import CalibrationScores
 from anomaly.inference.scorer import Scores
 from anomaly.runs import score_run as run_module
 from anomaly.runs import sinks
@@ -38,12 +39,12 @@ class FakeScorer:
     """
 
     def __init__(self, model: Path, *, on_score: Callable[[], None] = lambda: None) -> None:
-        self.calibration_scores = np.linspace(0, 1, 20)
+        self.calibration = CalibrationScores(np.linspace(0, 1, 20))
         names = ("brightness", "contrast", "sharpness", "colour")
         self.metadata = SimpleNamespace(
             white=255,
             resize="stretch",
-            calibration=SimpleNamespace(scores=list(self.calibration_scores)),
+            calibration=SimpleNamespace(scores=list(self.calibration.scores)),
             image_stats={name: {"mean": 60.0, "deviation": 20.0} for name in names},
             check_size=lambda *_, **__: None,
         )

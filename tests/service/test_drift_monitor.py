@@ -52,7 +52,7 @@ def test_consecutive_monitors_share_alpha(scorer: OnnxScorer) -> None:
         assert monitor._monitor is not None
         kept.append(max(map(len, monitor._monitor._ranks)))
     assert monitor.state() == {"drift": "none", "drift_cause": "", "drift_images": 65}
-    assert max(kept) <= len(scorer.calibration_scores) + 20
+    assert max(kept) <= len(scorer.calibration.scores) + 20
     assert monitor._monitor is not None
     assert monitor._monitor.summary()["alpha"] == ALPHA / (4 * 5)  # share of the fourth monitor; all shares sum to 1
 

@@ -164,7 +164,7 @@ def test_file_is_recalibrated_through_the_tiles(seamless_run: Path, webs: Path, 
     file = recalibrate(seamless_run / "model.onnx", good=webs, out=tmp_path / "new.onnx", alpha=0.2).path
     scorer = OnnxScorer(file, device="cpu", num_threads=1)
     again = np.sort([float(scorer.score(draw_web(n)[None]).score[0]) for n in range(NUM)])
-    assert again == pytest.approx(scorer.calibration_scores, abs=1e-3)
+    assert again == pytest.approx(scorer.calibration.scores, abs=1e-3)
     assert (again > 1).sum() <= 4
 
 
