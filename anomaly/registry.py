@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from anomaly.detectors import DETECTORS
+from anomaly.detectors import COMPOSED, DETECTORS
 from anomaly.errors import UsageError
 from anomaly.samplers import SAMPLERS
 from anomaly.system.suggestions import nearest
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anomaly.detectors.base import Detector
     from anomaly.samplers.base import Sampler
 
-MODELS = DETECTORS | SAMPLERS
+MODELS = DETECTORS | COMPOSED | SAMPLERS
 """Name -> `module:Class` of this package's detectors and samplers"""
 GROUPS = {"detector": "anomaly.detectors", "sampler": "anomaly.samplers"}
 """Kind of model -> group of the entry points by which other packages register theirs"""
@@ -73,7 +73,7 @@ def _find(name: str, kinds: tuple[str, ...]) -> type:
         raise UsageError(
             f"the name {name!r} is registered by {' and '.join(owners)}: uninstall one of them, or give package.module:Class"
         )
-    own = {"detector": DETECTORS, "sampler": SAMPLERS}
+    own = {"detector": DETECTORS | COMPOSED, "sampler": SAMPLERS}
     target = next((own[kind][name] for kind in kinds if name in own[kind]), name)
     if registered:
         return _load(registered[0], name=name, package=owners[0])

@@ -14,3 +14,6 @@ DETECTORS: dict[str, str] = {
     "anomalib": "anomaly.detectors.anomalib.adapter:AnomalibModel",
 }
 """Name -> `module:Class`, imported on first use"""
+
+COMPOSED: dict[str, str] = {"fusion": "anomaly.detectors.fusion:Fusion"}
+"""Detectors whose members are trained one by one"""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from anomaly.data.folders import Sample
 from anomaly.detectors.base import Detector, RawScores
+from anomaly.detectors.fusion import Fusion
 from anomaly.detectors.memory_bank import proportional_size
 from anomaly.errors import UsageError
 from anomaly.imaging.image_file import read_image
@@ -27,6 +29,9 @@ from anomaly.training.dataset import GoodData, GoodImages, collate
 from anomaly.training.fitted_model import build_model, detector_of
 from anomaly.training.loop import Precision, TrainingDevice, train
 from anomaly.training.options import read_roi
+
+SCALE_EVERY = 5
+"""Every fifth training image measures the scale of a fusion's member; a second copy is trained without these"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,9 @@ class TrainingJob:
             TrainingError: a loss that is not finite, or too little memory.
             UsageError: a region of interest outside the images.
         """
+        if isinstance(model, Fusion):
+            self._train_members(model, samples, out=out, resume=resume)
+            return
         loaders = GoodData(
             train=samples,
             calibration_images=(),
@@ -109,6 +117,28 @@ class TrainingJob:
             model.preprocess.level_brightness(batch.image for batch in loaders.probe_dataloader(model.batch_size))
         train(model, loaders, out=out, precision=self.precision, device=self.device, resume=resume)
         model.eval()
+
+    def _train_members(self, fusion: Fusion, samples: Sequence[Sample], *, out: Path, resume: bool) -> None:
+        """Train the members of a fusion one by one, and measure their scales where none are given."""
+        if resume:
+            raise UsageError("resume: a fusion of detectors cannot continue; start the fit again without --resume")
+        specs = fusion.hparams["members"]
+        for number, (spec, member) in enumerate(zip(specs, fusion.members, strict=True)):
+            job = replace(
+                self,
+                name=spec["detector"],
+                options=dict(spec.get("options", {})),
+                brightness=spec.get("brightness", self.brightness),
+            )
+            folder = out / f"member-{number}"
+            folder.mkdir(exist_ok=True)
+            if not fusion.has_scales:
+                kept = [s for n, s in enumerate(samples) if n % SCALE_EVERY]
+                held_out = [s for n, s in enumerate(samples) if n % SCALE_EVERY == 0]
+                fusion.set_scale(number, job.scores(job.fit(kept), held_out))
+            job.train(cast("Detector", member), samples, out=folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        fusion.eval()
 
     def fit(self, samples: Sequence[Sample]) -> Detector:
         """Build and train a new detector on images.

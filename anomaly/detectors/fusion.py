@@ -1,0 +1,215 @@
+"""Fusion: the sum of the scores and maps of several detectors, each in the unit of its good images.
+
+J. Kittler et al., "On Combining Classifiers", IEEE Transactions on Pattern Analysis and Machine Intelligence 20, 1998,
+section 4.2: the sum rule is the least sensitive to errors of the members.
+
+Notation: s_k, a_k -> raw score (N,) and map (N, h_k, w_k) of member k; m_k, d_k -> median and spread of its scores over good
+images outside its training set; m'_k, d'_k -> likewise of the maxima of its maps.
+
+    score  sum over k of (s_k - m_k) / d_k
+    map    sum over k of (a_k - m'_k) / d'_k, on the grid of the largest member
+
+Each member is trained by its own training. The fusion is calibrated like every detector.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomaly.detectors import DETECTORS
+from anomaly.detectors.base import Anomaly, Detector, RawScores
+from anomaly.detectors.tiling_support import WholeImages
+from anomaly.errors import UsageError
+from anomaly.nn.batch import Batch
+from anomaly.nn.preprocess import Preprocess, Resize
+
+SPREAD_QUANTILE = 0.95
+"""Quantile of the good images' scores whose distance from the median is the spread"""
+
+
+class RawImages(Preprocess):
+    """Conversion of uint8 images into float32 grey levels at their own size; each member preprocesses them.
+
+    Args:
+        size: height and width of the fusion's map in pixels.
+        resize: resizing rule of the members.
+    """
+
+    def __init__(self, *, size: tuple[int, int], resize: Resize) -> None:
+        super().__init__(size=size, resize=resize, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def forward(self, image: Tensor | list[Tensor]) -> Tensor:
+        """Compute (N, 3, H, W) float32 grey levels of images (N, H, W, 3) uint8."""
+        if isinstance(image, list):
+            image = torch.stack(image)
+        return image.permute(0, 3, 1, 2).to(torch.float32)
+
+
+class Fusion(Detector):
+    """Sum of the standardised scores and maps of several detectors.
+
+    Args:
+        members: detectors, each as `{"detector": NAME, "options": {...}, "brightness": "kept"}`; the last two are optional.
+        scales: median and spread of the scores, then of the maps' maxima, four numbers for each member. None measures them
+            in the training, on a fifth of the training images.
+        weights: source of the backbones' weights: None leaves it to the members' options, `none` takes random ones.
+    """
+
+    tiling = WholeImages("its members resize the image each in their own way")
+    scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        members: Sequence[Mapping[str, Any]],
+        scales: Sequence[Sequence[float]] | None = None,
+        weights: str | None = None,
+    ) -> None:
+        if len(members) < 2:
+            raise UsageError(f"a fusion of {len(members)} detectors: give two or more members")
+        if scales is not None and (len(scales) != len(members) or any(len(row) != 4 for row in scales)):
+            raise UsageError(f"scales {scales}: give four numbers for each of the {len(members)} members")
+        built = [build_member(member, weights=weights) for member in members]
+        if len({member.preprocess.resize for member in built}) > 1:
+            raise UsageError("the members of a fusion resize differently: give all of them one value of resize")
+        height, width = max((member.preprocess.size for member in built), key=lambda size: size[0] * size[1])
+        super().__init__(
+            preprocess=RawImages(size=(height, width), resize=cast("Resize", built[0].preprocess.resize)),
+            epochs=1,
+            batch_size=min(member.batch_size for member in built),
+        )
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.members = nn.ModuleList(built)
+        self.register_buffer(
+            "scale", torch.tensor(scales if scales is not None else [[0.0, 1.0, 0.0, 1.0]] * len(built))
+        )
+        self.has_scales = scales is not None
+        self.supports_leave_one_out = all(member.supports_leave_one_out for member in built)
+        self.provenance = {
+            key: "; ".join(member.provenance.get(key, "-") for member in built)
+            for key in {key: None for member in built for key in member.provenance}
+        }
+
+    @property
+    def leave_one_out_is_exact(self) -> bool:
+        """Whether leave-one-out is exact for every member."""
+        return all(member.leave_one_out_is_exact for member in self._members())
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        """Refuse: the members are trained one by one.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("a fusion has no training of its own: train its members, as `anomaly fit` does")
+
+    def configure_optimizers(self) -> None:
+        """No optimiser: the members are trained one by one."""
+
+    def set_scale(self, number: int, raw: RawScores) -> None:
+        """Set median and spread of a member.
+
+        Args:
+            number: number of the member.
+            raw: its raw scores of good images outside its training set.
+        """
+        self.scale[number] = torch.tensor([*spread_of(raw.score), *spread_of(raw.peak)])
+
+    def anomaly(self, x: Tensor) -> Anomaly:
+        """Add the standardised scores and maps of the members.
+
+        Args:
+            x: images (N, 3, H, W) float32 in grey levels, from `preprocess`.
+        """
+        return self._sum(x, lambda member, inner: member.anomaly(inner))
+
+    def anomaly_without(self, x: Tensor, images: Collection[int]) -> Anomaly:
+        """Compute the sum as if some training images were missing in the training of every member.
+
+        Raises:
+            UsageError: a member that cannot leave images out.
+        """
+        return self._sum(x, lambda member, inner: member.anomaly_without(inner, images))
+
+    def dependence(self, x: Tensor) -> Tensor:
+        """Compute the sum of the members' maps."""
+        return self._sum(
+            x, lambda member, inner: Anomaly(inner.mean(dim=(1, 2, 3)), member.dependence(inner))
+        ).anomaly_map
+
+    def forward(self, image: Tensor | list[Tensor]) -> Anomaly:
+        """Score images; a list may hold different sizes."""
+        if isinstance(image, list):
+            each = [self(single[None]) for single in image]
+            return Anomaly(torch.cat([raw.score for raw in each]), torch.cat([raw.anomaly_map for raw in each]))
+        return super().forward(image)
+
+    @torch.no_grad()
+    def raw_scores(self, batches: Iterable[Batch]) -> RawScores:
+        """Score batches of images without the calibration, in eval mode; images of a list are scored one by one."""
+        return super().raw_scores(one for batch in batches for one in _equal_sizes(batch))
+
+    def _members(self) -> list[Detector]:
+        return cast("list[Detector]", list(self.members))
+
+    def _sum(self, x: Tensor, score: Callable[[Detector, Tensor], Anomaly]) -> Anomaly:
+        total, total_map = None, None
+        for member, (offset, scale, map_offset, map_scale) in zip(self._members(), self.scale, strict=True):
+            raw = score(member, member.preprocess(x.permute(0, 2, 3, 1)))
+            enlarged = functional.interpolate(
+                raw.anomaly_map[:, None], self.preprocess.size, mode="bilinear", align_corners=False
+            )[:, 0]
+            part, part_map = (raw.score - offset) / scale, (enlarged - map_offset) / map_scale
+            total, total_map = (part, part_map) if total is None else (total + part, total_map + part_map)
+        return Anomaly(cast("Tensor", total), cast("Tensor", total_map))
+
+
+def build_member(member: Mapping[str, Any], *, weights: str | None) -> Detector:
+    """Build a member of a fusion, untrained.
+
+    Args:
+        member: its name and options, as in `Fusion`.
+        weights: source of its backbone's weights; None leaves it to its options.
+
+    Raises:
+        UsageError: an unknown detector, or an unknown key or option.
+    """
+    unknown = sorted(set(member) - {"detector", "options", "brightness"})
+    if unknown or "detector" not in member:
+        raise UsageError(f"member {dict(member)}: give `detector`, and `options` or `brightness` if needed")
+    name, options = member["detector"], dict(member.get("options", {}))
+    if name not in DETECTORS:
+        raise UsageError(f"member {name!r} of a fusion is unknown; give one of {', '.join(DETECTORS)}")
+    module, _, found = DETECTORS[name].partition(":")
+    detector: type[Detector] = getattr(importlib.import_module(module), found)
+    parameters = inspect.signature(detector).parameters
+    if set(options) - set(parameters):
+        raise UsageError(f"member {name!r} has no option {sorted(set(options) - set(parameters))[0]!r}")
+    if weights is not None and "weights" in parameters:
+        options["weights"] = weights
+    return detector(**options)
+
+
+def spread_of(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Median of values (n,), and the distance of their 95 % quantile from it."""
+    median = float(np.median(values))
+    return median, max(float(np.quantile(values, SPREAD_QUANTILE)) - median, 1e-6 * max(abs(median), 1e-30))
+
+
+def _equal_sizes(batch: Batch) -> list[Batch]:
+    if not isinstance(batch.image, list):
+        return [batch]
+    return [
+        Batch(image[None], batch.mask[n][None], batch.label[n : n + 1], [batch.path[n]])
+        for n, image in enumerate(batch.image)
+    ]
