@@ -63,6 +63,10 @@ def test_invalid_options_are_refused_with_the_way_out(options: dict[str, Any], m
         ("differnet", {}, "means over the whole input"),
         ("ganomaly", {}, "one code for the whole input"),
         ("fanogan", {}, "one code for the whole input"),
+        ("autoencoder", {"standardise": False, "pooling": "top"}, "use pooling maximum"),
+        ("riad", {"pooling": "top"}, "use pooling maximum"),
+        ("frozen_features", {"pooling": "top"}, "use pooling maximum"),
+        ("frozen_features", {"margin": 16}, "use margin 0"),
     ],
 )
 def test_detector_without_seamless_tiles_gives_the_reason_and_offers_windows(
