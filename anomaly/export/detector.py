@@ -12,8 +12,17 @@ import torch
 from anomaly.detectors.base import Detector
 from anomaly.detectors.tiling_support import Seamless
 from anomaly.errors import ModelError
+from anomaly.export.bank import bank_record
 from anomaly.export.torch_to_onnx import to_onnx
-from anomaly.inference.artifact import CONTRACT, INPUT, OUTPUTS, Metadata, calibration_tensors, set_calibration_tensors
+from anomaly.inference.artifact import (
+    CONTRACT,
+    INPUT,
+    OUTPUTS,
+    Metadata,
+    calibration_tensors,
+    graph_sha256,
+    set_calibration_tensors,
+)
 from anomaly.inference.golden import Golden
 from anomaly.system.run_card import commit, versions
 from anomaly.training.fitted_model import Description, config_to_travel
@@ -60,15 +69,15 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
 
 
 def build_metadata(
-    detector: Detector, description: Description, *, golden: Golden, sha256: str, fixed: list[int]
+    detector: Detector, description: Description, model: onnx.ModelProto, *, golden: Golden, fixed: list[int]
 ) -> Metadata:
     """Collect the metadata of an fp32 file.
 
     Args:
         detector: fitted detector.
         description: description of the fitted model.
+        model: exported graph.
         golden: golden image with its outputs.
-        sha256: hash of the graph.
         fixed: images per run, height and width of a graph with fixed shapes; empty for any.
     """
     return Metadata(
@@ -88,11 +97,13 @@ def build_metadata(
         versions=versions(),
         commit=commit(),
         seed=description.seed,
-        sha256=sha256,
+        sha256=graph_sha256(model),
         golden=golden,
         fixed=fixed,
         tiling=description.tiling,
         brightness=description.brightness,
+        training_hashes=description.train_hashes,
+        bank=bank_record(detector, description, model),
     )
 
 

@@ -13,11 +13,12 @@ import onnx
 from anomaly.detectors.base import Detector
 from anomaly.errors import UsageError
 from anomaly.export.acceptance import Bounds
+from anomaly.export.bank import bank_initializers
 from anomaly.export.detector import build_metadata, export_graph, learned_tensors
 from anomaly.export.passes.static_shape import Fixed, fix, parse_fixed
 from anomaly.export.reduced_precision import check_sizes, read_images, write_converted
 from anomaly.export.sampler import SAMPLER_FILE, export_sampler
-from anomaly.inference.artifact import Metadata, Precision, graph_sha256, write_model
+from anomaly.inference.artifact import Metadata, Precision, write_model
 from anomaly.inference.golden import GOLDEN_TOLERANCE, Golden, golden_batch
 from anomaly.inference.scorer import OnnxScorer, score_bytes
 from anomaly.inference.session import PROVIDERS
@@ -109,7 +110,7 @@ def export_files(
         _check_fixed(size, description)
     with progress_bar("export"):
         dynamic = export_graph(detector)
-    model = dynamic if size is None else fix(dynamic, size)
+    model = dynamic if size is None else fix(dynamic, size, banks=bank_initializers(detector))
     metadata = _metadata(detector, description, model, fixed=list(size or ()))
     certificate = None
     if precision == "fp32":
@@ -139,7 +140,7 @@ def _metadata(detector: Detector, description: Description, model: onnx.ModelPro
     golden = Golden(png=description.golden, score=0.0, map_maximum=0.0, tolerance=tolerance)
     scores = score_bytes(model.SerializeToString(), golden_batch(golden, fixed=fixed), tiling=description.tiling)
     golden = dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map[0].max()))
-    return build_metadata(detector, description, golden=golden, sha256=graph_sha256(model), fixed=fixed)
+    return build_metadata(detector, description, model, golden=golden, fixed=fixed)
 
 
 def _check_fixed(size: Fixed, description: Description) -> None:

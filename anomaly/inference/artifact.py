@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores, Construction
+from anomaly.conformal.calibration import CalibrationScores, Construction, Guarantee, GuaranteeKind, OperatingPoint
 from anomaly.errors import ImageError, ModelError
 from anomaly.imaging.overlay import Resize
 from anomaly.inference.bank_record import BankRecord, read_bank_record
@@ -127,6 +127,21 @@ class Metadata:
     """first `HASH_LENGTH` digits of the SHA-256 of each training image file; empty in files of earlier versions"""
     bank: BankRecord | None = None
     """bank of patches, its images in the order of `training_hashes`; None for a detector without a bank"""
+
+    @property
+    def certified(self) -> Guarantee:
+        """Guarantee of the file's own threshold."""
+        return self.calibration.ranked().guarantee(alpha=self.alpha, guarantee=self._kind)
+
+    @property
+    def operating_points(self) -> tuple[OperatingPoint, ...]:
+        """Thresholds at 1, 2 and 5 %, those that the calibration supports."""
+        labelled = np.array(self.labelled.scores) if self.labelled else None
+        return self.calibration.ranked().operating_points(guarantee=self._kind, labelled=labelled)
+
+    @property
+    def _kind(self) -> GuaranteeKind:
+        return "bound" if self.guarantee == "bound" else "expected"
 
     def check_size(self, image: NDArray[np.uint8], *, name: str) -> None:
         """Refuse images of another size than that of a fixed model.

@@ -6,6 +6,7 @@ TensorRT does not support an antialiased `Resize`, and CUDA graphs need all shap
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from anomaly.errors import ModelError, UsageError
 from anomaly.inference.artifact import IR_VERSION, calibration_tensors, set_calibration_tensors
+from anomaly.inference.bank_graph import with_rows_as_inputs
 
 _RENAMING = ("ConvAddFusion", "ConvBNFusion", "ConvMulFusion", "MatMulAddFusion")
 """Optimisers that rename weights"""
@@ -42,12 +44,13 @@ def parse_fixed(text: str) -> Fixed:
     return Fixed(*(int(part) for part in parts))
 
 
-def fix(model: onnx.ModelProto, fixed: Fixed) -> onnx.ModelProto:
+def fix(model: onnx.ModelProto, fixed: Fixed, *, banks: Collection[str] = ()) -> onnx.ModelProto:
     """Copy an exported graph for images (N, H, W, 3) of this number and size only.
 
     Args:
         model: exported graph with dynamic shapes.
         fixed: shape of the input.
+        banks: initialisers that stay exchangeable: no tensor is computed from them beforehand.
 
     Raises:
         ModelError: an output shape that depends on the image's values.
@@ -59,7 +62,7 @@ def fix(model: onnx.ModelProto, fixed: Fixed) -> onnx.ModelProto:
     for output in static.graph.output:
         output.type.tensor_type.shape.dim[0].dim_value = fixed.num
     _cast_first(static.graph)
-    static = _folded_constants(static)
+    static = _folded_constants(static, banks=banks)
     shapes = _shapes(static)
     for node in [node for node in static.graph.node if node.op_type == "Resize" and _is_antialiased(node)]:
         _as_matrix_products(static.graph, node, shapes)
@@ -73,9 +76,10 @@ def fix(model: onnx.ModelProto, fixed: Fixed) -> onnx.ModelProto:
     return static
 
 
-def _folded_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+def _folded_constants(model: onnx.ModelProto, *, banks: Collection[str]) -> onnx.ModelProto:
     """Compute everything that depends on sizes only, with the runtime's basic optimisation."""
     values = calibration_tensors(model)
+    model = with_rows_as_inputs(model, banks)  # an input is not folded
     # four different values, none 0 or 1: the optimisation merges equal tensors and drops neutral operations
     set_calibration_tensors(model, {key: 0.375 + number for number, key in enumerate(values)})
     options = ort.SessionOptions()
@@ -99,6 +103,8 @@ def _folded_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     folded.producer_name, folded.producer_version = model.producer_name, model.producer_version
     del folded.metadata_props[:]
     set_calibration_tensors(folded, values)
+    for name in banks:
+        folded.graph.input.remove(next(one for one in folded.graph.input if one.name == name))
     return folded
 
 
