@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, Scale, check_guarantee
+from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, check_guarantee
+from anomaly.conformal.outliers import Outliers, num_outliers
 from anomaly.errors import ParityError
 from anomaly.imaging.image_file import read_image
 from anomaly.imaging.statistics import summarise
 from anomaly.inference.artifact import (
     CalibrationRecord,
     LabelledRecord,
-    Metadata,
-    calibration_tensors,
     graph_sha256,
     load_graph,
-    set_calibration_tensors,
     write_model,
 )
-from anomaly.inference.difference import relative_difference
-from anomaly.inference.golden import Golden, golden_batch, golden_png
-from anomaly.inference.scorer import OnnxScorer, score_bytes
+from anomaly.inference.golden import golden_png
+from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import Device
 from anomaly.recalibration.calibration_set import (
-    CalibrationFit,
-    Scales,
     Values,
     earlier_labelled,
     fit_on_images,
@@ -42,6 +35,15 @@ from anomaly.recalibration.calibration_set import (
 )
 from anomaly.recalibration.label_report import label_report
 from anomaly.recalibration.labelled_images import NO_LABELS, LabelledImages
+from anomaly.recalibration.new_scale import (
+    differences,
+    file_scales,
+    fit_new_scale,
+    labelled_record,
+    scale_changes,
+    scored_golden,
+    set_scales,
+)
 from anomaly.scoring.sources import Item
 from anomaly.system.files import atomic_write
 from anomaly.system.run_card import now, versions
@@ -95,7 +97,7 @@ def write_calibrated(
     check_guarantee(own_groups.num_groups, alpha=alpha, guarantee=guarantee, construction=own_groups.construction)
     values, statistics = _score(scorer, paths, labelled, max_pixels=max_pixels)
     graph = load_graph(model)
-    file = _scales(graph)
+    file = file_scales(graph)
     if paths:
         own = {part: values[part][: len(paths)] for part in values}
         calibration = fit_on_images(own, file, group_sizes=group_sizes, alpha=alpha, guarantee=guarantee)
@@ -108,11 +110,9 @@ def write_calibrated(
         "score": np.array([*values["score"][counted], *earlier.scores]),
         "map": np.array([*values["map"][counted], *earlier.peaks]),
     }
-    fit = _fit(calibration, labelled_good, file, alpha=alpha, guarantee=guarantee)
+    fit = fit_new_scale(calibration, labelled_good, file, alpha=alpha, guarantee=guarantee)
     expected = {part: rescale(values[part], file[part], fit.scale[part]) for part in fit.scale}
-    set_calibration_tensors(
-        graph, {f"{end}_{part}": getattr(fit.scale[part], end) for part in fit.scale for end in ("offset", "scale")}
-    )
+    set_scales(graph, fit.scale)
     golden = scorer.metadata.golden
     if paths:
         typical = paths[int(np.argsort(expected["score"][: len(paths)])[len(paths) // 2])]
@@ -134,8 +134,13 @@ def write_calibrated(
         exact=ranked.exact,
         group_sizes=np.asarray(ranked.group_sizes, dtype=np.int64).tolist(),
     )
-    labelled_record = _labelled_record(sha256, labelled_good, file, fit) if sha256 else None
-    labelled_scores = np.array(labelled_record.scores if labelled_record else [])
+    record_of_labels = labelled_record(sha256, labelled_good, file, fit) if sha256 else None
+    labelled_scores = np.array(record_of_labels.scores if record_of_labels else [])
+    outliers = None
+    if num := num_outliers(ranked.scores) if paths else 0:
+        highest = np.argsort(expected["score"][: len(paths)], kind="stable")[::-1][:num]
+        without = record.ranked().threshold_without(num, alpha=alpha, guarantee=guarantee)
+        outliers = Outliers(tuple(Path(paths[n]).name for n in highest), without)
     points = record.ranked().operating_points(guarantee=guarantee, labelled=labelled_scores)
     metadata = dataclasses.replace(
         scorer.metadata,
@@ -145,8 +150,8 @@ def write_calibrated(
         image_stats=summarise(statistics) if paths else scorer.metadata.image_stats,
         versions=versions(),
         sha256=graph_sha256(graph),
-        golden=_scored_golden(graph, golden, scorer.metadata),
-        labelled=labelled_record,
+        golden=scored_golden(graph, golden, scorer.metadata),
+        labelled=record_of_labels,
     )
     with atomic_write(out) as candidate:  # the old file stays until the new file is verified
         write_model(candidate, graph, metadata)
@@ -161,8 +166,8 @@ def write_calibrated(
             "num_part_groups": record.num_part_groups,
             "construction": ranked.construction,
             "exact": ranked.exact,
-            "score": _difference(expected["score"], again["score"]),
-            "map_maximum": _difference(expected["map"], again["map"]),
+            "score": differences(expected["score"], again["score"]),
+            "map_maximum": differences(expected["map"], again["map"]),
             "refused_above": MAX_DIFFERENCE,
             "alpha": alpha,
             "guarantee": guarantee,
@@ -170,8 +175,9 @@ def write_calibrated(
             "rate_bound": guaranteed.rate_bound,
             "guarantee_text": str(guaranteed),
             "rates": [asdict(point) for point in points],
+            "outliers": None if outliers is None else asdict(outliers),
             "source": metadata.calibration.source,
-            "moved": _changes(file, fit.scale),
+            "moved": scale_changes(file, fit.scale),
             "labels": label_report(
                 labelled,
                 num_earlier=len(earlier.sha256),
@@ -190,27 +196,6 @@ def write_calibrated(
     return certificate
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """Result of a fit, for `score` and `map`."""
-
-    threshold: dict[str, float]
-    """threshold in the units of the calibration scores"""
-    scale: dict[str, Scale]
-    """scale of the raw values; 1 is the threshold"""
-
-
-def _fit(
-    calibration: CalibrationFit, labelled_good: Values, file: Scales, *, alpha: float, guarantee: GuaranteeKind
-) -> _Fit:
-    threshold, scale = {}, {}
-    for part, alone in calibration.scale.items():
-        labelled = rescale(labelled_good[part], file[part], alone)
-        threshold[part] = calibration.values[part].raised_threshold(labelled, alpha=alpha, guarantee=guarantee)
-        scale[part] = Scale(alone.offset, alone.scale * threshold[part])
-    return _Fit(threshold, scale)
-
-
 def _score(
     scorer: OnnxScorer, paths: Sequence[str], labelled: LabelledImages, *, max_pixels: int
 ) -> tuple[Values, list[dict[str, float]]]:
@@ -219,41 +204,3 @@ def _score(
     sha256 = [label.sha256 for label in labelled.labels]
     others, _ = score_all(labelled.items, scorer, kind="labelled", sha256=sha256, max_pixels=max_pixels)
     return {part: np.concatenate([good[part], others[part]]) for part in good}, statistics
-
-
-def _scored_golden(graph: onnx.ModelProto, golden: Golden, metadata: Metadata) -> Golden:
-    """Golden image with its score and map maximum by the new graph."""
-    batch = golden_batch(golden, fixed=metadata.fixed)
-    scores = score_bytes(graph.SerializeToString(), batch, tiling=metadata.tiling)
-    return dataclasses.replace(golden, score=float(scores.score[0]), map_maximum=float(scores.anomaly_map[0].max()))
-
-
-def _labelled_record(sha256: list[str], labelled_good: Values, file: Scales, fit: _Fit) -> LabelledRecord:
-    return LabelledRecord(
-        sha256=sha256,
-        scores=rescale(labelled_good["score"], file["score"], fit.scale["score"]).tolist(),
-        peaks=rescale(labelled_good["map"], file["map"], fit.scale["map"]).tolist(),
-        map_threshold=1 / fit.threshold["map"],
-    )
-
-
-def _scales(graph: onnx.ModelProto) -> dict[str, Scale]:
-    tensors = calibration_tensors(graph)
-    return {part: Scale(tensors[f"offset_{part}"], tensors[f"scale_{part}"]) for part in ("score", "map")}
-
-
-def _changes(before: Scales, after: Scales) -> dict[str, Any]:
-    """Offset, scale and threshold of score and map before and after, in raw units."""
-    return {
-        part: {
-            "offset": [before[part].offset, after[part].offset],
-            "scale": [before[part].scale, after[part].scale],
-            "threshold": [scale.offset + scale.scale for scale in (before[part], after[part])],
-        }
-        for part in after
-    }
-
-
-def _difference(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> dict[str, float]:
-    difference = relative_difference(expected, actual)
-    return {"max": float(difference.max()), "mean": float(difference.mean())}
