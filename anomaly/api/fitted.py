@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.api.model import Model, load
-from anomaly.conformal.calibration import Guarantee, GuaranteeKind, guarantee_for
+from anomaly.conformal.calibration import CalibrationScores, Guarantee, GuaranteeKind, OperatingPoint
+from anomaly.conformal.outliers import Outliers
 from anomaly.errors import Unsupported
 from anomaly.inference.artifact import Brightness
 from anomaly.inference.session import Device
@@ -24,23 +25,43 @@ from anomaly.system.progress import show_progress
 if TYPE_CHECKING:
     from anomaly.evaluation.evaluate import Evaluation
     from anomaly.training.fitted_model import FittedModel
+    from anomaly.training.race_record import Race
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Scores of the calibration images and the guarantee that they support."""
 
-    scores: NDArray[np.float64]
-    """(n,) calibrated, ascending; 1 is the threshold"""
+    ranked: CalibrationScores
+    """scores with their part groups"""
     guarantee: Guarantee
-    """expected false-alarm rate and its 95 % upper bound"""
+    """expected false-alarm rate, its 95 % upper bound, and the construction"""
+    outliers: Outliers | None = None
+    """images with scores far above the rest, and the threshold without them; None without such images"""
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """Calibrated scores (n,), ascending; 1 is the threshold."""
+        return self.ranked.scores
+
+    @property
+    def operating_points(self) -> tuple[OperatingPoint, ...]:
+        """Thresholds at 1, 2 and 5 %, those that the calibration images support."""
+        return self.ranked.operating_points(guarantee=self.guarantee.guarantee)
+
+    def at(self, alpha: float) -> OperatingPoint:
+        """Find the threshold of another alpha, with its expected rate and 95 % upper bound.
+
+        Args:
+            alpha: share of good parts that may be rejected, in (0, 1).
+
+        Raises:
+            CalibrationError: too few calibration images of different parts for alpha.
+        """
+        return self.ranked.at(alpha, guarantee=self.guarantee.guarantee)
 
     def __repr__(self) -> str:
-        rate = self.guarantee
-        return (
-            f"Calibration({len(self.scores)} images; false alarms {rate.expected_rate:.2%} expected,"
-            f" at most {rate.rate_bound:.2%} with 95 % confidence)"
-        )
+        return f"Calibration({self.guarantee})"
 
 
 def fit(
@@ -63,14 +84,14 @@ def fit(
     windows: int | None = None,
     brightness: Brightness = "kept",
     calibration: Literal["auto", "split", "leave_one_out", "cross"] = "auto",
+    budget_ms: float | None = None,
     progress: bool = False,
 ) -> Fitted:
     """Train and calibrate a detector on good images.
 
     Args:
         data: folder of good images, or a category in a known layout.
-        detector: name of a detector, `package.module:Class`, or `auto`: FastFlow if its pretrained weights are available,
-            else the autoencoder.
+        detector: name of a detector, `package.module:Class`, or `auto`: the winner of a race on the good images.
         options: arguments of the detector's constructor.
         out: folder of the fitted model; None keeps it in a temporary folder for the life of the result.
         alpha: share of good parts that may be rejected, in (0, 1); None takes 1 %, or the smallest possible one.
@@ -89,6 +110,7 @@ def fit(
         calibration: use of the images. `split` calibrates on a fifth of them, which do not train. `leave_one_out` trains and
             calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each without
             a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
+        budget_ms: largest permitted time in milliseconds to score an image on one core, for `auto`; None for any.
         progress: whether progress bars are shown on standard error.
 
     Raises:
@@ -100,24 +122,24 @@ def fit(
     """
     from anomaly.registry import model_class
     from anomaly.samplers.base import Sampler
-    from anomaly.training.choice import choose_detector
+    from anomaly.training.choice import AUTO, reason_for
     from anomaly.training.fit import fit_model
 
     folder, place = usable_path(data, name="data"), None if out is None else usable_path(out, name="out")
     check_types({"detector": detector}, {"detector": str})
-    name, reason = choose_detector(detector)
-    found = model_class(name)
-    if issubclass(found, Sampler) and not found.supports("anomaly_map"):
+    found = model_class(detector) if detector != AUTO else None
+    if found is not None and issubclass(found, Sampler) and not found.supports("anomaly_map"):
         raise Unsupported(
-            f"{name}: this sampler draws images and cannot score them; see `anomaly fit` and `anomaly sample`"
+            f"{detector}: this sampler draws images and cannot score them; see `anomaly fit` and `anomaly sample`"
         )
     with show_progress() if progress else nullcontext():
         fitted = fit_model(
-            folder, out=place, detector=name, options=options, alpha=alpha, guarantee=guarantee, seed=seed,
+            folder, out=place, detector=detector, options=options, alpha=alpha, guarantee=guarantee, seed=seed,
             part_group=part_group, exclude=exclude, roi=roi, white=white, max_pixels=max_pixels, precision=precision,
             device=device, tile=tile, windows=windows, brightness=brightness, calibration=calibration,
+            budget_ms=budget_ms,
         )  # fmt: skip
-    return Fitted(fitted, reason=reason)
+    return Fitted(fitted, reason=reason_for(fitted.description.race))
 
 
 class Fitted:
@@ -133,14 +155,14 @@ class Fitted:
         """Name of the detector"""
         self.reason = reason
         """Reason for the choice of the detector"""
+        self.race: Race | None = fitted.description.race
+        """Race that chose the detector; None for a detector by name"""
 
     @property
     def calibration(self) -> Calibration:
         """Scores of the calibration images, and the guarantee."""
         description = self._fitted.description
-        record = description.calibration
-        rate = guarantee_for(record.num_images, alpha=description.alpha, guarantee=description.guarantee)
-        return Calibration(np.asarray(record.scores), rate)
+        return Calibration(description.calibration.ranked(), description.certified, description.outliers)
 
     def evaluate(self, data: str | Path, *, batch_size: int = 8, seed: int = 0) -> Evaluation:
         """Measure the detector on a folder with labelled test images.
@@ -198,7 +220,12 @@ class Fitted:
             "Training images": str(len(description.train)),
             "Calibration images": str(len(calibration.scores)),
             "False alarms, expected": f"{calibration.guarantee.expected_rate:.2%}",
-            "False alarms, 95 % bound": f"{calibration.guarantee.rate_bound:.2%}",
+            "False alarms, 95 % bound": calibration.guarantee.bound_text,
+            "Calibration": calibration.guarantee.basis,
         }
+        for point in calibration.operating_points:
+            rows[f"Threshold at {point.alpha:.0%}"] = f"{point.threshold:.3f}"
+        if calibration.outliers is not None:
+            rows["Outliers"] = str(calibration.outliers)
         cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{cells}</table>"

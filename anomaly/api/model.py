@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anomaly.api.arguments import Image, image_bytes, image_stream
 from anomaly.api.result import Result
-from anomaly.conformal.calibration import Guarantee, GuaranteeKind, guarantee_for
+from anomaly.conformal.calibration import Guarantee
 from anomaly.errors import ImageError, UsageError
 from anomaly.imaging.array_image import array_image, is_pillow, pillow_image
 from anomaly.imaging.image_file import decode_image, read_file
@@ -118,10 +118,8 @@ class Model:
 
     @property
     def guarantee(self) -> Guarantee:
-        """The certified false-alarm rate: expected rate and its 95 % upper bound."""
-        metadata = self._scorer.metadata
-        kind: GuaranteeKind = "bound" if metadata.guarantee == "bound" else "expected"
-        return guarantee_for(metadata.calibration.num_images, alpha=metadata.alpha, guarantee=kind)
+        """The certified false-alarm rate: expected rate, 95 % upper bound and construction."""
+        return self._scorer.metadata.certified
 
     @property
     def threshold(self) -> float:
@@ -158,11 +156,7 @@ class Model:
         return load, (str(self._scorer.path),), {"_max_pixels": self._max_pixels}
 
     def __repr__(self) -> str:
-        rate = self.guarantee
-        return (
-            f"Model({self.name} of {self.category}; false alarms {rate.expected_rate:.2%} expected,"
-            f" at most {rate.rate_bound:.2%} with 95 % confidence; {self.device})"
-        )
+        return f"Model({self.name} of {self.category}; {self.guarantee}; {self.device})"
 
     def _settings(self, batch_size: int) -> Settings:
         check_types({"batch_size": batch_size}, {"batch_size": int})

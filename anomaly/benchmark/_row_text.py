@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from anomaly.benchmark.leaks import stamp
 from anomaly.benchmark.rows import Json, Row
+from anomaly.conformal.calibration import REPORTED_ALPHAS
 
 NONE = "–"
 Valued = tuple[float | None, Hashable]
@@ -43,6 +44,18 @@ def rate_text(row: Row, rate: str) -> str:
     mean = statistics.mean(one["num_hits"] / one["num_trials"] for one in found)
     counts = ", ".join(str(one["num_hits"]) for one in found)
     return f"{100 * mean:.1f} ({counts} of {', '.join(sorted({str(one['num_trials']) for one in found}))})"
+
+
+def rates_text(row: Row, rate: str) -> str:
+    """Mean rates at 1, 2 and 5 %; a dash where a seed has none."""
+    shown = []
+    for alpha in REPORTED_ALPHAS:
+        found = [cell["figures"].get("rates", {}).get(f"{alpha:g}") for cell in row.cells]
+        counts = [one[rate] for one in found if one is not None and one[rate]["num_trials"]]
+        complete = bool(counts) and len(counts) == len(found)
+        mean = statistics.mean(one["num_hits"] / one["num_trials"] for one in counts) if complete else None
+        shown.append(number_text(None if mean is None else 100 * mean, 1, bold=False))
+    return NONE if set(shown) == {NONE} else " / ".join(shown)
 
 
 def mean_time(row: Row, keys: tuple[str, str], scale: float, digits: int, machine: str) -> float | None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
         evaluation = evaluate_samples(
             category.test, scorer=scorer, resize=scorer.metadata.resize, white=scorer.metadata.white,
             threshold=THRESHOLD, max_pixels=MAX_PIXELS, batch_size=8, seed=0,
+            operating_points=scorer.metadata.operating_points,
         )  # fmt: skip
+    evaluation = replace(evaluation, guarantee=scorer.metadata.certified)
     leaks, num_made = _leaks(cell, category, description, data=data)
     shortcuts = _shortcuts(category, description)
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.conformal.calibration import GuaranteeKind
+from anomaly.conformal.outliers import Outliers
 from anomaly.inference.session import Device
 from anomaly.recalibration.recalibrate import Recalibration, recalibrate
 from anomaly.system.run_card import RunCard
@@ -69,6 +70,9 @@ def show(result: Recalibration) -> None:
     certificate = result.certificate
     print(f"{result.path}: alpha {certificate['alpha']:.4g} ({certificate['guarantee']})")
     print(certificate["guarantee_text"])
+    if certificate["outliers"] is not None:
+        names = tuple(certificate["outliers"]["names"])
+        print(f"WARNING: {Outliers(names, certificate['outliers']['threshold_without'])}", file=sys.stderr)
     if result.has_labels:
         _show_labels(certificate["labels"], certificate["moved"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from anomaly.system.processors import num_cpus
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import RunCard, hardware, now
 from anomaly.system.suggestions import nearest
-from anomaly.training.choice import choose_detector
+from anomaly.training.choice import check_request, reason_for
 from anomaly.training.fitted_model import CARD_FILE
 from anomaly.training.loop import Precision
 
@@ -67,14 +68,14 @@ def demo(
     precision: Precision = "fastest",
     batch_size: int = 8,
     max_pixels: int = 100_000_000,
+    budget_ms: float | None = None,
 ) -> Path:
     """Inspect, fit, calibrate, export, verify, score and report, in one run.
 
     Args:
         data: category in a known layout, or plain folder of good images; by default synthetic parts are rendered.
         out: folder for all results.
-        detector: registry name or package.module:Class; `auto` takes FastFlow if its pretrained weights are available, else
-            the autoencoder.
+        detector: registry name, package.module:Class, or `auto`: the winner of a race on the good images.
         model: arguments of the detector's constructor.
         part: kind of synthetic part: textile, machined or assembly.
         alpha: largest share of good parts above the threshold; by default 0.01, or the smallest possible one.
@@ -86,6 +87,7 @@ def demo(
         precision: number format of training.
         batch_size: images per inference.
         max_pixels: largest width × height that is decoded.
+        budget_ms: largest time in milliseconds to score an image on one core, for `auto`; by default any.
 
     Returns:
         The report.
@@ -95,13 +97,17 @@ def demo(
     with card.timed("inspect"):
         inspection = inspect_verb.inspect(root, part_group=part_group, seed=seed, max_pixels=max_pixels)
         inspect_verb.show(inspection)
-    detector, reason = choose_detector(detector)
-    print(f"detector: {detector} ({reason})")
     with card.timed("fit and calibrate"):
         fitted = fit_verb.fit(
             root, out=out / "run", detector=detector, model=model, alpha=alpha, guarantee=guarantee, seed=seed,
-            part_group=part_group, exclude=exclude, roi=roi, precision=precision, max_pixels=max_pixels,
+            part_group=part_group, exclude=exclude, roi=roi, precision=precision, max_pixels=max_pixels, budget_ms=budget_ms,
         )  # fmt: skip
+    race = fitted.description.race
+    if race is not None:
+        print(*race.lines(), sep="\n")
+        card.facts["race"] = asdict(race)
+    detector, reason = fitted.description.detector, reason_for(race)
+    print(f"detector: {detector} ({reason})")
     with card.timed("export"):
         exported = export_verb.export(fitted.folder, out=out / MODEL_FILE)
     with card.timed("verify"):
@@ -143,7 +149,7 @@ def demo(
         write_report(page, contents)
     card.write(out / CARD_FILE)
     rate = contents.guarantee
-    print(f"{page}: false alarms expected {rate.expected_rate:.2%}, at most {rate.rate_bound:.2%} with 95 % confidence")
+    print(f"{page}: {rate}")
     return page
 
 
@@ -187,7 +193,8 @@ def _score(samples: Sequence[Sample], scorer: OnnxScorer, *, out: Path, batch_si
 def _evaluate(
     samples: Sequence[Sample], scorer: OnnxScorer, *, batch_size: int, max_pixels: int, seed: int
 ) -> Evaluation:
-    return evaluate_samples(
+    evaluation = evaluate_samples(
         samples, scorer=scorer, resize=scorer.metadata.resize, white=scorer.metadata.white, threshold=THRESHOLD,
-        max_pixels=max_pixels, batch_size=batch_size, seed=seed,
+        max_pixels=max_pixels, batch_size=batch_size, seed=seed, operating_points=scorer.metadata.operating_points,
     )  # fmt: skip
+    return replace(evaluation, guarantee=scorer.metadata.certified)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anomaly.export.acceptance import summary
 from anomaly.export.model_file import Export, export_files
-from anomaly.inference.artifact import Precision
+from anomaly.inference.artifact import Precision, load_graph, read_metadata
 from anomaly.system.files import write_json
 from anomaly.system.run_card import RunCard
 
@@ -56,6 +56,8 @@ def export(
 
 
 def show(exported: Export) -> None:
-    """Print the comparison of fp16 or int8 with fp32."""
+    """Print the guarantee, and the comparison of fp16 or int8 with fp32."""
     if exported.certificate is not None:
         print(f"{exported.path}: {summary(exported.certificate)}")
+    if exported.sha256 is not None:
+        print(read_metadata(load_graph(exported.path), name=str(exported.path)).certified)

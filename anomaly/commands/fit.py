@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from anomaly.conformal.calibration import GuaranteeKind, guarantee_for, images_needed
+from anomaly.conformal.calibration import GuaranteeKind, images_needed
 from anomaly.inference.artifact import Brightness
 from anomaly.system.run_card import RunCard
 from anomaly.training.construction import CalibrationChoice
@@ -19,7 +20,7 @@ def fit(
     data: Path,
     *,
     out: Path,
-    detector: str = "fastflow",
+    detector: str = "auto",
     model: dict[str, Any] | None = None,
     alpha: float | None = None,
     guarantee: GuaranteeKind = "expected",
@@ -37,13 +38,15 @@ def fit(
     windows: int | None = None,
     brightness: Brightness = "kept",
     calibration: CalibrationChoice = "auto",
+    budget_ms: float | None = None,
 ) -> FittedModel:
     """Train a detector or a sampler on good images, and calibrate it. Test images are never read.
 
     Args:
         data: category in a known layout, or plain folder of good images.
         out: folder for the fitted model.
-        detector: registry name of a detector or a sampler, or package.module:Class.
+        detector: registry name of a detector or a sampler, package.module:Class, or `auto`: the winner of a race on the
+            good images.
         model: arguments of the constructor of the detector or sampler.
         alpha: largest share of good parts above the threshold; by default 0.01, or the smallest possible one.
         guarantee: kind of guarantee: `expected` bounds the expected share by alpha, `bound` its 95 % upper bound.
@@ -64,6 +67,7 @@ def fit(
         calibration: use of the images; `split` calibrates on a fifth of them, which do not train. `leave_one_out` trains and
             calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each without
             a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
+        budget_ms: largest time in milliseconds to score an image on one core, for `auto`; by default any.
 
     Returns:
         The fitted model.
@@ -72,6 +76,8 @@ def fit(
     card = RunCard("fit", config=dict(options))
     fitted = fit_model(options.pop("data"), options=options.pop("model"), **options)
     card.facts["config"]["model"] = fitted.description.config
+    if fitted.description.race is not None:
+        card.facts["race"] = asdict(fitted.description.race)
     card.facts["seconds"] |= fitted.seconds
     card.facts["result"] = _result(fitted)
     card.write(fitted.folder / CARD_FILE)
@@ -96,15 +102,20 @@ def _result(fitted: FittedModel) -> dict[str, Any]:
 def show(fitted: FittedModel) -> None:
     """Print the folder of the fitted model, its guarantee, and the next command."""
     description = fitted.description
+    if description.race is not None:
+        print(*description.race.lines(), sep="\n")
     num = description.calibration.num_images
     calibrated = f", calibrated on {num}" if num else ""
     print(f"{fitted.folder}: {description.detector} trained on {len(description.train)} images{calibrated}")
     if num:
-        rate = guarantee_for(num, alpha=description.alpha, guarantee=description.guarantee)
-        print(
-            f"false alarms: {rate.expected_rate:.2%} expected, at most {rate.rate_bound:.2%} with 95 % confidence;"
-            f" 1 % takes {images_needed(0.01, guarantee=description.guarantee)} calibration images"
-        )
+        certified = description.certified
+        unit = "part groups" if certified.num_groups < certified.num_images else "images"
+        print(f"{certified}; 1 % takes {images_needed(0.01, guarantee=description.guarantee)} calibration {unit}")
+        points = [f"{point.alpha:.0%} at {point.threshold:.3f}" for point in description.operating_points]
+        if points:
+            print(f"thresholds: {', '.join(points)}")
+        if description.outliers is not None:
+            print(f"WARNING: {description.outliers}", file=sys.stderr)
     if fitted.removed:
         print(f"removed exports of an earlier fit: {', '.join(fitted.removed)}")
     print(f"next: anomaly export {fitted.folder}")

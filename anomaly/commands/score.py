@@ -9,6 +9,7 @@ from typing import Literal
 from anomaly.conformal.calibration import GuaranteeKind
 from anomaly.errors import UsageError
 from anomaly.imaging.header import Frame
+from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import Device
 from anomaly.runs.score_run import RunOptions, score_run
 from anomaly.runs.sinks import Format
@@ -97,6 +98,7 @@ def score(
     scorers = open_models(paths, device=device)
     scorer = scorers[DEFAULT_PRODUCT]
     print(f"provider {scorer.provider}; model {scorer.sha256[:16]}", file=sys.stderr)
+    _show_guarantee(scorer, threshold=threshold, alpha=alpha, guarantee=guarantee)
     large = any(one.metadata.tiling for one in scorers.values())
     settings = Settings(
         threshold=choose_threshold(scorer, threshold=threshold, alpha=alpha, guarantee=guarantee),
@@ -145,6 +147,18 @@ def score(
     if summary.num_errors:
         return 3
     return 4 if fail_on_defect and summary.num_defect else 0
+
+
+def _show_guarantee(
+    scorer: OnnxScorer, *, threshold: float | None, alpha: float | None, guarantee: GuaranteeKind
+) -> None:
+    if alpha is not None:
+        print(scorer.calibration.guarantee(alpha=alpha, guarantee=guarantee), file=sys.stderr)
+    elif threshold is not None:
+        rate = scorer.calibration.expected_rate_above(threshold)
+        print(f"threshold {threshold:g} without a guarantee: about {rate:.2%} false alarms expected", file=sys.stderr)
+    else:
+        print(scorer.metadata.certified, file=sys.stderr)
 
 
 def _show(summary: ScoreSummary) -> None:

@@ -65,5 +65,7 @@ def show(certificates: list[Certificate]) -> None:
         else:
             worst = max(values["score"]["max"], values["map"]["max"])
             print(f"{path}: parity {worst:.2g} (target {TARGET:g}, refused above {REFUSE:g}), no verdict flips")
+        if "guarantee_text" in values:
+            print(values["guarantee_text"])
         if "seam" in values:
             print(f"stitched map within {values['seam']:.2g} of the map without tiles (target {SEAM_TARGET:g})")

@@ -196,8 +196,7 @@ class CalibrationScores:
         Raises:
             CalibrationError: see `check_guarantee`.
         """
-        value = float(self.scores[self.position(alpha=alpha, guarantee=guarantee)])
-        return value * (1 + SCALE_MARGIN) if value > 0 else value + SCALE_MARGIN  # the margin of the scale
+        return _with_margin(float(self.scores[self.position(alpha=alpha, guarantee=guarantee)]))
 
     def raised_threshold(self, labelled: NDArray[Any], *, alpha: float, guarantee: GuaranteeKind) -> float:
         """Find the threshold on these scores and the scores of images that a person labelled good.
@@ -245,16 +244,53 @@ class CalibrationScores:
         """
         if self.num_groups < 2:
             return ()
-        tightest = tightest_alpha(self.num_groups, guarantee=guarantee)
-        points = []
-        for alpha in REPORTED_ALPHAS:
-            if alpha >= tightest * (1 - 1e-9):
-                stated = self.guarantee(alpha=alpha, guarantee=guarantee)
-                threshold = self.raised_threshold(
-                    np.zeros(0) if labelled is None else labelled, alpha=alpha, guarantee=guarantee
-                )
-                points.append(OperatingPoint(alpha, threshold, stated.expected_rate, stated.rate_bound))
-        return tuple(points)
+        tightest = tightest_alpha(self.num_groups, guarantee=guarantee) * (1 - 1e-9)
+        supported = (alpha for alpha in REPORTED_ALPHAS if alpha >= tightest)
+        return tuple(self.at(alpha, guarantee=guarantee, labelled=labelled) for alpha in supported)
+
+    def at(self, alpha: float, *, guarantee: GuaranteeKind, labelled: NDArray[Any] | None = None) -> OperatingPoint:
+        """Find the threshold of an alpha and its guarantee.
+
+        Args:
+            alpha: share of good parts that may be rejected.
+            guarantee: quantity bounded by alpha, see `rank_for`.
+            labelled: (m,) calibrated scores of images labelled good, see `raised_threshold`; None for no such images.
+
+        Raises:
+            CalibrationError: see `check_guarantee`.
+        """
+        stated = self.guarantee(alpha=alpha, guarantee=guarantee)
+        others = np.zeros(0) if labelled is None else labelled
+        threshold = self.raised_threshold(others, alpha=alpha, guarantee=guarantee)
+        return OperatingPoint(alpha, threshold, stated.expected_rate, stated.rate_bound)
+
+    def threshold_without(self, num_highest: int, *, alpha: float, guarantee: GuaranteeKind) -> float:
+        """Find the threshold without the highest scores, in calibrated units.
+
+        Where fewer part groups cannot support alpha, the highest remaining score is the threshold. With part groups the
+        masses of the remaining images stay as they are.
+
+        Args:
+            num_highest: number of the highest scores to leave out, fewer than n.
+            alpha: share of good parts that may be rejected.
+            guarantee: quantity bounded by alpha, see `rank_for`.
+        """
+        left = CalibrationScores(self.scores[: self.num_images - num_highest])
+        num_groups = int(self._cumulated[left.num_images]) if self._is_grouped else left.num_images
+        if num_groups < 2:
+            position = left.num_images - 1
+        else:
+            tightest = tightest_alpha(num_groups, guarantee=guarantee)
+            allowed = max(alpha, tightest)
+            if not self._is_grouped:
+                position = left.position(alpha=allowed, guarantee=guarantee)
+            elif guarantee == "bound":
+                position = left.num_images - 1 - (num_groups - rank_for(num_groups, alpha=allowed, guarantee=guarantee))
+            else:
+                needed = (float(self._cumulated[left.num_images]) + 1) * (1 - allowed) - 1e-9
+                found = int(np.searchsorted(self._cumulated[1:], needed, side="left"))
+                position = min(found, left.num_images - 1)
+        return _with_margin(float(left.scores[position]))
 
     def expected_rate_above(self, threshold: float) -> float:
         """Compute the expected share of good images above a threshold: (1 + sum over groups of the share above)/(K + 1)."""
@@ -277,6 +313,11 @@ class CalibrationScores:
             return ((1 + self.num_images - below) / (self.num_images + 1)).astype(np.float32)
         at_least = self.num_groups - self._cumulated[below]
         return ((1 + at_least) / (self.num_groups + 1)).astype(np.float32)
+
+
+def _with_margin(score: float) -> float:
+    """Widen a threshold by the margin of the scale."""
+    return score * (1 + SCALE_MARGIN) if score > 0 else score + SCALE_MARGIN
 
 
 def rank_scores(scores: NDArray[Any], *, group_sizes: Sequence[int] = ()) -> CalibrationScores:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.conformal.calibration import Guarantee, OperatingPoint
 from anomaly.data.folders import Sample, find_category
 from anomaly.errors import DataError, UsageError
 from anomaly.imaging.image_file import read_image, read_mask
@@ -24,6 +25,16 @@ from anomaly.system.progress import progress_bar
 
 THRESHOLD = 1.0
 """Calibrated score above which the verdict is `defect`"""
+
+
+@dataclass(frozen=True)
+class OperatingRates:
+    """False alarms and misses at the threshold of one alpha."""
+
+    point: OperatingPoint
+    """threshold and guarantee"""
+    rates: Rates
+    """counted on the labelled images"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,10 @@ class Evaluation:
     num_without_mask: int
     category: str | None = None
     """category that the model was fitted on; None where it is not known"""
+    guarantee: Guarantee | None = None
+    """guarantee of the model's own threshold; None where it is not known"""
+    operating_rates: tuple[OperatingRates, ...] = ()
+    """false alarms and misses at 1, 2 and 5 %, where the calibration supports them"""
 
     def to_dict(self) -> dict[str, Any]:
         """Figures as JSON values: estimates with 95 % intervals, counts, and rates by kind of defect."""
@@ -63,6 +78,17 @@ class Evaluation:
             "false_alarms": _rate(self.rates.false_alarms),
             "misses": _rate(self.rates.misses),
             "kinds": kinds,
+            "guarantee": None if self.guarantee is None else asdict(self.guarantee),
+            "rates": {
+                f"{at.point.alpha:g}": {
+                    "threshold": at.point.threshold,
+                    "expected_rate": at.point.expected_rate,
+                    "rate_bound": at.point.rate_bound,
+                    "false_alarms": _rate(at.rates.false_alarms),
+                    "misses": _rate(at.rates.misses),
+                }
+                for at in self.operating_rates
+            },
         }
 
 
@@ -107,10 +133,12 @@ def evaluate(
         scorer = fitted = TorchScorer(model)
         resize, white, category = fitted.resize, fitted.white, fitted.category
         tiling = fitted.description.tiling
+        certified, points = fitted.description.certified, fitted.description.operating_points
     else:
         scorer = exported = OnnxScorer(model, device=device, num_threads=0)
         metadata = exported.metadata
         resize, white, category, tiling = metadata.resize, metadata.white, metadata.category, metadata.tiling
+        certified, points = metadata.certified, metadata.operating_points
     evaluation = evaluate_samples(
         find_category(data).test,
         scorer=scorer,
@@ -120,8 +148,9 @@ def evaluate(
         max_pixels=max_pixels,
         batch_size=1 if tiling else batch_size,
         seed=seed,
+        operating_points=points,
     )
-    return replace(evaluation, category=category)
+    return replace(evaluation, category=category, guarantee=certified)
 
 
 def evaluate_samples(
@@ -134,6 +163,7 @@ def evaluate_samples(
     max_pixels: int,
     batch_size: int,
     seed: int,
+    operating_points: Sequence[OperatingPoint] = (),
 ) -> Evaluation:
     """Score labelled images and compute exact figures, with intervals over images and masks at their own size.
 
@@ -146,6 +176,7 @@ def evaluate_samples(
         max_pixels: largest width × height that is decoded.
         batch_size: images per inference, at least 1.
         seed: seed of the resampling for the intervals.
+        operating_points: further thresholds at which false alarms and misses are counted.
 
     Raises:
         DataError: a missing class, an image or mask that cannot be read, or a mask of another size than its image.
@@ -185,6 +216,10 @@ def evaluate_samples(
         pixel=pixel,
         rates=rates_at_threshold(scores, labels, threshold=threshold),
         num_without_mask=without_mask,
+        operating_rates=tuple(
+            OperatingRates(point, rates_at_threshold(scores, labels, threshold=point.threshold))
+            for point in operating_points
+        ),
     )
 
 
@@ -270,4 +305,9 @@ def summary(evaluation: Evaluation) -> str:
         ]
     lines.append(f"false alarms           {evaluation.rates.false_alarms}")
     lines.append(f"misses                 {evaluation.rates.misses}")
+    if evaluation.guarantee is not None:
+        lines.append(f"guarantee              {evaluation.guarantee}")
+    for at in evaluation.operating_rates:
+        name = f"at {at.point.alpha:.0%}, threshold {at.point.threshold:.3f}"
+        lines.append(f"{name:<22} false alarms {at.rates.false_alarms}; misses {at.rates.misses}")
     return "\n".join(lines)

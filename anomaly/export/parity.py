@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,8 @@ def compare_files(
         "fixed": fixed,
         "provider": exported.provider,
         "golden_tolerance": exported.metadata.golden.tolerance,
+        "guarantee_text": str(exported.metadata.certified),
+        "rates": [asdict(point) for point in exported.metadata.operating_points],
         "versions": versions() | {"onnxruntime_used": onnxruntime.__version__},
         "hardware": hardware(),
         "date": now(),

@@ -36,6 +36,7 @@ from anomaly.recalibration.calibration_set import (
 from anomaly.recalibration.label_report import label_report
 from anomaly.recalibration.labelled_images import NO_LABELS, LabelledImages
 from anomaly.recalibration.new_scale import (
+    MAX_DIFFERENCE,
     differences,
     file_scales,
     fit_new_scale,
@@ -47,9 +48,6 @@ from anomaly.recalibration.new_scale import (
 from anomaly.scoring.sources import Item
 from anomaly.system.files import atomic_write
 from anomaly.system.run_card import now, versions
-
-MAX_DIFFERENCE = 1e-3
-"""Largest allowed difference of the new file from the expected values, in calibrated units"""
 
 
 def write_calibrated(

@@ -17,6 +17,9 @@ from anomaly.inference.golden import Golden, golden_batch
 from anomaly.inference.scorer import score_bytes
 from anomaly.recalibration.calibration_set import CalibrationFit, Scales, Values, rescale
 
+MAX_DIFFERENCE = 1e-3
+"""Largest allowed difference of a new file from the expected values, in calibrated units"""
+
 
 @dataclass(frozen=True)
 class NewScale:

@@ -18,7 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from anomaly.conformal.calibration import GuaranteeKind
+from anomaly.conformal.calibration import Guarantee, GuaranteeKind, OperatingPoint
+from anomaly.conformal.outliers import Outliers, num_outliers
 from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError, OutputError, UsageError
 from anomaly.inference.artifact import Brightness, CalibrationRecord
@@ -28,6 +29,7 @@ from anomaly.samplers.base import Sampler
 from anomaly.system.argument_types import check_types
 from anomaly.system.files import TemporaryFolder, atomic_write, write_json
 from anomaly.system.suggestions import nearest
+from anomaly.training.race_record import Race, race_of
 
 STATE_FILE, DESCRIPTION_FILE, CARD_FILE = "detector.safetensors", "detector.json", "run.json"
 EXPORTS = ("model.onnx", "sampler.onnx", "*.certificate.json", "*.export.run.json", "*.verify.run.json")
@@ -78,6 +80,29 @@ class Description:
     """walk over large images; None where images are scored whole"""
     brightness: Brightness = "kept"
     """`levelled` where the graph brings each image to the training images' mean grey level"""
+    race: Race | None = None
+    """race that chose the detector; None for a detector by name"""
+
+    @property
+    def certified(self) -> Guarantee:
+        """Guarantee of the fitted threshold."""
+        return self.calibration.ranked().guarantee(alpha=self.alpha, guarantee=self.guarantee)
+
+    @property
+    def operating_points(self) -> tuple[OperatingPoint, ...]:
+        """Thresholds at 1, 2 and 5 %, those that the calibration supports."""
+        return self.calibration.ranked().operating_points(guarantee=self.guarantee)
+
+    @property
+    def outliers(self) -> Outliers | None:
+        """Calibration images with scores far above the rest, and the threshold without them; None without such images."""
+        ranked = self.calibration.ranked()
+        num = num_outliers(ranked.scores)
+        if not num or not self.calibration_scores:
+            return None
+        highest = np.argsort(self.calibration_scores, kind="stable")[::-1][:num]
+        threshold = ranked.threshold_without(num, alpha=self.alpha, guarantee=self.guarantee)
+        return Outliers(tuple(Path(self.calibration_images[n]).name for n in highest), threshold)
 
     @property
     def calibration_group_sizes(self) -> list[int]:
@@ -187,6 +212,8 @@ def load_fitted_model(folder: str | Path) -> FittedModel:
         values["calibration"] = CalibrationRecord(**values["calibration"])
         if values.get("tiling"):
             values["tiling"] = Tiling(**values["tiling"])
+        if values.get("race"):
+            values["race"] = race_of(values["race"])
         description = Description(**values)
         state = load_file(folder / STATE_FILE)
         options = dict(description.config)

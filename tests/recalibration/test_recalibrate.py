@@ -135,8 +135,8 @@ def refuse(model: Path, error: type[BaseException], message: str, good: Path, **
 
 
 def test_unsupported_alpha_leaves_the_file(model: Path, calibration_images: Path) -> None:
-    refuse(model, CalibrationError, "10 good images .* at least 99", calibration_images, alpha=0.01)
-    refuse(model, CalibrationError, "10 good images .* at least 29", calibration_images, alpha=0.1, guarantee="bound")
+    refuse(model, CalibrationError, "of 10 good parts .* at least 99", calibration_images, alpha=0.01)
+    refuse(model, CalibrationError, "of 10 good parts .* at least 29", calibration_images, alpha=0.1, guarantee="bound")
     refuse(model, CalibrationError, "between 0 and 1", calibration_images, alpha=1.5)
     refuse(model, CalibrationError, "at their median or below", calibration_images, alpha=0.7)
 

@@ -37,7 +37,10 @@ def run_card(session: ReviewSession, *, models: RunModels) -> dict[str, Any]:
                 "alpha": model.metadata.alpha,
                 "guarantee": model.metadata.guarantee,
                 "threshold": settings["threshold"],
+                "expected_rate": model.metadata.certified.expected_rate,
+                "basis": model.metadata.certified.basis,
                 "num_calibration": model.metadata.calibration.num_images,
+                "num_part_groups": model.metadata.certified.num_groups,
                 "calibration_date": model.metadata.calibration.date,
             }
             for model in models.all

@@ -19,11 +19,12 @@ export function drawModelCard(root, { name, version, card, notice }) {
 }
 
 /** Describe the guarantee of a model, and its threshold if it differs from the certified threshold. */
-export function guaranteeText({ alpha, guarantee, threshold }) {
+export function guaranteeText({ alpha, guarantee, threshold, basis }) {
   const share = `${(100 * alpha).toPrecision(2).replace(/\.?0+$/, "")} %`;
   const limit = `at most ${share} of good parts, ${guarantee === "bound" ? "with 95 % confidence" : "on average"}`;
   const other = threshold === 1 ? "" : element("small", {}, `Certified at the model's own threshold 1; the active threshold is ${formatNumber(threshold)}.`);
-  return element("span", {}, `certified ${limit}`, other);
+  const construction = basis ? element("small", {}, `Calibration: ${basis}.`) : "";
+  return element("span", {}, `certified ${basis?.includes("approximate") ? "approximately " : ""}${limit}`, construction, other);
 }
 
 /** Describe the calibration of a model. */
