@@ -86,7 +86,7 @@ def run_race(
             f"no candidate can be trained on these {len(samples)} images: {failed[0].candidate}: {failed[0].reason}"
         )
     by_name = {c.name: c for c in entrants.candidates if c.name in measured}
-    fusions = _fusions(by_name, measured)
+    fusions = _fusions(by_name, measured, parts=parts, job=job)
     everyone = by_name | fusions
     winner, reason, rows = rank(
         {name: measured[name] for name in everyone}, bases=drawn.bases, budget_ms=budget_ms, seed=job.seed
@@ -200,7 +200,9 @@ def measure_detector(model: Detector, good: Sequence[Image], drawn: Sequence[Ima
     )
 
 
-def _fusions(candidates: Mapping[str, Candidate], measured: dict[str, Measured]) -> dict[str, Candidate]:
+def _fusions(
+    candidates: Mapping[str, Candidate], measured: dict[str, Measured], *, parts: RaceSplit, job: TrainingJob
+) -> dict[str, Candidate]:
     """Fuse the best candidates of different families, two at a time; their outputs are added to `measured`."""
     best: dict[str, str] = {}
     value = {name: auroc(measured[name].good, measured[name].drawn) for name in candidates}
@@ -211,19 +213,27 @@ def _fusions(candidates: Mapping[str, Candidate], measured: dict[str, Measured])
     found = {}
     for pair in combinations(finalists, 2):
         name = f"fusion of {pair[0]} and {pair[1]}"
-        members = [candidates[one] for one in pair]
+        members = [
+            {
+                "detector": candidates[one].detector,
+                "options": options_for_images(
+                    candidates[one].detector,
+                    candidates[one].options,
+                    samples=parts.train,
+                    images=job.images,
+                    crops=False,
+                ),
+                "brightness": candidates[one].brightness,
+            }
+            for one in pair
+        ]
         scales = [[*spread_of(measured[one].good), *spread_of(measured[one].good_peak)] for one in pair]
         measured[name] = fuse([measured[one] for one in pair])
         found[name] = Candidate(
             name,
             "fusion",
-            {
-                "members": [
-                    {"detector": c.detector, "options": dict(c.options), "brightness": c.brightness} for c in members
-                ],
-                "scales": scales,
-            },
-            members[0].brightness,
+            {"members": members, "scales": scales},
+            job.brightness,
             "fusion",
         )
     return found
