@@ -93,6 +93,7 @@ def demo(
         The report.
     """
     card = RunCard("demo", config=dict(locals()))
+    check_request(detector, model, budget_ms=budget_ms, tiled=False)
     root = data if data is not None else _render_parts(out / "data", part=part, seed=seed)
     with card.timed("inspect"):
         inspection = inspect_verb.inspect(root, part_group=part_group, seed=seed, max_pixels=max_pixels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -24,6 +25,7 @@ from anomaly.system.files import TemporaryFolder, sha256_of, usable_path
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import now
 from anomaly.training.calibrate import cross_scores, left_out_scores
+from anomaly.training.choice import check_request, choose_job
 from anomaly.training.construction import CalibrationChoice, choose_construction, group_sizes, split_images
 from anomaly.training.fitted_model import EXPORTS, Description, FittedModel, detector_of, save
 from anomaly.training.loop import INTERRUPTED, Precision, TrainingDevice
@@ -36,7 +38,7 @@ def fit_model(
     data: str | Path,
     *,
     out: str | Path | None = None,
-    detector: str = "fastflow",
+    detector: str = "auto",
     options: Mapping[str, Any] | None = None,
     alpha: float | None = None,
     guarantee: GuaranteeKind = "expected",
@@ -54,13 +56,15 @@ def fit_model(
     windows: int | None = None,
     brightness: Brightness = "kept",
     calibration: CalibrationChoice = "auto",
+    budget_ms: float | None = None,
 ) -> FittedModel:
     """Train a detector or a sampler on good images, and calibrate it. Test images are never read.
 
     Args:
         data: category in a known layout, or plain folder of good images.
         out: folder for the fitted model; None keeps it in a temporary folder that exists as long as the result.
-        detector: registry name of a detector or a sampler, or package.module:Class.
+        detector: registry name of a detector or a sampler, package.module:Class, or `auto`: the winner of a race on the
+            good images (see `anomaly.training.race`).
         options: arguments of the constructor of the detector or sampler.
         alpha: largest share of good parts above the threshold; None is 0.01, or the tightest that the images support.
         guarantee: whether alpha bounds the expected share or its 95 % upper bound.
@@ -81,6 +85,7 @@ def fit_model(
         calibration: use of the images. `split` calibrates on a fifth of them, which do not train. `leave_one_out` trains
             and calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each
             without a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
+        budget_ms: largest permitted time in milliseconds to score an image on one core, for `auto`; None for any.
 
     Returns:
         The fitted model.
@@ -99,6 +104,8 @@ def fit_model(
         raise UsageError(f"max_pixels {max_pixels}: give 1 or more")
     if resume and out is None:
         raise UsageError("resume continues a fit in its folder: give that folder as `out`")
+    tiled = tile is not None or windows is not None
+    check_request(detector, options, budget_ms=budget_ms, tiled=tiled)
     temporary = TemporaryFolder() if out is None else None
     folder = _make_folder(usable_path(out, name="out") if out is not None else temporary.path)  # type: ignore[union-attr]
     category = find_category(usable_path(data, name="data"))
@@ -107,10 +114,9 @@ def fit_model(
         duplicates = duplicate_files([s.path for s in samples], max_pixels=max_pixels, progress=report)
     white = choose_white(white, samples, max_pixels=max_pixels)
     images = ImageReader(white=white, max_pixels=max_pixels, cache_gib=cache_gib)
-    tiled = tile is not None or windows is not None
     job = TrainingJob(
         name=detector,
-        options=options_for_images(detector, options or {}, samples=samples, images=images, crops=tiled),
+        options=options or {},
         images=images,
         seed=seed,
         precision=precision,
@@ -119,8 +125,11 @@ def fit_model(
         brightness=brightness,
         crops=tiled,
     )
-    model = job.build()
     part_groups = find_part_groups(samples, root=category.root, part_group=part_group, duplicates=duplicates)
+    job, race = choose_job(job, samples, part_groups, budget_ms=budget_ms)
+    seconds = {} if race is None else {"race": race.seconds}
+    job = replace(job, options=options_for_images(job.name, job.options, samples=samples, images=images, crops=tiled))
+    model = job.build()
     construction = choose_construction(calibration, model=model, category=category, tiled=tiled, guarantee=guarantee)
     parts = split_images(samples, category, part_groups, model=model, construction=construction, seed=seed)
     num_part_groups = len({part_groups[s.path] for s in parts.calibration_images})
@@ -131,10 +140,9 @@ def fit_model(
     if tiled:
         heights, widths = zip(*images.dataset(samples).sizes(), strict=True)
         tiling = choose_tiling(
-            model, tile=tile, windows=windows, smallest=(min(heights), min(widths)), roi=roi, brightness=brightness
+            model, tile=tile, windows=windows, smallest=(min(heights), min(widths)), roi=roi, brightness=job.brightness
         )
 
-    seconds: dict[str, float] = {}
     with _timed(seconds, "fit"):
         job.train(model, parts.train, out=folder, stopping=parts.stopping, resume=resume)
     scorer, scores, seam_difference = detector_of(model), np.zeros(0), None
@@ -154,7 +162,7 @@ def fit_model(
     order = np.argsort(scores, kind="stable")
     typical = parts.calibration_images[int(order[len(order) // 2]) if len(order) else 0]
     description = Description(
-        detector=detector,
+        detector=job.name,
         config=dict(model.hparams),
         provenance=model.provenance,
         category=category.name,
@@ -186,7 +194,8 @@ def fit_model(
         train_part_groups=_group_numbers([part_groups[s.path] for s in parts.train]),
         train_hashes=[sha256_of(s.path)[:HASH_LENGTH] for s in parts.train],
         tiling=tiling,
-        brightness=brightness,
+        brightness=job.brightness,
+        race=race,
     )
     stale = sorted({path for pattern in EXPORTS for path in folder.glob(pattern)})
     fitted = FittedModel(
