@@ -19,6 +19,8 @@ from sklearn.mixture import GaussianMixture
 from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 
+from anomaly.inference.core_set import core_set
+
 Method = Literal["one_class_svm", "nearest_neighbour", "gmm", "pca"]
 Matrix = NDArray[np.float64]
 MAX_ROWS = 2048
@@ -89,21 +91,36 @@ class SupportVectors(PatchModel):
 
 
 class Bank(PatchModel):
-    """Nearest neighbour: s = min_i |y - y_i|."""
+    """Nearest neighbour: s = min_i |y - y_i|.
+
+    Args:
+        size: number of rows of a greedy core set of the patches; None for all patches.
+    """
 
     rows: Tensor
+    patch: Tensor
+    """(M,) int64, number of each row among the patches of the fit"""
 
-    def __init__(self) -> None:
+    def __init__(self, *, size: int | None = None) -> None:
         super().__init__("rows", min_patches=1)
+        self._size = size
+        self.patch = torch.zeros(0, dtype=torch.int64)
 
     def fit(self, y: Matrix, *, seed: int) -> None:
-        """Store all patches."""
-        self._store(rows=y)
+        """Store the patches, or their core set."""
+        chosen = np.arange(len(y)) if self._size is None else core_set(y.astype(np.float32), self._size, seed=seed)
+        self.patch = torch.from_numpy(chosen)
+        self._store(rows=y[chosen])
 
     def forward(self, y: Tensor) -> Tensor:
         """Find the nearest row by |y_i|² - 2 y·y_i, then compute its distance from differences, which keeps all digits."""
+        return self.nearest(y, self.rows)
+
+    @staticmethod
+    def nearest(y: Tensor, stored: Tensor) -> Tensor:
+        """Distance of patches (P, d) to the nearest of the stored rows (M, d), (P,)."""
         distances = []
-        for rows in torch.split(self.rows, MAX_ROWS):
+        for rows in torch.split(stored, MAX_ROWS):
             nearest = ((rows * rows).sum(dim=1) - 2 * y @ rows.T).argmin(dim=1)
             distances.append((y - rows.index_select(0, nearest)).square().sum(dim=1))
         return torch.stack(distances, dim=1).amin(dim=1).sqrt()
@@ -160,12 +177,14 @@ class Subspace(PatchModel):
         return (centred - centred @ self.components.T @ self.components).square().sum(dim=1)
 
 
-def patch_model(method: Method, *, nu: float, num_gaussians: int, num_components: int) -> PatchModel:
+def patch_model(
+    method: Method, *, nu: float, num_gaussians: int, num_components: int, bank_size: int | None
+) -> PatchModel:
     """Build the model of a method; the options are those of `FrozenFeatures`."""
     if method == "one_class_svm":
         return SupportVectors(nu=nu)
     if method == "nearest_neighbour":
-        return Bank()
+        return Bank(size=bank_size)
     if method == "gmm":
         return Mixture(num_gaussians=num_gaussians)
     return Subspace(num_components=num_components)

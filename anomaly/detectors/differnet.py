@@ -36,15 +36,15 @@ from torch.nn import functional
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import UsageError
-from anomaly.nn.backbones import Backbone
+from anomaly.nn.backbones import Backbone, default_backbone
 from anomaly.nn.batch import Batch
 from anomaly.nn.coupling_1d import VectorFlow
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.input_gradient import InputGradient
 from anomaly.nn.optim import one_cycle_adam
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.score_pooling import Pooling, ScorePooling
 from anomaly.nn.rotation import equally_spaced, rotate
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 
 Augment = Literal["fixed", "random"]
 NUM_SCALES = 3
@@ -64,7 +64,8 @@ class DifferNet(Detector):
     Args:
         size: side of the network's square input at the largest scale in pixels, a multiple of 4.
         resize: resizing rule, `stretch` or `letterbox`.
-        backbone: name of a timm CNN, or torchvision's `alexnet` (in the paper) or `squeezenet1_1`.
+        backbone: name of a timm CNN, or torchvision's `alexnet` (in the paper) or `squeezenet1_1`; None is `resnet18`, or
+            `tf_efficientnet_lite0` where only its weights are installed.
         layers: feature level of the backbone, exactly one.
         weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
         num_rotations: number of equally spaced rotations in a score; 1 for aligned parts.
@@ -93,7 +94,7 @@ class DifferNet(Detector):
         *,
         size: int = 256,
         resize: Resize = "stretch",
-        backbone: str = "resnet18",
+        backbone: str | None = None,
         layers: Sequence[int] = (3,),
         weights: str = "pretrained",
         num_rotations: int = 4,
@@ -122,6 +123,7 @@ class DifferNet(Detector):
             raise UsageError(
                 f"num_rotations {num_rotations}, train_rotations {train_rotations}: use at least 1 for both"
             )
+        backbone, reason = default_backbone(backbone, "resnet18", weights=weights)
         network = Backbone(backbone, layers=layers, size=(size, size), weights=weights)
         super().__init__(
             preprocess=Preprocess(size=(size, size), resize=resize, mean=network.mean, std=network.std),
@@ -130,7 +132,7 @@ class DifferNet(Detector):
         )
         self.save_hyperparameters()
         self.backbone = network
-        self.provenance = network.provenance
+        self.provenance = network.provenance | reason
         self._network = InputGradient(network.network, size=(size // 4, size // 4))
         self.dim = NUM_SCALES * network.shapes[0][0]
         self.flow = VectorFlow(self.dim, num_steps=num_steps, hidden=hidden, clamp=3.0)
@@ -255,7 +257,7 @@ class DifferNet(Detector):
         return score, functional.conv2d(across, self.kernel.view(1, 1, -1, 1))[:, 0]
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Compute the map, the derivative of the loss over its typical value; the score is the mean of z² or pooled from it."""
+        """Compute the map, the derivative of the loss over its typical value, and the score, latent or pooled from the map."""
         latent, sensitivity = self._sensitivity(x)
         anomaly_map = self.inside_roi(sensitivity / self.typical)
         return Anomaly(latent if self.score == "latent" else self.pooled_score(anomaly_map), anomaly_map)

@@ -33,8 +33,8 @@ from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import PixelScale, check_window, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
-from anomaly.nn.score_pooling import Pooling, ScorePooling
 from anomaly.nn.residual_gan import Critic, Generator, Trunk, gradient_penalty
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 from anomaly.nn.similarity import GradientSimilarity
 
 CELL = 2

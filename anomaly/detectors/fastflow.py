@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly
-from anomaly.nn.backbones import Backbone
+from anomaly.nn.backbones import Backbone, default_backbone
 from anomaly.nn.batch import Batch
 from anomaly.nn.coupling_2d import ConvCoupling
 from anomaly.nn.feature_cache import FeatureCache
@@ -86,9 +86,11 @@ class FastFlow(Detector):
     Args:
         size: height and width of the network's input in pixels.
         resize: resizing rule, `stretch` or `letterbox`.
-        backbone: timm model name; `resnet18`, `wide_resnet50_2`, `deit_base_distilled_patch16_384` (size 384, layers 7) and
+        backbone: timm model name; None is `resnet18`, or `tf_efficientnet_lite0` where only its weights are installed.
+            `resnet18`, `wide_resnet50_2`, `deit_base_distilled_patch16_384` (size 384, layers 7) and
             `cait_m48_448` (size 448, layers 40) in the paper.
         layers: feature levels of the backbone: one per stride for CNNs, block numbers for ViTs.
+        margin: width in pixels of the reflected surroundings of the image, a multiple of the coarsest level's stride.
         weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
         num_steps: number of couplings per level; 8 for ResNets and 20 for ViTs in the paper.
         hidden_ratio: hidden channels of a coupling per input channel; 1.0 for ResNets and 0.16 for ViTs in the paper.
@@ -107,9 +109,10 @@ class FastFlow(Detector):
         *,
         size: int = 256,
         resize: Resize = "stretch",
-        backbone: str = "resnet18",
+        backbone: str | None = None,
         layers: Sequence[int] = (1, 2, 3),
         weights: str = "pretrained",
+        margin: int = 0,
         num_steps: int = 8,
         hidden_ratio: float = 1.0,
         conv3x3_only: bool = True,
@@ -121,7 +124,8 @@ class FastFlow(Detector):
         batch_size: int = 8,
         cache_gib: float = 4.0,
     ) -> None:
-        network = Backbone(backbone, layers=layers, size=(size, size), weights=weights)
+        backbone, reason = default_backbone(backbone, "resnet18", weights=weights)
+        network = Backbone(backbone, layers=layers, size=(size, size), weights=weights, margin=margin)
         super().__init__(
             preprocess=Preprocess(size=(size, size), resize=resize, mean=network.mean, std=network.std),
             epochs=epochs,
@@ -136,7 +140,7 @@ class FastFlow(Detector):
         finest = max(height for _, height, _ in network.shapes)
         self.pooling = ScorePooling(pooling, top=top, cell=size // finest)
         self.backbone = network
-        self.provenance = network.provenance
+        self.provenance = network.provenance | reason
         self.flows = nn.ModuleList(
             Flow2d(
                 shape,

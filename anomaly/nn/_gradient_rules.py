@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +19,8 @@ from anomaly.errors import UsageError
 Pullback = Callable[[Tensor], tuple[Tensor, ...]]
 Rule = Callable[..., tuple[Tensor, Pullback]]
 KNOWN = (
-    "resnet18, wide_resnet50_2, mobilenetv2_100, mobilenetv3_large_100, efficientnet_b0, vgg16, alexnet, squeezenet1_1"
+    "resnet18, wide_resnet50_2, mobilenetv2_100, mobilenetv3_large_100, efficientnet_b0,"
+    " tf_efficientnet_lite0, vgg16, alexnet, squeezenet1_1"
 )
 """Names of supported backbones"""
 CORNER = 1e5
@@ -60,6 +61,27 @@ def _conv(inputs: list[Tensor], module: nn.Conv2d) -> tuple[Tensor, Pullback]:
 
     def pullback(g: Tensor) -> tuple[Tensor, ...]:
         return (functional.conv_transpose2d(g, module.weight, None, stride, padding, unused, module.groups, dilation),)
+
+    return y, pullback
+
+
+def _conv_same(inputs: list[Tensor], module: Conv2dSame) -> tuple[Tensor, Pullback]:
+    """Convolution with TensorFlow's padding, which can be wider at the end of an axis."""
+    (x,) = inputs
+    before, after = [], []
+    for d in (0, 1):
+        length, stride = x.shape[d + 2], module.stride[d]
+        reach = module.dilation[d] * (module.kernel_size[d] - 1) + 1
+        missing = max(0, (-(-length // stride) - 1) * stride + reach - length)
+        before.append(missing // 2)
+        after.append(missing - missing // 2)
+    padded = functional.pad(x, (before[1], after[1], before[0], after[0]))
+    y, back = _conv([padded], module)
+
+    def pullback(g: Tensor) -> tuple[Tensor, ...]:
+        (share,) = back(g)
+        rows, columns = (slice(before[d], before[d] + x.shape[d + 2]) for d in (0, 1))
+        return (share[:, :, rows, columns],)
 
     return y, pullback
 
@@ -231,6 +253,7 @@ def _same(inputs: list[Tensor], *_: object) -> tuple[Tensor, Pullback]:
 
 MODULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
+    Conv2dSame: _conv_same,
     nn.BatchNorm2d: _batch_norm,
     BatchNormAct2d: _batch_norm_act,
     nn.ReLU: _relu,

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anomaly.errors import UsageError, WeightsError
 from anomaly.nn import packaged_weights as packaged
@@ -27,6 +28,10 @@ from anomaly.system.files import sha256_of
 WEIGHTS_FOLDER_VARIABLE = "ANOMALY_WEIGHTS"
 FROM_TORCHVISION = ("alexnet", "squeezenet1_1")
 """Networks of torchvision without a timm version; their convolutional part is the only feature level"""
+
+
+FALLBACK = "tf_efficientnet_lite0"
+"""Backbone whose weights an installed package brings, for detectors whose default backbone is not available"""
 
 
 class _NormedMaps(FeatureGetterNet):  # type: ignore[misc]
@@ -58,13 +63,17 @@ class Backbone(nn.Module):
         weights: source of the weights: `pretrained`, `none` (random weights), or the path of a `.safetensors` file or of a
             folder of such files. `pretrained` tries the folder `ANOMALY_WEIGHTS`, an installed
             package (see `packaged_weights`), timm's cache, and a download.
+        margin: width in pixels of reflected surroundings, a multiple of the coarsest level's stride. The maps are cut back
+            to the image. So fewer of their values come from the zeros with which the network pads.
 
     Raises:
-        UsageError: unknown name, or a layer that the network does not have.
+        UsageError: unknown name, a layer that the network does not have, or an invalid margin.
         WeightsError: weights not found, or not matching the network.
     """
 
-    def __init__(self, name: str, *, layers: Sequence[int], size: tuple[int, int], weights: str) -> None:
+    def __init__(
+        self, name: str, *, layers: Sequence[int], size: tuple[int, int], weights: str, margin: int = 0
+    ) -> None:
         super().__init__()
         self.is_transformer = name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
         """Whether the maps come from transformer blocks, after the network's last norm (as in the FastFlow paper)"""
@@ -79,6 +88,10 @@ class Backbone(nn.Module):
         with torch.no_grad():
             maps = self.network(torch.zeros(1, 3, *size))
         self.shapes: list[tuple[int, int, int]] = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
+        self.margin = margin
+        self._cuts = [margin * height // size[0] for _, height, _ in self.shapes]
+        if margin:
+            _check_margin(self, size=size)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch-norm statistics are part of the frozen network."""
@@ -95,8 +108,18 @@ class Backbone(nn.Module):
         Returns:
             One map (N, C, h_i, w_i) per level; `shapes` holds their shapes (C, h_i, w_i).
         """
-        maps: list[Tensor] = self.network(x)
-        return maps
+        if not self.margin:
+            return list(self.network(x))
+        maps = self.network(functional.pad(x, (self.margin,) * 4, mode="reflect"))
+        return [m[:, :, cut:-cut, cut:-cut] for m, cut in zip(maps, self._cuts, strict=True)]
+
+
+def _check_margin(network: Backbone, *, size: tuple[int, int]) -> None:
+    stride = size[0] // min(height for _, height, _ in network.shapes)
+    if network.is_transformer or not 0 < network.margin < min(size) or network.margin % stride:
+        raise UsageError(
+            f"margin {network.margin}: give a multiple of {stride} below {min(size)}, with a convolutional backbone, or 0"
+        )
 
 
 def _build(name: str, *, layers: tuple[int, ...], size: tuple[int, int], transformer: bool) -> nn.Module:
@@ -115,6 +138,24 @@ def _build(name: str, *, layers: tuple[int, ...], size: tuple[int, int], transfo
     except (IndexError, AssertionError, ValueError, TypeError) as error:
         raise UsageError(f"backbone {name!r} has no feature levels {layers}: {error}") from error
     return network
+
+
+def default_backbone(name: str | None, default: str, *, weights: str) -> tuple[str, dict[str, str]]:
+    """Choose a backbone where none is given: the default, or the one of the packaged weights if only these are installed.
+
+    Args:
+        name: requested backbone; None for none.
+        default: default backbone of the detector.
+        weights: source of the weights, as in `Backbone`.
+
+    Returns:
+        The backbone, and the reason as an entry of `provenance`; empty for the requested one and for the default.
+    """
+    if name is not None:
+        return name, {}
+    if weights != "pretrained" or available_weights(default) or not available_weights(FALLBACK):
+        return default, {}
+    return FALLBACK, {"choice": f"{FALLBACK}: the weights of {default} are not installed"}
 
 
 def available_weights(name: str) -> str | None:

@@ -3,8 +3,8 @@
 A maximum depends on one cell: one odd cell on one good image sets the threshold. The mean of the largest cells depends on
 more of them. J. Guo et al., "Dinomaly", 2025, arXiv 2405.14325, score by the mean of the largest 1 % of the map.
 
-Notation: a -> map, (N, h, w); c -> its cells, means over squares of `cell` values, (N, h', w'); c3 -> mean of c over 3×3 cells;
-n -> number of cells inside the region of interest; k -> round(top · n), at least 1; s -> score, the mean of the k largest c3.
+Notation: a -> map, (N, h, w); c -> its cells, means over squares of `cell` values; c3 -> mean of c over 3×3 cells;
+n -> number of cells inside the region of interest; k -> round(top · n), at least 1; s -> mean of the k largest c3.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ScorePooling:
         # values outside count neither in a cell nor in the mean over 3×3 cells
         total = smoothed(_cells(torch.where(inside, anomaly_map, 0.0), self.cell), window=3)
         mean = total / smoothed(weight, window=3).clamp(min=1e-6)
-        return largest_mean(mean, top=self.top, inside=weight[0] > 0.5 * weight.amax())
+        return largest_mean(mean, top=self.top, inside=(weight > 0.5 * weight.amax(dim=(1, 2), keepdim=True))[0])
 
 
 def largest_mean(cells: Tensor, *, top: float, inside: Tensor | None = None) -> Tensor:

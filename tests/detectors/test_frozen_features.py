@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from anomaly.detectors._patch_models import Bank, Matrix, Method, Mixture, PatchModel, Subspace, SupportVectors
-from anomaly.detectors.frozen_features import FrozenFeatures
+from anomaly.detectors.frozen_features import FrozenFeatures, _numbers
 from anomaly.errors import UsageError
 from anomaly.export.model_file import export_model
 from anomaly.export.parity import verify
@@ -109,7 +109,11 @@ def test_contract(method: Method) -> None:
 def test_fitted_model_restores_scores(method: Method, category: Path, tmp_path: Path) -> None:
     options = TINY | {"method": method} | BY_METHOD[method]
     run = fit_model(
-        category, out=tmp_path, detector="anomaly.detectors.frozen_features:FrozenFeatures", options=options
+        category,
+        out=tmp_path,
+        detector="anomaly.detectors.frozen_features:FrozenFeatures",
+        options=options,
+        calibration="split",
     ).folder
     fitted = load_fitted_model(run)
     detector, description = fitted.detector, fitted.description
@@ -215,11 +219,103 @@ def test_resumed_training_uses_each_image_once(after_batch: int, tmp_path: Path)
         ({"dimensions": 500}, "dimensions 500: the features have 192"),
         ({"method": "pca", "num_components": 192}, "num_components 192: .* 192 dimensions"),
         ({"method": "pca", "dimensions": 8}, "num_components 16: .* 8 dimensions"),
+        ({"neighbourhood": 2}, "neighbourhood 2: give an odd number of cells"),
+        ({"method": "gmm", "bank_size": 50}, "bank_size 50: .* only with method nearest_neighbour"),
+        ({"exact": True, "bank_size": 50}, "bank_size 50: .* without exact"),
+        ({"method": "gmm", "exact": True}, "exact with method gmm: only nearest_neighbour"),
+        ({"margin": 12}, "margin 12: give a multiple of 8 below 64"),
+        ({"top": 0.0}, "top 0.0: give a share"),
     ],
 )
 def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         FrozenFeatures(**(TINY | options))
+
+
+@torch.no_grad()
+def test_leaving_an_image_out_equals_a_bank_of_the_others() -> None:
+    image = draw_parts(6, seed=0)
+    detector = build("nearest_neighbour", num_patches=10_000, smooth=1)
+    with torch.enable_grad():
+        train_on(detector, image)
+    x = detector.preprocess(image[:1])
+    assert detector.anomaly(x).score < 1e-3
+    y, shape = detector._embedded(x)
+    others, _ = detector._embedded(detector.preprocess(image[1:]))
+    expected = detector._pooled(torch.cdist(y, others).amin(dim=1).view(shape), x)
+    assert torch.allclose(detector.anomaly_without(x, [_number(detector, 0)]).score, expected.score, rtol=1e-3)
+    assert torch.equal(detector.anomaly_without(x, []).anomaly_map, detector.anomaly(x).anomaly_map)
+    with pytest.raises(UsageError, match="all rows belong to the left-out images"):
+        detector.anomaly_without(x, range(6))
+
+
+def _number(detector: FrozenFeatures, at: int) -> int:
+    """Number of the training image that gave the rows at distance zero to image `at`."""
+    assert isinstance(detector.model, Bank)
+    y, _ = detector._embedded(detector.preprocess(draw_parts(6, seed=0)[at : at + 1]))
+    row = int(torch.cdist(y[:1], detector.model.rows).argmin())
+    return int(detector.image[row])
+
+
+def test_image_numbers_follow_the_order_of_paths() -> None:
+    assert _numbers(["b/10.png", "a/2.png", "b/1.png"]).tolist() == [2, 0, 1]
+
+
+def test_core_set_keeps_the_image_of_each_row() -> None:
+    detector = build("nearest_neighbour", num_patches=10_000, bank_size=50)
+    train_on(detector, draw_parts(6, seed=0))
+    assert isinstance(detector.model, Bank)
+    assert len(detector.model.rows) == len(detector.image) == 50
+    assert len(set(detector.image.tolist())) > 1
+
+
+@torch.no_grad()
+def test_rows_of_an_exact_bank_do_not_depend_on_the_other_images() -> None:
+    image = draw_parts(8, seed=0)
+    rows = []
+    for last in (image[7:], 255 - image[7:]):
+        detector = build("nearest_neighbour", exact=True, num_patches=80)
+        with torch.enable_grad():
+            train_on(detector, torch.cat((image[:7], last)))
+        assert isinstance(detector.model, Bank)
+        assert detector.leave_one_out_is_exact
+        assert detector.image.bincount().tolist() == [10] * 8
+        last_number = int(detector.image[-1])
+        rows.append(detector.model.rows[detector.image != last_number])
+    assert torch.equal(rows[0], rows[1])
+    assert not build("nearest_neighbour").leave_one_out_is_exact
+
+
+def test_other_methods_cannot_leave_an_image_out() -> None:
+    detector = build("pca")
+    assert not detector.supports_leave_one_out
+    with pytest.raises(UsageError, match="cannot leave one out"):
+        detector.anomaly_without(torch.zeros(1, 3, 64, 64), [0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"neighbourhood": 1}, {"count_padding": True}, {"margin": 16}])
+def test_options_of_the_neighbourhood_change_border_patches(options: dict[str, Any]) -> None:
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    one, other = build("nearest_neighbour")._patches(x), build("nearest_neighbour", **options)._patches(x)
+    assert one.shape == other.shape
+    assert not torch.allclose(one[:, 0], other[:, 0], atol=1e-3)
+    if "count_padding" in options:
+        assert torch.allclose(one[:, 4:-4, 4:-4], other[:, 4:-4, 4:-4], atol=1e-5)
+
+
+def test_top_pooling_scores_patches_inside_the_region() -> None:
+    detector = build("nearest_neighbour", pooling="top", top=0.1)
+    mask = torch.zeros(72, 88, dtype=torch.bool)
+    mask[18:54, 22:66] = True
+    detector.preprocess.set_roi(mask)
+    train_on(detector, draw_parts(4, seed=0))
+    with torch.no_grad():
+        image = draw_parts(5, seed=0)[4:]
+        y, shape = detector._embedded(detector.preprocess(image))
+        scores = detector.model(y).view(shape)
+        expected = detector.pooling(scores, inside=detector._inside())
+        assert torch.equal(detector.anomaly(detector.preprocess(image)).score, expected)
 
 
 def test_too_few_patches_raise() -> None:

