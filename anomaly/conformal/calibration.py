@@ -11,7 +11,7 @@ independent scores, whose distribution is Beta(K + 1 - k, k). This holds for any
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -264,33 +264,30 @@ class CalibrationScores:
         threshold = self.raised_threshold(others, alpha=alpha, guarantee=guarantee)
         return OperatingPoint(alpha, threshold, stated.expected_rate, stated.rate_bound)
 
-    def threshold_without(self, num_highest: int, *, alpha: float, guarantee: GuaranteeKind) -> float:
-        """Find the threshold without the highest scores, in calibrated units.
+    def threshold_without(self, positions: Collection[int], *, alpha: float, guarantee: GuaranteeKind) -> float:
+        """Find the threshold without some of the scores, in calibrated units.
 
-        Where fewer part groups cannot support alpha, the highest remaining score is the threshold. With part groups the
-        masses of the remaining images stay as they are.
+        Where the remaining part groups cannot support alpha, the tightest alpha that they support counts. The masses of the
+        other images of a group stay as they are.
 
         Args:
-            num_highest: number of the highest scores to leave out, fewer than n.
+            positions: indices of the scores to leave out, fewer than n.
             alpha: share of good parts that may be rejected.
             guarantee: quantity bounded by alpha, see `rank_for`.
         """
-        left = CalibrationScores(self.scores[: self.num_images - num_highest])
-        num_groups = int(self._cumulated[left.num_images]) if self._is_grouped else left.num_images
-        if num_groups < 2:
-            position = left.num_images - 1
-        else:
-            tightest = tightest_alpha(num_groups, guarantee=guarantee)
-            allowed = max(alpha, tightest)
-            if not self._is_grouped:
-                position = left.position(alpha=allowed, guarantee=guarantee)
-            elif guarantee == "bound":
-                position = left.num_images - 1 - (num_groups - rank_for(num_groups, alpha=allowed, guarantee=guarantee))
+        kept = np.delete(np.arange(self.num_images), list(positions))
+        shares = np.diff(self._cumulated)[kept]
+        num_groups = int(shares.sum() + 1e-9)
+        position = len(kept) - 1
+        if num_groups >= 2:
+            allowed = max(alpha, tightest_alpha(num_groups, guarantee=guarantee))
+            rank = rank_for(num_groups, alpha=allowed, guarantee=guarantee)
+            if not self._is_grouped or guarantee == "bound":
+                position -= num_groups - rank
             else:
-                needed = (float(self._cumulated[left.num_images]) + 1) * (1 - allowed) - 1e-9
-                found = int(np.searchsorted(self._cumulated[1:], needed, side="left"))
-                position = min(found, left.num_images - 1)
-        return _with_margin(float(left.scores[position]))
+                needed = (float(shares.sum()) + 1) * (1 - allowed) - 1e-9
+                position = min(position, int(np.searchsorted(np.cumsum(shares), needed, side="left")))
+        return _with_margin(float(self.scores[kept[position]]))
 
     def expected_rate_above(self, threshold: float) -> float:
         """Compute the expected share of good images above a threshold: (1 + sum over groups of the share above)/(K + 1)."""

@@ -137,7 +137,8 @@ def write_calibrated(
     outliers = None
     if num := num_outliers(ranked.scores) if paths else 0:
         highest = np.argsort(expected["score"][: len(paths)], kind="stable")[::-1][:num]
-        without = record.ranked().threshold_without(num, alpha=alpha, guarantee=guarantee)
+        positions = range(ranked.num_images - num, ranked.num_images)
+        without = record.ranked().threshold_without(positions, alpha=alpha, guarantee=guarantee)
         outliers = Outliers(tuple(Path(paths[n]).name for n in highest), without)
     points = record.ranked().operating_points(guarantee=guarantee, labelled=labelled_scores)
     metadata = dataclasses.replace(

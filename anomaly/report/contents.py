@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Guarantee, fit_scale, guarantee_for, tightest_alpha
+from anomaly.conformal.calibration import Guarantee, OperatingPoint
 from anomaly.data.folders import Sample
 from anomaly.data.inspection import Inspection
 from anomaly.evaluation.detectability import DrawnDefect, detection_rates
-from anomaly.evaluation.evaluate import THRESHOLD, Evaluation, score_samples
+from anomaly.evaluation.evaluate import THRESHOLD, Evaluation
 from anomaly.imaging.image_file import read_image
 from anomaly.imaging.overlay import enlarge_map, overlay
+from anomaly.inference.bank import calibration_scorers
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.metrics import roc_curve
+from anomaly.metrics import Rate, rates_at_threshold, roc_curve
+from anomaly.report.defect_sizes import defect_sizes
 from anomaly.report.page import PRO_MAX_FPR
 from anomaly.report.pictures import reduce_picture
 from anomaly.report.values import (
@@ -25,6 +27,7 @@ from anomaly.report.values import (
     Influence,
     LabelledResults,
     Metric,
+    OperatingResult,
     Parity,
     ScoredImage,
     Training,
@@ -69,12 +72,36 @@ def training_of(
         findings=tuple(finding.text for finding in inspection.findings),
         config=description.config,
         seconds=dict(seconds),
+        race=description.race,
     )
 
 
 def guarantee_of(description: Description) -> Guarantee:
     """State the guarantee of a fitted model."""
-    return guarantee_for(description.calibration.num_images, alpha=description.alpha, guarantee=description.guarantee)
+    return description.certified
+
+
+def operating_results(
+    points: Sequence[OperatingPoint], *, evaluation: Evaluation | None, drawn: Sequence[DrawnDefect]
+) -> tuple[OperatingResult, ...]:
+    """Count false alarms and misses at several thresholds.
+
+    Args:
+        points: thresholds with their guarantees.
+        evaluation: labelled images; None without any.
+        drawn: result of `draw_and_score`.
+    """
+    drawn_scores = np.array([defect.score for defect in drawn])
+    found = []
+    for point in points:
+        false_alarms, misses = Rate(0, 0), Rate(0, 0)
+        if evaluation is not None:
+            labels = np.array([sample.label for sample in evaluation.samples])
+            counted = rates_at_threshold(evaluation.scores, labels, threshold=point.threshold)
+            false_alarms, misses = counted.false_alarms, counted.misses
+        missed = Rate(int((drawn_scores <= point.threshold).sum()), len(drawn_scores))
+        found.append(OperatingResult(point, false_alarms, misses, missed))
+    return tuple(found)
 
 
 def parity_of(certificate: Mapping[str, Any]) -> Parity:
@@ -106,22 +133,28 @@ def provenance_of(scorer: OnnxScorer, *, hardware: Mapping[str, Any]) -> dict[st
 
 
 def influential(
-    calibration_images: Sequence[Sample], description: Description, scorer: OnnxScorer, *, batch_size: int
+    calibration_images: Sequence[Sample], description: Description, scorer: OnnxScorer
 ) -> tuple[Influence, ...]:
-    """Find the highest-scoring calibration images, and the change of the threshold without each of them."""
-    scores, maps, _ = score_samples(
-        calibration_images,
-        scorer=scorer,
-        white=description.white,
-        max_pixels=description.max_pixels,
-        batch_size=batch_size,
-    )
-    alpha = max(description.alpha, tightest_alpha(len(scores) - 1, guarantee=description.guarantee))
+    """Find the highest-scoring calibration images, and the change of the threshold without each of them.
+
+    Args:
+        calibration_images: calibration images of the fitted model, in its order.
+        description: description of the fitted model, with their calibration scores.
+        scorer: exported model, for the maps.
+    """
+    scores, ranked = np.array(description.calibration_scores), description.calibration.ranked()
+    highest = [int(n) for n in np.argsort(scores, kind="stable")[::-1][:NUM_INFLUENTIAL]]
     found = []
-    for n in np.argsort(-scores)[:NUM_INFLUENTIAL]:
-        scale = fit_scale(np.delete(scores, n), alpha=alpha, guarantee=description.guarantee)
-        picture = _picture(calibration_images[n], maps[n], float(scores[n]), scorer, max_pixels=description.max_pixels)
-        found.append(Influence(picture, scale.offset + scale.scale - 1))
+    for rank, (n, own) in enumerate(zip(highest, calibration_scorers(scorer, highest), strict=True), start=1):
+        threshold = ranked.threshold_without(
+            [ranked.num_images - rank], alpha=description.alpha, guarantee=description.guarantee
+        )
+        image = read_image(calibration_images[n].path, white=description.white, max_pixels=description.max_pixels)
+        anomaly_map = own.score(image[None]).anomaly_map[0]
+        picture = _picture(
+            calibration_images[n], anomaly_map, float(scores[n]), scorer, max_pixels=description.max_pixels
+        )
+        found.append(Influence(picture, threshold - 1))
     return tuple(found)
 
 
@@ -163,6 +196,12 @@ def labelled(evaluation: Evaluation | None, scorer: OnnxScorer, *, max_pixels: i
         pro=pro,
         misses=pictures(misses[np.argsort(scores[misses])][:NUM_PICTURES]),
         false_alarms=pictures(alarms[np.argsort(-scores[alarms])][:NUM_PICTURES]),
+        defect_sizes=defect_sizes(
+            [s for s in samples if s.label],
+            scores[labels] > THRESHOLD,
+            white=scorer.metadata.white,
+            max_pixels=max_pixels,
+        ),
     )
 
 

@@ -73,7 +73,7 @@ def write_report(path: str | Path, report: Report) -> None:
         false_alarms=false_alarms,
         misses=misses,
         curves=_curves(labelled, false_alarms=false_alarms, misses=misses) if labelled else [],
-        tighter=tighter_guarantees(report.guarantee.num_images),
+        tighter=tighter_guarantees(report.guarantee),
         detection_tables=detection_tables(report.detection_rates),
         reliable_share=RELIABLE_SHARE,
         example_rate=Rate(math.ceil(RELIABLE_SHARE * num_drawn), num_drawn),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from anomaly.conformal.calibration import GuaranteeKind, images_needed
+from anomaly.conformal.calibration import Guarantee, GuaranteeKind, images_needed
 from anomaly.data.splits import CALIBRATION_SHARE
 from anomaly.errors import DataError
 from anomaly.metrics import Rate
@@ -44,11 +44,11 @@ class TighterGuarantee:
     alpha: float
     guarantee: GuaranteeKind
     num_calibration: int
-    """calibration images in total"""
+    """calibration images of different parts, in total"""
     num_more: int
-    """further calibration images"""
+    """further calibration images of different parts"""
     num_images: int
-    """good images in total, training images included"""
+    """good images of different parts in total, training images included"""
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,20 @@ def rejected_rate(scores: Scores) -> Rate:
     return Rate(int((scores > 1).sum()), len(scores))
 
 
-def tighter_guarantees(num_calibration: int) -> tuple[TighterGuarantee, ...]:
-    """List the guarantees of `ALPHAS` that `num_calibration` images cannot support, with the images that they need."""
-    guarantees: tuple[GuaranteeKind, ...] = ("expected", "bound")
+def tighter_guarantees(stated: Guarantee) -> tuple[TighterGuarantee, ...]:
+    """List the guarantees of `ALPHAS` that the calibration cannot support, with the images that they need.
+
+    Every image counts as a part group. Only a split calibration has a 95 % bound; otherwise all images calibrate.
+    """
+    is_split = stated.construction == "split"
+    guarantees: tuple[GuaranteeKind, ...] = ("expected", "bound") if is_split else ("expected",)
     rows = []
     for alpha in ALPHAS:
         for guarantee in guarantees:
             needed = images_needed(alpha, guarantee=guarantee)
-            if needed > num_calibration:
-                in_total = math.ceil(needed / CALIBRATION_SHARE - 1e-9)
-                rows.append(TighterGuarantee(alpha, guarantee, needed, needed - num_calibration, in_total))
+            if needed > stated.num_groups:
+                in_total = math.ceil(needed / CALIBRATION_SHARE - 1e-9) if is_split else needed
+                rows.append(TighterGuarantee(alpha, guarantee, needed, needed - stated.num_groups, in_total))
     return tuple(rows)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Guarantee
+from anomaly.conformal.calibration import Guarantee, OperatingPoint
+from anomaly.conformal.outliers import Outliers
 from anomaly.metrics import Estimate, Rate
+from anomaly.training.race_record import Race
 
 Image = NDArray[np.uint8]
 Scores = NDArray[np.floating[Any]]
@@ -36,6 +38,8 @@ class Training:
     config: Mapping[str, object]
     seconds: Mapping[str, float]
     """step -> duration"""
+    race: Race | None = None
+    """race that chose the detector; None for a detector by name"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,20 @@ class ScoredImage:
     kind: str
     """`good`, or the kind of defect"""
     score: float
+
+
+@dataclass(frozen=True)
+class OperatingResult:
+    """Threshold of one alpha with its results; a rate of 0 trials was not measured."""
+
+    point: OperatingPoint
+    """threshold and guarantee"""
+    false_alarms: Rate
+    """good test images that are rejected"""
+    misses: Rate
+    """defective test images that are accepted"""
+    drawn_misses: Rate
+    """drawn defects that are accepted"""
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,27 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class DefectSizes:
+    """Size and contrast of the labelled defects with a mask, of the missed or of the detected ones."""
+
+    detected: bool
+    sizes: Scores
+    """(n,) longest extent over the shorter side of the image"""
+    contrasts: Scores
+    """(n,) largest difference of grey level from the surroundings, 0 to 255"""
+
+    @property
+    def median_size(self) -> float:
+        """Median of the sizes."""
+        return float(np.median(self.sizes))
+
+    @property
+    def median_contrast(self) -> float:
+        """Median of the contrasts."""
+        return float(np.median(self.contrasts))
+
+
+@dataclass(frozen=True)
 class LabelledResults:
     """Results on labelled test images; the verdict is score > 1."""
 
@@ -91,6 +130,8 @@ class LabelledResults:
     """missed defects, lowest score first"""
     false_alarms: tuple[ScoredImage, ...]
     """rejected good images, highest score first"""
+    defect_sizes: tuple[DefectSizes, ...] = ()
+    """the missed and the detected defects; empty without masks"""
 
 
 @dataclass(frozen=True)
@@ -160,3 +201,7 @@ class Report:
     speed: tuple[Speed, ...]
     parity: Parity | None
     provenance: Mapping[str, str]
+    operating: tuple[OperatingResult, ...] = ()
+    """results at 1, 2 and 5 %, where the calibration supports them"""
+    outliers: Outliers | None = None
+    """calibration images with scores far above the rest; None without such images"""

@@ -101,7 +101,8 @@ class Description:
         if not num or not self.calibration_scores:
             return None
         highest = np.argsort(self.calibration_scores, kind="stable")[::-1][:num]
-        threshold = ranked.threshold_without(num, alpha=self.alpha, guarantee=self.guarantee)
+        positions = range(ranked.num_images - num, ranked.num_images)
+        threshold = ranked.threshold_without(positions, alpha=self.alpha, guarantee=self.guarantee)
         return Outliers(tuple(Path(self.calibration_images[n]).name for n in highest), threshold)
 
     @property

@@ -54,7 +54,7 @@ def test_synthetic_pictures_carry_their_label() -> None:
 
 
 def test_tighter_guarantees_need_the_images_of_the_calibration() -> None:
-    rows = tighter_guarantees(60)
+    rows = tighter_guarantees(guarantee_for(60, alpha=0.1, guarantee="expected"))
     assert (0.05, "bound") not in [(row.alpha, row.guarantee) for row in rows], "60 images support this guarantee"
     assert [row.num_calibration for row in rows if row.alpha == 0.01] == [99, 299]
     for row in rows:
@@ -64,7 +64,7 @@ def test_tighter_guarantees_need_the_images_of_the_calibration() -> None:
             guarantee_for(row.num_calibration - 1, alpha=row.alpha, guarantee=row.guarantee)
         assert math.ceil(CALIBRATION_SHARE * row.num_images) >= row.num_calibration
         assert math.ceil(CALIBRATION_SHARE * (row.num_images - 5)) < row.num_calibration
-    assert tighter_guarantees(10**6) == ()
+    assert tighter_guarantees(guarantee_for(10**6, alpha=0.1, guarantee="expected")) == ()
 
 
 def test_smallest_size_counts_only_if_all_larger_ones_are_detected() -> None:
