@@ -158,7 +158,7 @@ def fit_model(
                 seam_difference = check_seam(scorer, images.read(parts.calibration_images[0]), tiling=tiling)
             else:
                 raw = job.scores(scorer, parts.calibration_images)
-            scores = scorer.calibration.fit(*raw, alpha=alpha, guarantee=guarantee)
+            scores = scorer.calibration.fit(*raw, alpha=alpha, guarantee=guarantee, group_sizes=sizes)
     order = np.argsort(scores, kind="stable")
     typical = parts.calibration_images[int(order[len(order) // 2]) if len(order) else 0]
     description = Description(
