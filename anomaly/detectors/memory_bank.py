@@ -23,24 +23,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly.inference.core_set import core_set
 from anomaly.detectors._patch_embedding import PatchEmbedding
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import UsageError
+from anomaly.inference.core_set import core_set
 from anomaly.nn.batch import Batch
 from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.map_scaling import smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import Pooling, ScorePooling
 
-Pooling = Literal["top", "maximum"]
 LEVELS = {"tf_efficientnet_lite0": (2, 3), "mobilenetv2_100": (2, 3), "resnet18": (2, 3)}
 """Backbone -> levels of stride 8 and 16; any other backbone needs the option `layers`"""
 SQUARE = (384, 384)
@@ -167,8 +167,6 @@ class MemoryBank(Detector):
             raise UsageError(f"size {height}, {width}: give multiples of 32, e.g. 384, 384")
         if exact and position_scale:
             raise UsageError("exact with position_scale: the scale depends on all images; give one of them")
-        if not 0 < top <= 1:
-            raise UsageError(f"top {top}: give a share of the cells above 0, at most 1")
         preprocess = Preprocess(size=(height, width), resize=resize, mean=(0.0,) * 3, std=(1.0,) * 3)
         super().__init__(preprocess=preprocess, epochs=1, batch_size=batch_size)
         self.save_hyperparameters()
@@ -190,7 +188,7 @@ class MemoryBank(Detector):
         }
         self.bank_size, self.num_candidates, self.num_projected = bank_size, num_candidates, num_projected
         self.position_scale = not exact if position_scale is None else position_scale
-        self.exact, self.pooling, self.top, self.seed = exact, pooling, top, seed
+        self.exact, self.pooling, self.seed = exact, ScorePooling(pooling, top=top), seed
         self._cache = FeatureCache(max_bytes=int(cache_gib * 2**30))
 
     def training_step(self, batch: Batch, index: int) -> None:
@@ -216,6 +214,8 @@ class MemoryBank(Detector):
         """
         embedding, bank = self._pairs()[number]
         rng, inside = np.random.default_rng(self.seed), self._inside()
+        if not inside.any():
+            raise UsageError(f"the region of interest covers no cell of the {self.grid} grid: enlarge it or the size")
         found = [(path, f[inside]) for path, f in images()]
         numbers, features = _numbers([path for path, _ in found]), [f for _, f in found]
         del found
@@ -268,10 +268,7 @@ class MemoryBank(Detector):
 
     def _inside(self) -> Tensor:
         """Cells of the grid (h, w) with more than half of their area in the region of interest."""
-        roi: Tensor = functional.adaptive_avg_pool2d(self.preprocess.roi[None].float(), self.grid)[0] > 0.5
-        if not roi.any():
-            raise UsageError(f"the region of interest covers no cell of the {self.grid} grid: enlarge it or the size")
-        return roi
+        return functional.adaptive_avg_pool2d(self.preprocess.roi[None].float(), self.grid)[0] > 0.5
 
     def _core_set(self, points: Tensor) -> Tensor:
         return torch.from_numpy(core_set(points.numpy(), self.bank_size, seed=self.seed))
@@ -320,13 +317,13 @@ class MemoryBank(Detector):
 
     def pooled(self, distance: Tensor, size: Sequence[int]) -> Anomaly:
         """Pool scaled distances (N, h, w) to scores (N,) and maps (N, H, W) of a size."""
-        if self.preprocess.has_roi:
-            inside = self._inside()
+        inside = self._inside() if self.preprocess.has_roi else None
+        if inside is not None:
             least = distance.masked_fill(~inside, torch.inf).amin(dim=(1, 2), keepdim=True)
             distance = torch.where(inside, distance, least)
         cells = smoothed(distance, window=3)
-        num = max(1, round(self.top * cells[0].numel())) if self.pooling == "top" else 1
-        score = cells.flatten(1).topk(num, dim=1).values.mean(dim=1)
+        # `top` averages over 3×3 cells itself
+        score = self.pooling(distance if self.pooling.pooling == "top" else cells, inside=inside)
         enlarged = functional.interpolate(cells[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return Anomaly(score, self.inside_roi(enlarged))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, cast
 
-from anomaly.detectors.memory_bank import Pooling
 from anomaly.inference.artifact import Brightness
 from anomaly.nn.backbones import available_weights
+from anomaly.nn.score_pooling import Pooling
 from anomaly.training.race_bank import BankChoice
 from anomaly.training.race_record import LeftOut
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly.detectors.memory_bank import MemoryBank, Pooling, nearest
+from anomaly.detectors.memory_bank import MemoryBank, nearest
+from anomaly.nn.score_pooling import Pooling
 from anomaly.training.race_ranking import Measured
 
 RACE_BANK = {"bank_size": 1000, "num_candidates": 16_000, "num_projected": 16_000}
@@ -61,7 +62,7 @@ def score_choice(model: MemoryBank, distances: Sequence[Tensor], choice: BankCho
     used = list(zip(banks, distances, strict=True))[: choice.num_backbones]
     total = torch.stack([d / bank.usual if choice.position_scale else d for bank, d in used]).sum(dim=0)
     pooling = copy.copy(model)  # shares all tensors
-    pooling.pooling = choice.pooling
+    pooling.pooling = replace(model.pooling, pooling=choice.pooling)
     raw = pooling.pooled(total, model.preprocess.size)
     return float(raw.score[0]), float(raw.anomaly_map.max())
 
