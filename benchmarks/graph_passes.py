@@ -119,7 +119,7 @@ def main() -> None:
         learned, dynamic = learned_tensors(detector), export_graph(detector)
         step = max(1, len(description.train) // NUM_TRAINING_IMAGES)
         good = read_images(description.train[::step][:NUM_TRAINING_IMAGES], description)
-        defects = list(draw_defects(good, num_each=1, seed=SEED + 1))
+        defects = [image for _, image in draw_defects(good, num_each=1, seed=SEED + 1)]
         choice = choose(dynamic, learned=learned, good=good, defects=defects, report=lambda done, total: None)
         chosen, images = choice.convolutions, [*good, *defects]
         passes: dict[str, tuple[Precision, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {

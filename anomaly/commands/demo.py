@@ -21,12 +21,14 @@ from anomaly.evaluation.detectability import draw_and_score
 from anomaly.evaluation.evaluate import THRESHOLD, Evaluation, evaluate_samples, summary
 from anomaly.export.model_file import MODEL_FILE
 from anomaly.imaging.image_file import read_image
+from anomaly.inference.bank import calibration_scorers
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.report.contents import (
     guarantee_of,
     influential,
     labelled,
     measured_detection,
+    operating_results,
     parity_of,
     provenance_of,
     training_of,
@@ -129,7 +131,8 @@ def demo(
         images = [
             read_image(s.path, white=description.white, max_pixels=max_pixels) for s in calibration[:NUM_DRAWN_ON]
         ]
-        drawn = draw_and_score(images, scorer=scorer, num_each=NUM_DRAWN_EACH, seed=seed, report=report)
+        own = calibration_scorers(scorer, range(len(images)))
+        drawn = draw_and_score(images, scorers=own, num_each=NUM_DRAWN_EACH, seed=seed, report=report)
     page = out / "report.html"
     with card.timed("report"):
         rates, examples = measured_detection(drawn, scorer, short_side=min(images[0].shape[:2]))
@@ -140,12 +143,14 @@ def demo(
             guarantee=guarantee_of(description),
             calibration_scores=scorer.calibration.scores,
             labelled=labelled(evaluation, scorer, max_pixels=max_pixels),
-            influential=influential(calibration, description, scorer, batch_size=batch_size),
+            influential=influential(calibration, description, scorer),
             detection_rates=rates,
             defect_examples=examples,
             speed=(speed,),
             parity=parity_of(certificates[-1].values),
             provenance=provenance_of(scorer, hardware=card.facts["hardware"]),
+            operating=operating_results(scorer.metadata.operating_points, evaluation=evaluation, drawn=drawn),
+            outliers=description.outliers,
         )
         write_report(page, contents)
     card.write(out / CARD_FILE)

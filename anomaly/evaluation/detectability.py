@@ -1,7 +1,7 @@
 """Probability of detection: the share of drawn defects of known kind, size and contrast that a model rejects.
 
 A probability-of-detection study as in non-destructive testing (MIL-HDBK-1823A, 2009), at the calibrated threshold. The images
-are real calibration images; only the defects are drawn.
+are real calibration images; only the defects are drawn. An image in a memory bank is scored without its own part group.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class DrawnDefect:
 
 
 def draw_and_score(
-    images: Sequence[NDArray[np.uint8]], *, scorer: Scorer, num_each: int, seed: int, report: Report
+    images: Sequence[NDArray[np.uint8]], *, scorers: Sequence[Scorer], num_each: int, seed: int, report: Report
 ) -> list[DrawnDefect]:
     """Draw defects of every kind, size and contrast onto images in turn, and score them.
 
     Args:
-        images: good images outside the training set, (H, W, 3) uint8 RGB of any sizes.
-        scorer: model to score with.
+        images: good images, (H, W, 3) uint8 RGB of any sizes.
+        scorers: scorer of each image and its drawings; it did not train on the image.
         num_each: drawings of each kind, size and contrast.
         seed: seed of places and shapes.
         report: progress function.
@@ -75,7 +75,7 @@ def draw_and_score(
             )
         except UsageError:
             continue
-        scores = scorer.score(image[None])
+        scores = scorers[at].score(image[None])
         drawn.append(DrawnDefect(kind, size, contrast, image, mask, scores.anomaly_map[0], float(scores.score[0])))
     return drawn
 

@@ -1,7 +1,7 @@
 """The cost of fewer bits: verdicts that flip, and the ranking of drawn defects, of a converted file beside the fp32 file.
 
 No test image is read. The good images are the calibration images, and the defects are drawn onto them. Each file is
-calibrated through its own graph.
+calibrated through its own graph. A model with leave-one-out calibration scores each of these images without its part group.
 """
 
 from __future__ import annotations
@@ -41,13 +41,18 @@ class Bounds(NamedTuple):
     flips: float
 
 
-def draw_defects(images: Sequence[NDArray[np.uint8]], *, num_each: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+def draw_defects(
+    images: Sequence[NDArray[np.uint8]], *, num_each: int, seed: int
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Draw defects of every kind, size and contrast onto images (H, W, 3) in turn; invisible ones are left out.
 
     Args:
         images: good images, (H, W, 3) uint8 RGB.
         num_each: drawings of each kind, size and contrast.
         seed: seed of places and shapes.
+
+    Yields:
+        Number of the good image, and the image with a defect.
     """
     foregrounds = [estimate_foreground(image) for image in images]
     plan = [(kind, size, contrast) for kind in DEFECTS for size in SIZES for contrast in CONTRASTS]
@@ -55,19 +60,25 @@ def draw_defects(images: Sequence[NDArray[np.uint8]], *, num_each: int, seed: in
         at = number % len(images)
         rng = np.random.default_rng((seed, number))
         try:
-            yield draw_defect(images[at], kind, size=size, contrast=contrast, foreground=foregrounds[at], rng=rng)[0]
+            drawn, _ = draw_defect(images[at], kind, size=size, contrast=contrast, foreground=foregrounds[at], rng=rng)
         except UsageError:
             continue
+        yield at, drawn
 
 
 def compare_verdicts(
-    reference: Scorer, converted: Scorer, *, good: Sequence[NDArray[np.uint8]], seed: int, report: Report
+    reference: Sequence[Scorer],
+    converted: Sequence[Scorer],
+    *,
+    good: Sequence[NDArray[np.uint8]],
+    seed: int,
+    report: Report,
 ) -> dict[str, Any]:
     """Score calibration images, and defects drawn onto them, with both files.
 
     Args:
-        reference: model in fp32.
-        converted: model of fewer bits, calibrated through its own graph.
+        reference: scorer of each calibration image by the model in fp32.
+        converted: scorer of each calibration image by the model of fewer bits, calibrated through its own graph.
         good: calibration images, (H, W, 3) uint8 RGB.
         seed: seed of the drawn defects.
         report: progress function.
@@ -76,10 +87,11 @@ def compare_verdicts(
         Numbers of images and flips, AUROC of both files, and the change of the scores.
     """
     defects = list(draw_defects(good, num_each=NUM_DRAWINGS, seed=seed))
-    images = [*good, *defects]
+    images = [*enumerate(good), *defects]
     scores: list[tuple[float, float]] = []
-    for image in images:
-        scores.append((float(reference.score(image[None]).score[0]), float(converted.score(image[None]).score[0])))
+    for at, image in images:
+        first, second = (float(scorers[at].score(image[None]).score[0]) for scorers in (reference, converted))
+        scores.append((first, second))
         report(len(scores), len(images))
     before, after = np.array(scores).T
     labels = np.arange(len(images)) >= len(good)

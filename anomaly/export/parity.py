@@ -20,6 +20,7 @@ from anomaly.export.model_file import MODEL_FILE
 from anomaly.export.reduced_precision import read_images
 from anomaly.export.sampler import SAMPLER_FILE, check_sampler_certificate, compare_sampler
 from anomaly.imaging.image_file import read_image
+from anomaly.inference.bank import calibration_scorers
 from anomaly.inference.batching import batches_by_size
 from anomaly.inference.difference import relative_difference
 from anomaly.inference.scorer import OnnxScorer, Scorer
@@ -141,7 +142,13 @@ def compare_files(
     if precision != "fp32":
         good = read_images(description.calibration_images, description)
         with progress_bar("compare verdicts") as report:
-            values |= compare_verdicts(trained, exported, good=good, seed=seed, report=report)
+            values |= compare_verdicts(
+                trained.calibration_scorers(range(len(good))),
+                calibration_scorers(exported, range(len(good))),
+                good=good,
+                seed=seed,
+                report=report,
+            )
     if description.tiling and description.tiling.mode == "seamless":
         values["seam"] = seam(exported.score_windows, images[0], tiling=description.tiling)
     values |= {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,15 @@ from anomaly.export.passes.int8_selection import choose
 from anomaly.export.passes.static_shape import Fixed
 from anomaly.imaging.image_file import read_image
 from anomaly.inference.artifact import Metadata, Precision, graph_sha256, load_graph, read_metadata, write_model
+from anomaly.inference.bank import BankFile, calibration_scorers
+from anomaly.inference.bank_graph import bank_rows, bank_without, row_names, with_rows_as_inputs
+from anomaly.inference.bank_record import BankRecord
 from anomaly.inference.golden import GOLDEN_TOLERANCE, golden_batch
 from anomaly.inference.scorer import OnnxScorer, score_bytes
 from anomaly.inference.session import PROVIDERS
 from anomaly.inference.tiles import Tiling
 from anomaly.recalibration.calibrated_file import write_calibrated
+from anomaly.recalibration.left_out_file import evenly_spaced, left_out_values, write_left_out
 from anomaly.system.progress import progress_bar
 from anomaly.system.run_card import hardware, now, versions
 from anomaly.training.fitted_model import Description
@@ -60,16 +64,22 @@ def write_converted(
 
     Raises:
         ParityError: the converted file loses more than the bounds allow.
-        UsageError: a detector without learned convolutions.
+        UsageError: a detector without learned convolutions, or a model with cross calibration.
         DataError: images that cannot be used.
         CalibrationError: scores that cannot be calibrated.
     """
+    if description.calibration.construction == "cross":
+        raise UsageError(
+            f"{precision} is calibrated through its own graph, and a cross calibration needs five trained models: export"
+            " fp32, or fit again with --calibration split"
+        )
     graph = load_graph(reference)
+    bank = read_metadata(graph, name=str(reference)).bank
     selection: dict[str, Any] = {}
     if precision == "fp16":
         converted = to_half(graph, learned=learned)
     else:
-        converted, selection = _to_int8(graph, dynamic, description, learned=learned)
+        converted, selection = _to_int8(graph, dynamic, description, learned=learned, bank=bank)
     candidate = out.with_name(out.name + ".converted")
     try:
         certificate = write_candidate(reference, converted, description=description, precision=precision, out=candidate)
@@ -97,22 +107,18 @@ def write_candidate(
     """
     metadata = read_metadata(load_graph(reference), name=str(reference))
     _write_uncalibrated(out, converted, dataclasses.replace(metadata, precision=precision))
-    calibration = write_calibrated(
-        out,
-        description.calibration_images,
-        out=out,
-        source=description.calibration.source,
-        group_sizes=description.calibration_group_sizes,
-        excluded=description.calibration.excluded,
-        alpha=description.alpha,
-        guarantee=description.guarantee,
-        device="cpu",
-        max_pixels=description.max_pixels,
-    )
     good = read_images(description.calibration_images, description)
+    calibration = _calibrate(out, description, good)
+    numbers = range(len(good))
     before, after = (OnnxScorer(path, device="cpu", num_threads=0) for path in (reference, out))
     with progress_bar(f"compare {precision} with fp32") as report:
-        comparison = compare_verdicts(before, after, good=good, seed=SEED, report=report)
+        comparison = compare_verdicts(
+            calibration_scorers(before, numbers),
+            calibration_scorers(after, numbers),
+            good=good,
+            seed=SEED,
+            report=report,
+        )
     calibrated = load_graph(out)
     metadata = read_metadata(calibrated, name=str(out))
     tolerance = dict.fromkeys(PROVIDERS.values(), golden_tolerance(comparison))
@@ -132,6 +138,40 @@ def write_candidate(
         "hardware": hardware(),
         "date": now(),
     }
+
+
+def _calibrate(path: Path, description: Description, good: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
+    """Calibrate a file through its own graph, in place; leave-one-out scores each image without its part group."""
+    record = description.calibration
+    if record.construction == "leave_one_out":
+        graph = load_graph(path)
+        metadata = read_metadata(graph, name=str(path))
+        bank = BankFile(graph, metadata, name=str(path))
+        return write_left_out(
+            graph,
+            metadata,
+            left_out_values(bank, range(len(good)), read=good.__getitem__),
+            out=path,
+            source=record.source,
+            excluded=record.excluded,
+            alpha=description.alpha,
+            guarantee=description.guarantee,
+            device="cpu",
+            checked=evenly_spaced(len(good)),
+            read=good.__getitem__,
+        )
+    return write_calibrated(
+        path,
+        description.calibration_images,
+        out=path,
+        source=record.source,
+        group_sizes=description.calibration_group_sizes,
+        excluded=record.excluded,
+        alpha=description.alpha,
+        guarantee=description.guarantee,
+        device="cpu",
+        max_pixels=description.max_pixels,
+    )
 
 
 def golden_tolerance(comparison: dict[str, Any]) -> float:
@@ -172,16 +212,30 @@ def check_sizes(images: Collection[NDArray[np.uint8]], fixed: Fixed) -> None:
 
 
 def _to_int8(
-    graph: onnx.ModelProto, dynamic: onnx.ModelProto, description: Description, *, learned: Collection[str]
+    graph: onnx.ModelProto,
+    dynamic: onnx.ModelProto,
+    description: Description,
+    *,
+    learned: Collection[str],
+    bank: BankRecord | None,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Choose convolutions on training images and quantise them; gives the graph and the facts of the choice."""
     step = max(1, len(description.train) // NUM_TRAINING_IMAGES)
-    good = read_images(description.train[::step][:NUM_TRAINING_IMAGES], description)
+    numbers = range(0, len(description.train), step)[:NUM_TRAINING_IMAGES]
+    good = read_images([description.train[n] for n in numbers], description)
     if description.tiling:
         good = [central_window(image, description.tiling) for image in good]
-    defects = list(draw_defects(good, num_each=1, seed=SEED + 1))
+    drawn = list(draw_defects(good, num_each=1, seed=SEED + 1))
+    banks = []
+    if bank is not None:
+        dynamic = with_rows_as_inputs(dynamic, row_names(bank))
+        rows = bank_rows(dynamic, bank)
+        without = [bank_without(bank, rows, bank.members(n)) for n in numbers]
+        banks = [*without, *(without[at] for at, _ in drawn)]
     with progress_bar("choose convolutions for int8") as report:
-        choice = choose(dynamic, learned=learned, good=good, defects=defects, report=report)
+        choice = choose(
+            dynamic, learned=learned, good=good, defects=[image for _, image in drawn], banks=banks, report=report
+        )
     facts = {
         "num_int8": len(choice.convolutions),
         "num_convolutions": choice.num_candidates,

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from anomaly.errors import ModelError, UsageError
+from anomaly.errors import ModelError
 from anomaly.inference.artifact import INPUT, OUTPUTS, Metadata, load_graph, read_metadata
-from anomaly.inference.bank_graph import Rows, initializer, row_names, rows_without, with_rows_as_inputs
+from anomaly.inference.bank_graph import Rows, bank_rows, bank_without, row_names, with_rows_as_inputs
 from anomaly.inference.bank_record import BankRecord
 from anomaly.inference.scorer import OnnxScorer, Scorer, Scores
 from anomaly.inference.session import Device, open_session
@@ -46,9 +46,8 @@ class BankFile:
             )
         self.metadata, self.name = metadata, name
         self.bank: BankRecord = metadata.bank
-        self.rows: list[Rows] = [initializer(model, one) for one in row_names(self.bank)]
+        self.rows: list[Rows] = bank_rows(model, self.bank)
         """rows of each backbone, (M, d)"""
-        self._image = [np.array(part.image, dtype=np.int32) for part in self.bank.backbones]
         embeddings = [part.embedding for part in self.bank.backbones]
         self._embeddings = [one for one in embeddings if one is not None]
         opened = with_rows_as_inputs(model, row_names(self.bank), outputs=self._embeddings)
@@ -104,7 +103,7 @@ class BankFile:
 
     def _run(self, outputs: list[str], image: NDArray[np.uint8], without: Collection[int]) -> list[Rows]:
         self.metadata.check_size(image, name=f"{len(image)} images")
-        feed = self._left_out(without)
+        feed = bank_without(self.bank, self.rows, without) if without else {}
         size = self.metadata.fixed[0] if self.metadata.fixed else len(image)
         parts = []
         for at in range(0, len(image), size):
@@ -112,20 +111,6 @@ class BankFile:
             padded = np.concatenate((part, np.repeat(part[-1:], size - len(part), axis=0)))
             parts.append([one[: len(part)] for one in self._session.run(outputs, {INPUT: padded, **feed})])
         return [np.concatenate(each) for each in zip(*parts, strict=True)]
-
-    def _left_out(self, images: Collection[int]) -> dict[str, Rows]:
-        if not images:
-            return {}
-        feed = {}
-        for name, rows, image in zip(row_names(self.bank), self.rows, self._image, strict=True):
-            kept = rows_without(rows, image, images)
-            if kept is None:
-                raise UsageError(
-                    f"{self.name}: all rows of the bank belong to the {len(images)} left-out images; give images of more"
-                    " parts"
-                )
-            feed[name] = kept
-        return feed
 
 
 class LeftOutScorer:

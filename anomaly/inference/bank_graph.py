@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from anomaly.errors import ModelError
+from anomaly.errors import ModelError, UsageError
 from anomaly.inference.bank_record import BankRecord
 
 Rows = NDArray[np.float32]
@@ -88,21 +88,34 @@ def set_rows(model: onnx.ModelProto, rows: Mapping[str, Rows]) -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(rows[tensor.name]), tensor.name))
 
 
-def rows_without(rows: Rows, image: NDArray[np.int32], left_out: Collection[int]) -> Rows | None:
+def bank_rows(model: onnx.ModelProto, record: BankRecord) -> list[Rows]:
+    """Read the rows of each bank of a graph."""
+    return [initializer(model, part.rows) for part in record.backbones]
+
+
+def bank_without(record: BankRecord, rows: Sequence[Rows], left_out: Collection[int]) -> dict[str, Rows]:
     """Replace the rows of left-out images by copies of one remaining row, so that their number stays.
 
     Args:
-        rows: (M, d).
-        image: (M,) image of each row.
+        record: record of the banks.
+        rows: rows of each bank, (M, d).
         left_out: numbers of the left-out images.
 
     Returns:
-        (M, d); None where all rows belong to left-out images.
+        Initialiser -> its rows.
+
+    Raises:
+        UsageError: all rows of a bank belong to the left-out images.
     """
-    gone = np.isin(image, sorted(left_out))
-    if gone.all():
-        return None
-    return np.asarray(np.where(gone[:, None], rows[~gone][:1], rows), dtype=np.float32)
+    banks: dict[str, Rows] = {}
+    for part, stored in zip(record.backbones, rows, strict=True):
+        gone = np.isin(part.image, sorted(left_out))
+        if gone.all():
+            raise UsageError(
+                f"all rows of the bank belong to the {len(left_out)} left-out images: give images of more parts"
+            )
+        banks[part.rows] = np.where(gone[:, None], stored[~gone][:1], stored)
+    return banks
 
 
 def row_names(record: BankRecord) -> list[str]:

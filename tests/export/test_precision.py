@@ -195,7 +195,7 @@ def test_convolution_with_large_rounding_errors_is_not_chosen(
         graph,
         learned=learned,
         good=good,
-        defects=list(draw_defects(good, num_each=1, seed=0))[:6],
+        defects=[image for _, image in draw_defects(good, num_each=1, seed=0)][:6],
         report=lambda *_: None,
     )
     assert fragile not in chosen.convolutions
@@ -285,7 +285,8 @@ def test_changed_verdicts_close_to_the_threshold_are_not_flips() -> None:
     num = len(list(draw_defects(good, num_each=2, seed=0)))
     before = [0.0, 0.9995, 0.5] + [1.0005] + [2.0] * (num - 1)
     after = [0.0, 1.0005, 1.2] + [0.9] + [2.0] * (num - 2) + [0.4]
-    found = compare_verdicts(SequenceScorer(before), SequenceScorer(after), good=good, seed=0, report=lambda *_: None)
+    both = [[SequenceScorer(scores)] * 3 for scores in (before, after)]
+    found = compare_verdicts(*both, good=good, seed=0, report=lambda *_: None)
     assert (found["num_flips"], found["num_flips_of_good"], found["num_good"], found["num_drawn_defects"]) == (
         2,
         1,
@@ -304,7 +305,7 @@ def test_changed_verdicts_close_to_the_threshold_are_not_flips() -> None:
 
 def test_drawn_defects_depend_on_their_seed() -> None:
     good = list(parts(2))
-    one, again, other = ([d.tobytes() for d in draw_defects(good, num_each=1, seed=seed)] for seed in (1, 1, 2))
+    one, again, other = ([d.tobytes() for _, d in draw_defects(good, num_each=1, seed=seed)] for seed in (1, 1, 2))
     assert one == again != other
 
 

@@ -7,7 +7,7 @@ scores of good images and of drawn defects must keep their values.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from anomaly.errors import ParityError
 from anomaly.export.passes.half import learned_convolutions
 from anomaly.export.passes.int8 import Range, measure_ranges, quantise
 from anomaly.inference.artifact import INPUT, OUTPUTS
+from anomaly.inference.bank_graph import Rows
 from anomaly.inference.difference import relative_difference
 from anomaly.inference.session import open_session
 from anomaly.system.progress import Report
@@ -48,6 +49,7 @@ def choose(
     learned: Collection[str],
     good: Sequence[NDArray[np.uint8]],
     defects: Sequence[NDArray[np.uint8]],
+    banks: Sequence[Mapping[str, Rows]] = (),
     report: Report,
 ) -> Choice:
     """Choose the convolutions of a graph for 8-bit integers.
@@ -57,6 +59,8 @@ def choose(
         learned: names of the learned tensors; convolutions with other weights are not candidates.
         good: training images, (H, W, 3) uint8 RGB.
         defects: training images with drawn defects.
+        banks: input of the graph -> rows of a bank, for each of the good images, then of the defects; empty where the graph
+            has its own banks.
         report: progress function.
 
     Raises:
@@ -64,19 +68,20 @@ def choose(
         ParityError: even the most harmless convolution changes the scores too much.
     """
     images = [image[None] for image in (*good, *defects)]
-    few = images[:NUM_ALONE] + images[-NUM_ALONE:]
+    feeds = list(banks) or [{}] * len(images)
+    few, few_feeds = images[:NUM_ALONE] + images[-NUM_ALONE:], feeds[:NUM_ALONE] + feeds[-NUM_ALONE:]
     candidates = [node.output[0] for node in learned_convolutions(model, learned) if node.op_type == "Conv"]
     ranges = measure_ranges(model, candidates, images=images)
-    exact, exact_few = _scores(model, images), _scores(model, few)
+    exact, exact_few = _scores(model, images, feeds), _scores(model, few, few_feeds)
     spread = float(np.ptp(exact[: len(good)])) or 1.0
     alone: dict[str, float] = {}
     for name in candidates:
-        rounded = _scores(quantise(model, [name], ranges=ranges), few)
+        rounded = _scores(quantise(model, [name], ranges=ranges), few, few_feeds)
         alone[name] = _root_mean_square(relative_difference(exact_few / spread, rounded / spread))
         report(len(alone), len(candidates))
 
     def deviation(convolutions: Collection[str]) -> float:
-        rounded = _scores(quantise(model, convolutions, ranges=ranges), images)
+        rounded = _scores(quantise(model, convolutions, ranges=ranges), images, feeds)
         both = [_calibrated(values, num_good=len(good)) for values in (exact, rounded)]
         return _root_mean_square(relative_difference(*both))
 
@@ -96,11 +101,16 @@ def choose(
     return Choice(harmless[:fits], ranges, len(candidates))
 
 
-def _scores(model: onnx.ModelProto, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+def _scores(
+    model: onnx.ModelProto, images: Sequence[NDArray[np.uint8]], feeds: Sequence[Mapping[str, Rows]]
+) -> NDArray[np.float64]:
     session, _ = open_session(
         model.SerializeToString(), name="the graph", device="cpu", num_threads=0, precision="int8", is_fixed=False
     )
-    return np.array([session.run([OUTPUTS[0]], {INPUT: image})[0][0] for image in images], dtype=np.float64)
+    scores = [
+        session.run([OUTPUTS[0]], {INPUT: image, **feed})[0][0] for image, feed in zip(images, feeds, strict=True)
+    ]
+    return np.array(scores, dtype=np.float64)
 
 
 def _calibrated(score: NDArray[np.float64], *, num_good: int) -> NDArray[np.float64]:
