@@ -52,6 +52,8 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "one_class_svm": ("one_class_svm", {}, "fp32"),
     "fastflow": ("fastflow", {"epochs": 4}, "fastest"),
     "fastflow_margin": ("fastflow", {"epochs": 4, "margin": 32}, "fastest"),
+    "fastflow_reflect": ("fastflow", {"epochs": 4, "padding": "reflect"}, "fastest"),
+    "fastflow_margin_reflect": ("fastflow", {"epochs": 4, "margin": 32, "padding": "reflect"}, "fastest"),
     "differnet_map": ("differnet", {"score": "map"}, "fp32"),
     "autoencoder": ("autoencoder", {"epochs": 10}, "fastest"),
     "ganomaly": ("ganomaly", {"epochs": 15}, "fp32"),

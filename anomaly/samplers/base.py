@@ -21,7 +21,7 @@ from anomaly.nn.trainable import Trainable
 from anomaly.samplers.detector_form import SamplerDetector
 
 Density = Literal["exact", "bound", "none"]
-Score = Literal["mean", "peak"]
+Score = Literal["mean", "peak", "top"]
 
 
 class Sampler(Trainable):
@@ -37,7 +37,7 @@ class Sampler(Trainable):
     Args:
         size: side of the network's square input in pixels.
         resize: resizing rule, `stretch` or `letterbox`.
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         epochs: passes over the training images.

@@ -58,7 +58,7 @@ class Ddpm(Sampler):
         bound_steps: number of network evaluations in `log_prob`.
         detect_strengths: noise levels of the partial diffusions in `anomaly_map`, as shares of the schedule in (0, 1].
         detect_steps: number of denoising steps in a partial diffusion.
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam, which follows a cosine to zero.

@@ -8,9 +8,13 @@ from torch import Tensor
 
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WholeImages
+from anomaly.nn.score_pooling import ScorePooling
 
 if TYPE_CHECKING:
     from anomaly.samplers.base import Sampler
+
+TOP, CELL = 0.02, 2
+"""Share of the cells that the score `top` averages, and their side in pixels"""
 
 
 class SamplerDetector(Detector):
@@ -28,13 +32,14 @@ class SamplerDetector(Detector):
         super().__init__(preprocess=sampler.preprocess, epochs=sampler.epochs, batch_size=sampler.batch_size)
         self.sampler = sampler
         self.provenance = sampler.provenance
+        self.pooling = ScorePooling("top" if sampler.score == "top" else "maximum", top=TOP, cell=CELL)
 
     def anomaly(self, x: Tensor) -> Anomaly:
-        """Score by the `mean` or the `peak` of the scaled map inside the region of interest."""
+        """Score by the `mean`, the `peak` or the `top` of the scaled map inside the region of interest."""
         raw = self.sampler.scale(self.sampler.smoothed_map(x))
         anomaly_map = self.inside_roi(raw)
-        if self.sampler.score == "peak":
-            return Anomaly(anomaly_map.amax(dim=(1, 2)), anomaly_map)
+        if self.sampler.score != "mean":
+            return Anomaly(self.pooled_score(anomaly_map), anomaly_map)
         if not self.preprocess.has_roi:
             return Anomaly(anomaly_map.mean(dim=2).mean(dim=1), anomaly_map)
         roi = self.preprocess.roi.to(raw.dtype)

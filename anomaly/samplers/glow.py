@@ -34,7 +34,7 @@ class Glow(Flow):
         num_steps: number of steps per scale.
         width: hidden channels of the couplings' networks.
         bits: bits of the dequantised grey levels; the training noise has the width 2^-bits.
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: highest learning rate of Adam, between a short rise and a cosine to zero.

@@ -51,7 +51,7 @@ class Gmm(OnePassSampler):
         num_gaussians: number K of Gaussians.
         dimensions: number d of directions, up to 3 · patch².
         num_patches: number of random patches from all training images in the fit.
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         batch_size: images per optimisation step.

@@ -81,7 +81,7 @@ class LatentDiffusion(Sampler):
         autoencoder_share: share of the steps for the autoencoder; the other steps train the denoiser.
         detect_strength: noise level of the partial diffusion in `anomaly_map`, as a share of the schedule in (0, 1].
         detect_steps: number of denoising steps in the partial diffusion.
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam in each phase, which follows a cosine to zero.

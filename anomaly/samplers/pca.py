@@ -46,7 +46,7 @@ class Pca(OnePassSampler):
         resize: resizing rule, `stretch` or `letterbox`.
         num_components: number k of components, less than the number of training images.
         robust: whether `reconstruct` ignores occluded or overpainted pixels (`LinearLoop.robust`).
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         batch_size: images per optimisation step.

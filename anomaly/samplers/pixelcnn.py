@@ -51,7 +51,7 @@ class PixelCnn(Sampler):
         kernel: side of the convolution kernels, odd.
         place: channels of the learned map of positions.
         noise: largest share of randomly replaced input values in training, in [0, 1].
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam, which follows a cosine to zero.

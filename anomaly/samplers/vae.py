@@ -89,7 +89,7 @@ class Vae(Sampler):
         latent: number of values of z.
         beta: weight of the KL divergence in the loss; 1 trains the bound.
         num_noise: number of noise values in the bound, even.
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam, which follows a cosine to zero; ten times as high for s2.

@@ -66,7 +66,7 @@ class VqVae(Sampler):
         prior_layers: number of layers of the prior.
         prior_weight: weight of the code's -log p in nats in the anomaly map.
         measure: reconstruction error in the map: squared error `l2`, or `msgms`, a comparison of gradients at four scales.
-        score: score of the detector form: `mean` or `peak` of the anomaly map.
+        score: score of the detector form: `mean` or `peak` of the anomaly map, or `top`, the mean of its largest cells.
         smooth: side of the averaging window over the anomaly map in pixels, odd; 1 for no smoothing.
         standardise: scaling of each pixel of the anomaly map by its mean and deviation over the training images.
         learning_rate: initial learning rate of Adam in each phase, which follows a cosine to zero.

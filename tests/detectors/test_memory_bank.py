@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anomaly.inference.core_set import core_set
 from anomaly.detectors._patch_embedding import PatchEmbedding
 from anomaly.detectors.memory_bank import Bank, MemoryBank, gaussian, nearest
 from anomaly.errors import UsageError, WeightsError
+from anomaly.inference.core_set import core_set
 from anomaly.nn import packaged_weights
 from anomaly.nn.backbones import Backbone, available_weights
 from tests.detectors.tiny_detectors import OPTIONS, batch_of, build, parts
