@@ -19,6 +19,7 @@ def export(
     fixed: str | None = None,
     max_auroc_loss: float = 0.003,
     max_flips: float = 0.02,
+    no_references: bool = False,
 ) -> Export:
     """Export a fitted model as one .onnx file, and check that the file loads and scores its golden image.
 
@@ -33,6 +34,8 @@ def export(
         fixed: shape N,H,W of the only accepted input, for TensorRT and CUDA graphs; by default any number and size.
         max_auroc_loss: largest loss of AUROC on drawn defects for fp16 and int8; 0.003 is 0.3 points.
         max_flips: largest share of verdicts that may change in fp16 and int8.
+        no_references: write no archive of reduced training images beside the file of a memory bank. The archive shows the
+            nearest good patch beside a rejected region.
 
     Raises:
         ModelError: a damaged or missing fitted model, or a graph that breaks the contract.
@@ -42,7 +45,13 @@ def export(
     """
     card = RunCard("export", config=dict(locals()))
     exported = export_files(
-        fitted, out, precision=precision, fixed=fixed, max_auroc_loss=max_auroc_loss, max_flips=max_flips
+        fitted,
+        out,
+        precision=precision,
+        fixed=fixed,
+        max_auroc_loss=max_auroc_loss,
+        max_flips=max_flips,
+        references=not no_references,
     )
     if exported.sampler is not None:
         card.facts["sampler"] = exported.sampler
@@ -59,5 +68,8 @@ def show(exported: Export) -> None:
     """Print the guarantee, and the comparison of fp16 or int8 with fp32."""
     if exported.certificate is not None:
         print(f"{exported.path}: {summary(exported.certificate)}")
+    if (stored := exported.references) is not None:
+        missing = f"; {stored.num_missing} training images cannot be read" if stored.num_missing else ""
+        print(f"{stored.path}: {stored.num_images} reduced training images, {stored.num_bytes / 1e6:.1f} MB{missing}")
     if exported.sha256 is not None:
         print(read_metadata(load_graph(exported.path), name=str(exported.path)).certified)

@@ -31,14 +31,15 @@ def bank_record(detector: Detector, description: Description, model: onnx.ModelP
     """
     names = {tensor.name for tensor in model.graph.initializer}
     found = [part for part in _backbones(detector) if part.rows in names]
-    if not found or len(description.train_part_groups) != len(description.train):
-        return None  # a model fitted by an earlier version does not know its part groups
+    if not found or len(description.train_sizes) != len(description.train):
+        return None  # a model fitted by an earlier version does not know its part groups and sizes
     parts = [dataclasses.replace(part, embedding=find_embedding(model.graph, part.rows)) for part in found]
     left_out = description.calibration.construction == "leave_one_out"
     scale = calibration_tensors(model)
     return BankRecord(
         images=short_names(description.train),
         part_groups=description.train_part_groups,
+        sizes=description.train_sizes,
         backbones=parts,
         grid=list(detector.grid) if isinstance(detector, MemoryBank) else [],
         cells=_cells(detector),

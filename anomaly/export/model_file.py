@@ -17,6 +17,7 @@ from anomaly.export.bank import bank_initializers
 from anomaly.export.detector import build_metadata, export_graph, learned_tensors
 from anomaly.export.passes.static_shape import Fixed, fix, parse_fixed
 from anomaly.export.reduced_precision import check_sizes, read_images, write_converted
+from anomaly.export.reference_images import ReferenceImages, export_references, remove_references
 from anomaly.export.sampler import SAMPLER_FILE, export_sampler
 from anomaly.inference.artifact import Metadata, Precision, write_model
 from anomaly.inference.golden import GOLDEN_TOLERANCE, Golden, golden_batch
@@ -45,6 +46,8 @@ class Export:
     """facts about the file that draws; None for a detector"""
     certificate: dict[str, Any] | None = None
     """comparison of fp16 or int8 with fp32; None for fp32"""
+    references: ReferenceImages | None = None
+    """archive of reduced training images; None for a model without a bank, or where none was requested"""
 
 
 def export_model(
@@ -55,6 +58,7 @@ def export_model(
     fixed: str | None = None,
     max_auroc_loss: float = 0.003,
     max_flips: float = 0.02,
+    references: bool = True,
 ) -> Path:
     """Export a fitted model as one .onnx file; arguments and errors are those of `export_files`.
 
@@ -62,7 +66,13 @@ def export_model(
         The file that scores, or the file of a sampler that only draws.
     """
     return export_files(
-        fitted, out, precision=precision, fixed=fixed, max_auroc_loss=max_auroc_loss, max_flips=max_flips
+        fitted,
+        out,
+        precision=precision,
+        fixed=fixed,
+        max_auroc_loss=max_auroc_loss,
+        max_flips=max_flips,
+        references=references,
     ).path
 
 
@@ -74,6 +84,7 @@ def export_files(
     fixed: str | None = None,
     max_auroc_loss: float = 0.003,
     max_flips: float = 0.02,
+    references: bool = True,
 ) -> Export:
     """Export a fitted model, then load the file and score its golden image.
 
@@ -88,6 +99,7 @@ def export_files(
         fixed: shape N,H,W of the only accepted input; None accepts any number and size of images.
         max_auroc_loss: largest loss of AUROC on drawn defects for fp16 and int8, in [0, 1].
         max_flips: largest share of verdicts that may change in fp16 and int8, in [0, 1].
+        references: whether reduced training images of a memory bank are stored beside the file, as evidence for verdicts.
 
     Raises:
         ModelError: a damaged or missing fitted model, or a graph that breaks the contract.
@@ -129,8 +141,15 @@ def export_files(
                 out=path,
             )
     scorer = OnnxScorer(path, device="cpu", num_threads=0)
+    remove_references(path)
+    stored = export_references(path, scorer.metadata, description) if references else None
     return Export(
-        path, sha256=scorer.sha256, graph_sha256=scorer.metadata.sha256, sampler=sampler, certificate=certificate
+        path,
+        sha256=scorer.sha256,
+        graph_sha256=scorer.metadata.sha256,
+        sampler=sampler,
+        certificate=certificate,
+        references=stored,
     )
 
 

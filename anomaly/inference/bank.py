@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anomaly.errors import ModelError
 from anomaly.inference.artifact import INPUT, OUTPUTS, Metadata, load_graph, read_metadata
-from anomaly.inference.bank_graph import Rows, bank_rows, bank_without, row_names, with_rows_as_inputs
+from anomaly.inference.bank_graph import Rows, bank_rows, bank_without, initializer, row_names, with_rows_as_inputs
 from anomaly.inference.bank_record import BankRecord
 from anomaly.inference.scorer import OnnxScorer, Scorer, Scores
 from anomaly.inference.session import Device, open_session
@@ -48,6 +48,10 @@ class BankFile:
         self.bank: BankRecord = metadata.bank
         self.rows: list[Rows] = bank_rows(model, self.bank)
         """rows of each backbone, (M, d)"""
+        self.usual: list[Rows | None] = [
+            None if part.usual is None else initializer(model, part.usual) for part in self.bank.backbones
+        ]
+        """usual distance at each place for each backbone, (h, w)"""
         embeddings = [part.embedding for part in self.bank.backbones]
         self._embeddings = [one for one in embeddings if one is not None]
         opened = with_rows_as_inputs(model, row_names(self.bank), outputs=self._embeddings)

@@ -31,6 +31,8 @@ class BankRecord:
     """names of the training images, without folders where they stay unique"""
     part_groups: list[int]
     """number of the part group of each training image"""
+    sizes: list[list[int]]
+    """height and width of each training image in pixels"""
     backbones: list[BankRows]
     grid: list[int]
     """height and width of the grid of patches; empty where it is not known"""

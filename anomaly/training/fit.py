@@ -30,6 +30,8 @@ from anomaly.training.construction import CalibrationChoice, choose_construction
 from anomaly.training.fitted_model import EXPORTS, Description, FittedModel, detector_of, save
 from anomaly.training.loop import INTERRUPTED, Precision, TrainingDevice
 from anomaly.training.options import choose_white, read_names
+from anomaly.training.suspects import Ranking, find_suspects
+from anomaly.training.suspects_files import write_suspects
 from anomaly.training.tiling import check_seam, choose_tiling, raw_scores
 from anomaly.training.training_job import ImageReader, TrainingJob, options_for_images
 
@@ -57,6 +59,7 @@ def fit_model(
     brightness: Brightness = "kept",
     calibration: CalibrationChoice = "auto",
     budget_ms: float | None = None,
+    suspects: Ranking = "mutual",
 ) -> FittedModel:
     """Train a detector or a sampler on good images, and calibrate it. Test images are never read.
 
@@ -86,6 +89,8 @@ def fit_model(
             and calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each
             without a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
         budget_ms: largest permitted time in milliseconds to score an image on one core, for `auto`; None for any.
+        suspects: ranking that names suspicious images; none is excluded. `mutual` compares all images with each other.
+            `calibration` takes the calibration scores, which costs no time. `none` names no image.
 
     Returns:
         The fitted model.
@@ -192,6 +197,7 @@ def fit_model(
         calibration_scores=[float(s) for s in scores],
         calibration_peaks=_calibrated_peaks(scorer, raw) if scorer is not None else [],
         train_part_groups=_group_numbers([part_groups[s.path] for s in parts.train]),
+        train_sizes=[list(size) for size in images.dataset(parts.train).sizes()],
         train_hashes=[sha256_of(s.path)[:HASH_LENGTH] for s in parts.train],
         tiling=tiling,
         brightness=job.brightness,
@@ -209,6 +215,11 @@ def fit_model(
         temporary=temporary,
     )
     save(fitted)
+    with _timed(seconds, "suspects"):
+        read = images.read if roi is None else images.read_inside(roi)
+        ranking = find_suspects(samples, description, part_groups, ranking=suspects, read=read)
+        write_suspects(ranking, folder, data=category.root, white=white, max_pixels=max_pixels, read=images.read)
+    fitted = replace(fitted, suspects=ranking)
     for path in stale:
         path.unlink(missing_ok=True)
     (folder / INTERRUPTED).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError
@@ -31,8 +31,18 @@ from anomaly.system.files import TemporaryFolder, atomic_write, write_json
 from anomaly.system.suggestions import nearest
 from anomaly.training.race_record import Race, race_of
 
+if TYPE_CHECKING:
+    from anomaly.training.suspects import Suspects
+
 STATE_FILE, DESCRIPTION_FILE, CARD_FILE = "detector.safetensors", "detector.json", "run.json"
-EXPORTS = ("model.onnx", "sampler.onnx", "*.certificate.json", "*.export.run.json", "*.verify.run.json")
+EXPORTS = (
+    "model.onnx",
+    "sampler.onnx",
+    "*.references.zip",
+    "*.certificate.json",
+    "*.export.run.json",
+    "*.verify.run.json",
+)
 """Files that `export` and `verify` write into the folder by default; another fit makes them stale"""
 CALIBRATION = "calibration."
 """Prefix of the calibration's keys in the state"""
@@ -74,6 +84,8 @@ class Description:
     """maximum of the calibrated map of each calibration image, as `calibration_scores`"""
     train_part_groups: list[int] = field(default_factory=list)
     """number of the part group of each training image, in the order of the paths"""
+    train_sizes: list[list[int]] = field(default_factory=list)
+    """height and width of each training image in pixels, in the order of the paths"""
     train_hashes: list[str] = field(default_factory=list)
     """first digits of the SHA-256 of each training image file, in the order of the paths"""
     tiling: Tiling | None = None
@@ -131,6 +143,8 @@ class FittedModel:
     """names of removed files: exports of an earlier fit in the same folder"""
     seam_difference: float | None = None
     """largest difference between the stitched and the whole anomaly map; None without tiling"""
+    suspects: Suspects | None = field(default=None, repr=False)
+    """training images by suspicion; None without a ranking, and for a loaded model"""
     temporary: TemporaryFolder | None = field(default=None, repr=False)
     """handle that keeps a temporary folder alive"""
 
