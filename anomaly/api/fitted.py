@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anomaly.evaluation.evaluate import Evaluation
     from anomaly.training.fitted_model import FittedModel
     from anomaly.training.race_record import Race
+    from anomaly.training.suspects_files import Suspect
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,7 @@ def fit(
     brightness: Brightness = "kept",
     calibration: Literal["auto", "split", "leave_one_out", "cross"] = "auto",
     budget_ms: float | None = None,
+    suspects: Literal["mutual", "calibration", "none"] = "mutual",
     progress: bool = False,
 ) -> Fitted:
     """Train and calibrate a detector on good images.
@@ -111,6 +113,8 @@ def fit(
             calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each without
             a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
         budget_ms: largest permitted time in milliseconds to score an image on one core, for `auto`; None for any.
+        suspects: ranking that names suspicious images; none is excluded. `mutual` compares all images with each other.
+            `calibration` takes the calibration scores, which costs no time. `none` names no image.
         progress: whether progress bars are shown on standard error.
 
     Raises:
@@ -137,7 +141,7 @@ def fit(
             folder, out=place, detector=detector, options=options, alpha=alpha, guarantee=guarantee, seed=seed,
             part_group=part_group, exclude=exclude, roi=roi, white=white, max_pixels=max_pixels, precision=precision,
             device=device, tile=tile, windows=windows, brightness=brightness, calibration=calibration,
-            budget_ms=budget_ms,
+            budget_ms=budget_ms, suspects=suspects,
         )  # fmt: skip
     return Fitted(fitted, reason=reason_for(fitted.description.race))
 
@@ -163,6 +167,13 @@ class Fitted:
         """Scores of the calibration images, and the guarantee."""
         description = self._fitted.description
         return Calibration(description.calibration.ranked(), description.certified, description.outliers)
+
+    @property
+    def suspects(self) -> list[Suspect]:
+        """Training images that look unlike the others, the most suspicious first. None of them was excluded."""
+        from anomaly.training.suspects_files import read_suspects
+
+        return read_suspects(self.folder)
 
     def evaluate(self, data: str | Path, *, batch_size: int = 8, seed: int = 0) -> Evaluation:
         """Measure the detector on a folder with labelled test images.

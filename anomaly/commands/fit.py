@@ -14,6 +14,11 @@ from anomaly.training.construction import CalibrationChoice
 from anomaly.training.fit import fit_model
 from anomaly.training.fitted_model import CARD_FILE, FittedModel
 from anomaly.training.loop import Precision, TrainingDevice
+from anomaly.training.suspects import Ranking, Suspects
+from anomaly.training.suspects_files import LIST_FILE, PAGE_FILE, describe_suspects
+
+NUM_SHOWN = 10
+"""Largest number of printed suspicious images"""
 
 
 def fit(
@@ -39,6 +44,7 @@ def fit(
     brightness: Brightness = "kept",
     calibration: CalibrationChoice = "auto",
     budget_ms: float | None = None,
+    suspects: Ranking = "mutual",
 ) -> FittedModel:
     """Train a detector or a sampler on good images, and calibrate it. Test images are never read.
 
@@ -68,6 +74,8 @@ def fit(
             calibrates on all of them: each is scored without itself. `cross` does so by five further trainings, each without
             a fifth of the images. `auto` takes `leave_one_out` where the detector supports it, else `split`.
         budget_ms: largest time in milliseconds to score an image on one core, for `auto`; by default any.
+        suspects: ranking that names suspicious images; none is excluded. `mutual` compares all images with each other.
+            `calibration` takes the calibration scores, which costs no time. `none` names no image.
 
     Returns:
         The fitted model.
@@ -116,6 +124,22 @@ def show(fitted: FittedModel) -> None:
             print(f"thresholds: {', '.join(points)}")
         if description.outliers is not None:
             print(f"WARNING: {description.outliers}", file=sys.stderr)
+    if fitted.suspects is not None:
+        _show_suspects(fitted, fitted.suspects)
     if fitted.removed:
         print(f"removed exports of an earlier fit: {', '.join(fitted.removed)}")
     print(f"next: anomaly export {fitted.folder}")
+
+
+def _show_suspects(fitted: FittedModel, suspects: Suspects) -> None:
+    """Print the suspicious images and the ways to look at them and to exclude them."""
+    print(*describe_suspects(suspects), sep="\n")
+    for image in suspects.named[:NUM_SHOWN]:
+        print(f"  {image.name}: score {image.score:.2f}, p {image.p_value:.2g}")
+    if len(suspects.named) > NUM_SHOWN:
+        print(f"  and {len(suspects.named) - NUM_SHOWN} more in {fitted.folder / LIST_FILE}")
+    if suspects.named:
+        print(
+            f"look at {fitted.folder / PAGE_FILE}, or run: anomaly review {fitted.folder}. No image was excluded."
+            f" Delete good images from {fitted.folder / LIST_FILE}, then fit again with --exclude {fitted.folder / LIST_FILE}"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +52,20 @@ class ImageReader:
     def read(self, sample: Sample) -> NDArray[np.uint8]:
         """Read an image, (H, W, 3) uint8 RGB."""
         return read_image(sample.path, white=self.white, max_pixels=self.max_pixels)
+
+    def read_inside(self, roi: str | Path) -> Callable[[Sample], NDArray[np.uint8]]:
+        """Make a function that reads an image with black pixels outside a region of interest.
+
+        Args:
+            roi: region of interest, x,y,w,h in pixels or the path of a mask.
+        """
+
+        def read(sample: Sample) -> NDArray[np.uint8]:
+            image = self.read(sample)
+            mask = read_roi(roi, height=image.shape[0], width=image.shape[1], max_pixels=self.max_pixels)
+            return np.where(mask[..., None], image, np.uint8(0))
+
+        return read
 
 
 @dataclass(frozen=True)
