@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly.detectors._patch_embedding import PatchEmbedding
+from anomaly.detectors._patch_samples import Patches, draw_patches, positions
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import UsageError
@@ -43,6 +43,8 @@ from anomaly.nn.score_pooling import Pooling, ScorePooling
 
 LEVELS = {"tf_efficientnet_lite0": (2, 3), "mobilenetv2_100": (2, 3), "resnet18": (2, 3)}
 """Backbone -> levels of stride 8 and 16; any other backbone needs the option `layers`"""
+MAX_BYTES = 4 * 2**30
+"""Largest memory for the distances of one batch"""
 SQUARE = (384, 384)
 """Input size for nearly square images"""
 OBLONG_AREA = 320 * 320
@@ -167,6 +169,11 @@ class MemoryBank(Detector):
             raise UsageError(f"size {height}, {width}: give multiples of 32, e.g. 384, 384")
         if exact and position_scale:
             raise UsageError("exact with position_scale: the scale depends on all images; give one of them")
+        if bank_size < 1 or num_candidates < 1 or num_projected < 2:
+            raise UsageError(
+                f"bank_size {bank_size}, num_candidates {num_candidates}, num_projected {num_projected}:"
+                " give 1 or more, and 2 or more projected patches"
+            )
         preprocess = Preprocess(size=(height, width), resize=resize, mean=(0.0,) * 3, std=(1.0,) * 3)
         super().__init__(preprocess=preprocess, epochs=1, batch_size=batch_size)
         self.save_hyperparameters()
@@ -180,6 +187,12 @@ class MemoryBank(Detector):
         self.grid: tuple[int, int] = embeddings[0].grid
         if any(embedding.grid != self.grid for embedding in embeddings):
             raise UsageError(f"backbones {', '.join(backbones)}: their grids differ; give the layers of equal stride")
+        num_bytes = 4 * batch_size * self.grid[0] * self.grid[1] * min(bank_size, num_candidates)
+        if num_bytes > MAX_BYTES:
+            raise UsageError(
+                f"bank_size {bank_size}: the distances of {batch_size} images take {num_bytes / 2**30:.1f} GiB, more than"
+                f" {MAX_BYTES / 2**30:g}; give a smaller bank_size or batch_size"
+            )
         self.embeddings = nn.ModuleList(embeddings)
         self.banks = nn.ModuleList(Bank(self.grid) for _ in embeddings)
         origins = [embedding.backbone.provenance for embedding in embeddings]
@@ -216,17 +229,20 @@ class MemoryBank(Detector):
         rng, inside = np.random.default_rng(self.seed), self._inside()
         if not inside.any():
             raise UsageError(f"the region of interest covers no cell of the {self.grid} grid: enlarge it or the size")
-        found = [(path, f[inside]) for path, f in images()]
-        numbers, features = _numbers([path for path, _ in found]), [f for _, f in found]
-        del found
         if self.exact:
             embedding.fix(seed=self.seed)
-            drawn = _Drawn.join([self._rows_of(embedding, f, num=len(features)) for f in features], numbers)
+            paths, each = zip(*((path, f[inside]) for path, f in images()), strict=True)
+            position = positions(paths)
+            rows = [self._rows_of(embedding, f, num=len(paths)) for f in each]
+            drawn = Patches.join(rows, [position[path] for path in paths])
         else:
-            embedding.fit(_Drawn.draw(features, numbers, num=self.num_projected, rng=rng).features)
-            drawn = _Drawn.draw(features, numbers, num=self.num_candidates, rng=rng)
-        num, points = len(features), embedding.project(drawn.features.to(self.device)).cpu()
-        del features
+            patches = draw_patches(((path, f[inside]) for path, f in images()), num=self.num_candidates, rng=rng)
+            position = positions([path for path, _, _ in patches])
+            numbers = [position[path] for path, _, _ in patches]
+            each = -(-self.num_projected // len(patches))
+            embedding.fit(torch.cat([f[:each] for _, f, _ in patches])[: self.num_projected])
+            drawn = Patches.join([(f, cell) for _, f, cell in patches], numbers).thinned(self.num_candidates, rng=rng)
+        num, points = len(position), embedding.project(drawn.features.to(self.device)).cpu()
         chosen = torch.arange(len(points)) if self.exact else self._core_set(points)
         places = inside.flatten().nonzero().flatten().cpu()
         bank.rows = points[chosen].to(self.device)
@@ -234,15 +250,12 @@ class MemoryBank(Detector):
         bank.cell = places[drawn.cell[chosen]].int().to(self.device)
         if self.position_scale and num >= 2 * NUM_FOLDS:
             fold = torch.from_numpy(rng.permutation(num) % NUM_FOLDS)
-            rows = []
+            banks = []
             for k in range(NUM_FOLDS):
                 others = points[fold[drawn.image] != k]
-                rows.append(others[self._core_set(others)].to(self.device))
+                banks.append(others[self._core_set(others)].to(self.device))
             distance = torch.stack(
-                [
-                    nearest(embedding.project(f), rows[int(fold[n])]).cpu()
-                    for n, (_, f) in zip(numbers, images(), strict=True)
-                ]
+                [nearest(embedding.project(f), banks[int(fold[position[path]])]).cpu() for path, f in images()]
             )
             bank.usual.copy_(_usual_distance(distance, inside))
 
@@ -326,47 +339,6 @@ class MemoryBank(Detector):
         score = self.pooling(distance if self.pooling.pooling == "top" else cells, inside=inside)
         enlarged = functional.interpolate(cells[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return Anomaly(score, self.inside_roi(enlarged))
-
-
-def _numbers(paths: Sequence[str]) -> list[int]:
-    """Position of each image among all images, ordered by path."""
-    position = {path: n for n, path in enumerate(sorted(paths, key=lambda path: Path(path).as_posix()))}
-    return [position[path] for path in paths]
-
-
-class _Drawn(NamedTuple):
-    """Patches with their origin."""
-
-    features: Tensor
-    """(N, C)"""
-    image: Tensor
-    """(N,) number of the image"""
-    cell: Tensor
-    """(N,) number of the patch among those of its image"""
-
-    @staticmethod
-    def join(each: Sequence[tuple[Tensor, Tensor]], numbers: Sequence[int]) -> _Drawn:
-        """Join the patches (N_i, C) and cells (N_i,) of images."""
-        image = torch.cat([torch.full((len(cell),), n) for (_, cell), n in zip(each, numbers, strict=True)])
-        return _Drawn(torch.cat([f for f, _ in each]), image, torch.cat([cell for _, cell in each]))
-
-    @staticmethod
-    def draw(features: Sequence[Tensor], numbers: Sequence[int], *, num: int, rng: np.random.Generator) -> _Drawn:
-        """Draw `num` patches, equally many per image; all patches where there are fewer.
-
-        Args:
-            features: patches (P, C) of each image.
-            numbers: number of each image.
-            num: number of patches.
-            rng: source of the draws.
-        """
-        each = []
-        for f in features:
-            cell = torch.from_numpy(rng.permutation(len(f))[: -(-num // len(features))])
-            each.append((f[cell.to(f.device)], cell))
-        all_drawn = _Drawn.join(each, numbers)
-        kept = torch.from_numpy(np.sort(rng.permutation(len(all_drawn.image))[:num]))
-        return _Drawn(all_drawn.features[kept.to(features[0].device)], all_drawn.image[kept], all_drawn.cell[kept])
 
 
 def _usual_distance(distance: Tensor, inside: Tensor) -> Tensor:

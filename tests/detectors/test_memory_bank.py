@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from anomaly.detectors._patch_embedding import PatchEmbedding
+from anomaly.detectors._patch_samples import draw_patches
 from anomaly.detectors.memory_bank import Bank, MemoryBank, gaussian, nearest
 from anomaly.errors import UsageError, WeightsError
 from anomaly.inference.core_set import core_set
@@ -195,3 +196,27 @@ def test_package_of_another_network_is_refused(tmp_path: Any) -> None:
     (tmp_path / "cut.pth").write_bytes(b"abc")
     with pytest.raises(WeightsError, match=r"cannot be read .* install its package again"):
         packaged_weights.load_packaged("tf_efficientnet_lite0", tmp_path / "cut.pth")
+
+
+def test_patches_are_drawn_equally_from_all_images_in_bounded_memory() -> None:
+    images = [(f"{n}", torch.full((50, 2), float(n))) for n in range(40)]
+    drawn = draw_patches(iter(images), num=100, rng=np.random.default_rng(0))
+    assert [path for path, _, _ in drawn] == [path for path, _ in images]
+    assert {len(cell) for _, _, cell in drawn} == {3}  # 100 of 40 images
+    assert all((f == int(path)).all() and len(set(cell.tolist())) == 3 for path, f, cell in drawn)
+
+
+def test_rows_know_their_image_and_cell() -> None:
+    detector = fitted(12)
+    bank, embedding = detector.banks[0], detector.embeddings[0]
+    assert isinstance(bank, Bank)
+    assert isinstance(embedding, PatchEmbedding)
+    with torch.no_grad():
+        y = embedding(detector.preprocess(parts(12))).flatten(1, 2)
+    found = y[bank.image.long(), bank.cell.long()]
+    assert torch.allclose(found, bank.rows, atol=1e-3)
+
+
+def test_a_bank_larger_than_memory_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"bank_size 10000000: the distances of 8 images take .* GiB"):
+        MemoryBank(**(TINY | {"bank_size": 10**7, "num_candidates": 10**7, "batch_size": 8}))
