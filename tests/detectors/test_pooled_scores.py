@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 
 from anomaly.detectors.base import Detector
 from anomaly.errors import UsageError
+from anomaly.export.model_file import export_model
+from anomaly.export.parity import verify
 from anomaly.nn.score_pooling import ScorePooling
 from anomaly.registry import detector_class
+from anomaly.training.fit import fit_model
 from anomaly.training.fitted_model import build_sampler
-from tests.detectors.tiny_detectors import build, parts
+from tests.detectors.tiny_detectors import OPTIONS, build, parts
 
 MAPS: dict[str, dict[str, Any]] = {
     "autoencoder": {}, "riad": {}, "ganomaly": {}, "fanogan": {}, "fastflow": {}, "differnet": {"score": "map"},
@@ -75,3 +79,13 @@ def test_sampler_scores_by_its_largest_cells() -> None:
     detector = sampler.as_detector().eval()
     raw = detector.anomaly(detector.preprocess(parts(2)))
     assert torch.allclose(raw.score, ScorePooling("top", top=0.02, cell=2)(raw.anomaly_map))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fastflow", "frozen_features", "memory_bank"])
+def test_exported_file_pools_a_region_like_the_fitted_model(name: str, category: Path, tmp_path: Path) -> None:
+    options = OPTIONS[name] | {"pooling": "top", "top": 0.1} | ({"epochs": 2} if name == "fastflow" else {})
+    run = fit_model(category, out=tmp_path, detector=name, options=options, roi="20,16,40,40").folder
+    export_model(run)
+    certificate = verify(run)
+    assert max(certificate["score"]["max"], certificate["map"]["max"]) < 1e-4
