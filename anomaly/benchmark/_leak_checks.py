@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from anomaly.benchmark.roles import MUST_NOT_MEET, ImageFile, Leak, Roles, Severity
+from anomaly.benchmark.roles import ImageFile, Leak, Roles, Severity
 from anomaly.data.duplicates import Fingerprint, find_duplicates
 from anomaly.data.folders import Sample
 from anomaly.data.splits import find_part_groups
@@ -35,7 +36,7 @@ def find_shared(roles: Roles, files: Files) -> list[Leak]:
     """Find files with equal bytes in roles that must not share an image."""
     found: dict[str, set[Path]] = {}
     texts: dict[str, list[str]] = {}
-    for role, other, name in MUST_NOT_MEET:
+    for role, other, name in roles.pairs:
         used = {files[path].digest for path in roles.images(role)}
         files_of_role = {path.resolve() for path in roles.images(role)}
         shared = {path for path in roles.images(other) if files[path].digest in used}
@@ -59,7 +60,7 @@ def find_same_pixels(roles: Roles, files: Files) -> list[Leak]:
     """Find files with equal pixels and different bytes in roles that must not share an image."""
     shared: set[Path] = set()
     texts = []
-    for role, other, _ in MUST_NOT_MEET:
+    for role, other, _ in roles.pairs:
         digests = {files[path].digest for path in roles.images(role)}
         pixels = {_fingerprint(files[path]).sha256 for path in roles.images(role)}
         copies = {
@@ -79,13 +80,17 @@ def find_near_duplicates(roles: Roles, files: Files) -> list[Leak]:
     test_good = set(roles.test_good) - own
     parts = [set(roles.train), set(roles.calibration), set(roles.stopping)]
     # two searches: similarity depends on the mean of all images, and the split was made without the test images
-    across = {
-        path
-        for pair in _near_pairs(sorted(own), files)
-        if not any(set(pair) <= images for images in parts)
-        for path in pair
-        if path not in parts[0]
-    }
+    near = _near_pairs(sorted(own), files)
+    if roles.left_out is not None:
+        across = {path for one, two in near if roles.left_out[one] != roles.left_out[two] for path in (one, two)}
+    else:
+        across = {
+            path
+            for pair in near
+            if not any(set(pair) <= images for images in parts)
+            for path in pair
+            if path not in parts[0]
+        }
     in_test = {
         test
         for pair in _near_pairs(sorted(own | test_good), files)
@@ -109,7 +114,7 @@ def find_part_group_leaks(roles: Roles) -> list[Leak]:
             continue  # a pattern for the training images may not cover others
     shared: set[Path] = set()
     texts = []
-    for role, other, _ in MUST_NOT_MEET:
+    for role, other, _ in roles.pairs:
         if other == "test_defect":
             continue  # one part may have good and defective images
         used = {groups[path] for path in roles.images(role) if path in groups}
@@ -118,6 +123,14 @@ def find_part_group_leaks(roles: Roles) -> list[Leak]:
             shared |= members
             num_part_groups = len({groups[path] for path in members})
             texts.append(f"{num_part_groups} part groups of {role} have {len(members)} images in {other}")
+    if roles.left_out is not None:
+        parts = defaultdict(set)
+        for path in roles.train:
+            parts[groups[path]].add(roles.left_out[path])
+        torn = {path for path in roles.train if len(parts[groups[path]]) > 1}
+        if torn:
+            shared |= torn
+            texts.append(f"{len(torn)} images were scored with an image of their part group in the training set")
     return _leak(roles, PART_GROUPS, "; ".join(texts), shared)
 
 

@@ -139,6 +139,9 @@ def _seconds_per_image(scorer: OnnxScorer, category: Category, *, threads: int) 
 
 def _leaks(cell: Cell, category: Category, description: Description, *, data: Path) -> tuple[list[dict[str, Any]], int]:
     """Find the leaks in the protocol of this cell, and count the checks."""
+    left_out = None
+    if description.calibration.construction != "split":
+        left_out = dict(zip(map(Path, description.train), description.train_part_groups, strict=True))
     selection = [s.path for name in cell.chosen_on for s in find_category(data / name).test]
     roles = Roles(
         train=tuple(Path(p) for p in description.train),
@@ -152,6 +155,7 @@ def _leaks(cell: Cell, category: Category, description: Description, *, data: Pa
         root=category.root,
         labels_from="folder",
         mask_size="own",
+        left_out=left_out,
     )
     found = find_leaks(roles, near_duplicates=True, max_pixels=MAX_PIXELS)
     return [asdict(leak) for leak in found], num_checks(roles, near_duplicates=True)

@@ -15,7 +15,7 @@ detectors:
     fit: {brightness: levelled}     # further options of `anomaly fit`: brightness, tile or windows
     schedule: reduced               # full for the published schedule
     note: 8 of 500 epochs           # description of the reduction
-    seeds: [0]                      # subset of the seeds
+    seeds: [0]                      # replaces the seeds of the data
     sets: [mvtec_ad]                # subset of the sets or categories
     chosen_on: [mvtec_ad/bottle]    # categories whose test images were seen when the recipe was chosen
 """
@@ -117,8 +117,7 @@ def read_plan(
                         seed=int(seed),
                         **request,
                     )
-                    for seed in part.get("seeds", [0])
-                    if seed in row.get("seeds", part.get("seeds", [0]))
+                    for seed in row.get("seeds", part.get("seeds", [0]))
                 ]
     if not cells:
         raise UsageError(f"benchmark {file} has no cells: give it data with categories, and detectors")

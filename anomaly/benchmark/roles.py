@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,6 +55,13 @@ class Roles:
     """source of a test image's label: its folder, or a mask with a defect pixel"""
     mask_size: Literal["own", "network"]
     """size at which masks are compared: their own, or the network's"""
+    left_out: Mapping[Path, int] | None = None
+    """part group that was left out when an image was scored that trains and calibrates; None where no image does both"""
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str, str], ...]:
+        """Pairs of roles that must not share an image; training and calibration may, where each image was left out."""
+        return tuple(p for p in MUST_NOT_MEET if self.left_out is None or p[:2] != ("train", "calibration"))
 
     @property
     def test(self) -> tuple[Path, ...]:

@@ -107,11 +107,11 @@ def test_cell_beyond_its_time_limit_is_stopped(data: Path, tmp_path: Path) -> No
     assert "longer than --hours" in cell["message"]
 
 
-def test_cells_are_ordered_by_seed_and_rows_may_have_fewer_seeds(data: Path, tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, detectors={"a": ROW, "b": ROW | {"seeds": [1]}})
+def test_cells_are_ordered_by_seed_and_rows_may_have_seeds_of_their_own(data: Path, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, detectors={"a": ROW, "b": ROW | {"seeds": [1, 2]}})
     cells = read_plan(plan, data=data)
-    assert [(c.seed, c.name) for c in cells] == [(0, "a"), (1, "a"), (1, "b")]
-    assert len({c.fingerprint() for c in cells}) == 3
+    assert [(c.seed, c.name) for c in cells] == [(0, "a"), (1, "a"), (1, "b"), (2, "b")]
+    assert len({c.fingerprint() for c in cells}) == 4
     again = read_plan(plan, data=data)
     assert [c.fingerprint() for c in again] == [c.fingerprint() for c in cells]
 

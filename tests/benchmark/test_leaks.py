@@ -259,3 +259,41 @@ def test_stamp_names_leaks_before_notes(clean: Roles) -> None:
     )
     assert stamp(leaks[2:], num_checks=14).startswith("no leak found (14 checks); note: label")
     assert asdict(leaks[0]).keys() == {"name", "description", "paths", "num", "severity"}
+
+
+def leave_one_out(clean: Roles, *, groups: bool) -> Roles:
+    """The clean protocol with all its good images in both roles, left out by lot or one by one."""
+    images = clean.train + clean.calibration
+    left_out = {path: int(path.name[3 : path.name.index("_")]) if groups else n for n, path in enumerate(images)}
+    return replace(clean, train=images, calibration=images, stopping=(), left_out=left_out)
+
+
+def test_images_that_train_and_calibrate_are_no_leak_where_their_part_was_left_out(clean: Roles) -> None:
+    assert found(leave_one_out(clean, groups=True)) == []
+    assert {leak.name for leak in found(replace(leave_one_out(clean, groups=True), left_out=None))} >= {
+        "training images in calibration or stopping"
+    }
+
+
+def test_images_left_out_without_their_part_are_a_leak(clean: Roles) -> None:
+    (leak,) = found(leave_one_out(clean, groups=False))
+    assert leak.name == "part groups across the split"
+    assert leak.num == 16
+
+
+def test_near_duplicates_must_be_left_out_together(clean: Roles) -> None:
+    roles = leave_one_out(clean, groups=True)
+    copy = write(
+        clean.root / "train/good/lot777_0.png", np.clip(read(roles.train[0]).astype(int) + 1, 0, 255).astype(np.uint8)
+    )
+    assert roles.left_out is not None
+    with_copy = replace(
+        roles, train=(*roles.train, copy), calibration=(*roles.train, copy), left_out={**roles.left_out, copy: 777}
+    )
+    assert "near-duplicates in two roles" in {leak.name for leak in found(with_copy)}
+    together = {**roles.left_out, copy: roles.left_out[roles.train[0]]}
+    assert "near-duplicates in two roles" not in {leak.name for leak in found(replace(with_copy, left_out=together))}
+
+
+def read(path: Path) -> np.ndarray:
+    return read_image(path, white=255, max_pixels=MAX_PIXELS)
