@@ -17,6 +17,7 @@ VERBS = {
     "fit": "train a detector on good images and calibrate it",
     "export": "write a fitted model as one .onnx file",
     "verify": "compare the .onnx file with the fitted model",
+    "extend": "add good images to the memory bank of an .onnx file, and calibrate it again",
     "calibrate": "set a new threshold of an .onnx file, from new good images or labels",
     "evaluate": "measure a model on labelled images",
     "benchmark": "measure detectors × categories × seeds of a YAML file, and write a table",
