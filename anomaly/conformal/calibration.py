@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.beta_distribution import beta_quantile
 from anomaly.conformal.guarantee import (
     CONFIDENCE,
     DEFAULT_ALPHA,
@@ -29,6 +28,7 @@ from anomaly.conformal.guarantee import (
     check_guarantee,
     guarantee_for,
     images_needed,
+    order_statistic_bound,
     rank_for,
     resolve_alpha,
     tightest_alpha,
@@ -181,7 +181,7 @@ class CalibrationScores:
             alpha=alpha,
             guarantee=guarantee,
             expected_rate=alpha if guarantee == "expected" else (num_groups + 1 - rank) / (num_groups + 1),
-            rate_bound=beta_quantile(CONFIDENCE, num_groups + 1 - rank, rank) if proved else None,
+            rate_bound=order_statistic_bound(num_groups, rank) if proved else None,
             construction=self.construction,
             exact=self.exact,
         )

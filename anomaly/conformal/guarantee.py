@@ -30,6 +30,7 @@ cumulated mass of at least 1 - alpha. An image of a new group is then rejected w
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -87,6 +88,13 @@ class Guarantee:
         return f"false alarms: {approximately}{self.expected_rate:.2%} expected, {self.bound_text} ({self.basis})"
 
 
+@functools.lru_cache(maxsize=1024)
+def order_statistic_bound(num_scores: int, rank: int) -> float:
+    """Compute the 95 % upper bound of the rate above the score at `rank` of `num_scores` independent scores."""
+    return beta_quantile(CONFIDENCE, num_scores + 1 - rank, rank)
+
+
+@functools.lru_cache(maxsize=1024)
 def rank_for(num_groups: int, *, alpha: float, guarantee: GuaranteeKind) -> int:
     """Find the rank k that keeps the guarantee among one score of each part group.
 
@@ -111,7 +119,7 @@ def rank_for(num_groups: int, *, alpha: float, guarantee: GuaranteeKind) -> int:
         rank = 1 + bisect.bisect_left(
             range(1, num_groups + 1),
             True,
-            key=lambda k: beta_quantile(CONFIDENCE, num_groups + 1 - k, k) <= alpha + 1e-9,
+            key=lambda k: order_statistic_bound(num_groups, k) <= alpha + 1e-9,
         )
     if rank > num_groups:
         kind = "" if guarantee == "expected" else " with 95 % confidence"
@@ -196,7 +204,7 @@ def guarantee_for(
         alpha=alpha,
         guarantee=guarantee,
         expected_rate=(num_images + 1 - rank) / (num_images + 1),
-        rate_bound=beta_quantile(CONFIDENCE, num_images + 1 - rank, rank) if proved else None,
+        rate_bound=order_statistic_bound(num_images, rank) if proved else None,
         construction=construction,
         exact=exact,
     )
