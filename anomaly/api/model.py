@@ -19,6 +19,7 @@ from anomaly.conformal.calibration import Guarantee
 from anomaly.errors import ImageError, UsageError
 from anomaly.imaging.array_image import array_image, is_pillow, pillow_image
 from anomaly.imaging.image_file import decode_image, read_file
+from anomaly.inference.evidence import EvidenceFinder
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import Device
 from anomaly.scoring.loading import NO_IMAGE, LoadedImage
@@ -57,6 +58,7 @@ class Model:
         if not isinstance(scorer, OnnxScorer):
             raise UsageError("Model: use anomaly.load(path), which makes it")
         self._scorer = scorer
+        self._finder = EvidenceFinder(scorer)
         self._max_pixels = max_pixels
 
     def __call__(self, image: Image) -> Result:
@@ -77,7 +79,7 @@ class Model:
         )
         if scored.row.status != "ok":
             raise ImageError("internal", scored.row.message)
-        return Result(scored, self._scorer)
+        return Result(scored, self._scorer, self._finder)
 
     def score(self, images: Iterable[Image], *, batch_size: int = 8) -> Iterator[Result]:
         """Score a stream of images in order; an invalid image becomes a result with an error.
@@ -114,7 +116,7 @@ class Model:
     def _results(self, window: Sequence[LoadedImage], *, settings: Settings) -> Iterator[Result]:
         scorers, seconds = {DEFAULT_PRODUCT: self._scorer}, {"infer": 0.0}
         for scored in score_window(window, scorers=scorers, settings=settings, seconds=seconds):
-            yield Result(scored, self._scorer)
+            yield Result(scored, self._scorer, self._finder)
 
     @property
     def guarantee(self) -> Guarantee:

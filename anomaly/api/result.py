@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from anomaly.errors import ImageError
 from anomaly.imaging.overlay import enlarge_map, overlay
 from anomaly.imaging.regions import Region
+from anomaly.inference.evidence import Evidence, EvidenceFinder, evidence_sheet
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.scoring.rows import row_values
 from anomaly.scoring.windows import ScoredImage
@@ -31,7 +32,7 @@ class Result:
         error: reason why the image was not scored.
     """
 
-    def __init__(self, scored: ScoredImage, scorer: OnnxScorer) -> None:
+    def __init__(self, scored: ScoredImage, scorer: OnnxScorer, finder: EvidenceFinder) -> None:
         row = scored.row
         self.name: str = row.path
         self.score: float | None = row.score
@@ -41,7 +42,7 @@ class Result:
         self.regions: list[Region] = row.regions
         self.error: str | None = row.message or None
         self.status: str = row.status
-        self._scored, self._resize = scored, scorer.metadata.resize
+        self._scored, self._resize, self._finder = scored, scorer.metadata.resize, finder
 
     @cached_property
     def anomaly_map(self) -> NDArray[np.float32]:
@@ -65,6 +66,26 @@ class Result:
                 "internal", f"{self.name}: not scored, image and map are missing; correct the cause: {self.error}"
             )
         return self._scored.image
+
+    @cached_property
+    def evidence(self) -> list[Evidence]:
+        """Nearest good patch of each region, from the memory bank of the model; computed when it is read.
+
+        Empty for a good image, and for a detector without a bank. `Evidence.reference` is None where the archive
+        `model.references.zip` is not beside the model.
+
+        Raises:
+            ImageError: the image was not scored.
+        """
+        return self._finder.find(self.image, self.regions)
+
+    def evidence_sheet(self) -> NDArray[np.uint8] | None:
+        """Draw each region beside its nearest good patch, (h, w, 3) uint8 RGB; None without stored training images.
+
+        Raises:
+            ImageError: the image was not scored.
+        """
+        return evidence_sheet(self.image, self.evidence)
 
     def overlay(self) -> NDArray[np.uint8]:
         """Draw the anomaly map over the image, (H, W, 3) uint8 RGB: yellow near the threshold, red at twice the threshold.

@@ -14,11 +14,12 @@ import numpy as np
 from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, resolve_alpha
 from anomaly.data.folders import Sample, list_images
 from anomaly.data.splits import find_part_groups
-from anomaly.errors import UsageError
+from anomaly.errors import DataError, UsageError
 from anomaly.inference.artifact import load_graph, read_metadata
 from anomaly.inference.session import Device
 from anomaly.recalibration.calibrated_file import write_calibrated
 from anomaly.recalibration.labelled_images import NO_LABELS, find_labelled_images
+from anomaly.recalibration.new_images import training_images_among
 from anomaly.system.files import as_path, write_json
 
 
@@ -78,7 +79,8 @@ def recalibrate(
 
     Raises:
         UsageError: missing images and labels, or labels alone with another guarantee than the file.
-        DataError: an image that cannot be used, images without a part group, or labels that contradict each other.
+        DataError: an image that cannot be used, a training image of the model, images without a part group, or labels that
+            contradict each other.
         CalibrationError: too few parts for alpha, a single part, or images with equal scores.
         ParityError: the new file does not give the expected values.
         OutputError: the file cannot be written.
@@ -92,6 +94,7 @@ def recalibrate(
     paths = [] if good is None else list_images(str(good))
     sizes = _group_sizes(paths, source=str(good), part_group=part_group)
     if good is not None:
+        _refuse_training_images(paths, model)
         guarantee = guarantee or "expected"
         num_groups = CalibrationScores(np.zeros(len(paths)), sizes).num_groups
         alpha = resolve_alpha(alpha, num_groups=num_groups, guarantee=guarantee)
@@ -134,3 +137,13 @@ def _group_sizes(paths: Sequence[str], *, source: str, part_group: str | None) -
     groups = find_part_groups(samples, root=root, part_group=part_group)
     sizes = Counter(groups.values())
     return [sizes[groups[sample.path]] for sample in samples]
+
+
+def _refuse_training_images(paths: Sequence[str], model: Path) -> None:
+    """Refuse images that the model was trained on, found by the SHA-256 of their files."""
+    found = training_images_among(paths, read_metadata(load_graph(model), name=str(model)))
+    if found:
+        raise DataError(
+            f"{len(found)} of {len(paths)} images trained {model}, first {found[0]}: they score too low for a calibration;"
+            " give other good images"
+        )

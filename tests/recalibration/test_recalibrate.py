@@ -16,6 +16,7 @@ from anomaly.inference.artifact import calibration_tensors, load_graph
 from anomaly.inference.scorer import OnnxScorer, Scores
 from anomaly.recalibration import calibrated_file
 from anomaly.recalibration.recalibrate import recalibrate
+from tests.plates import draw_part
 
 
 @pytest.fixture
@@ -88,12 +89,23 @@ def test_ranks_of_the_scores_stay(model: Path, calibration_images: Path, categor
     assert np.array_equal(np.argsort(load(model).score(images).score), np.argsort(before))
 
 
+def test_training_images_are_refused(model: Path, category: Path) -> None:
+    before = model.read_bytes()
+    with pytest.raises(DataError, match=r"32 of 40 images trained .*model.onnx, first "):
+        recalibrate(model, good=category / "train/good")
+    assert model.read_bytes() == before
+
+
 def test_metadata_certificate_and_card_hold_the_new_calibration(
     model: Path, calibration_images: Path, category: Path, tmp_path: Path
 ) -> None:
     old, old_bytes, new_path = load(model), model.read_bytes(), tmp_path / "new" / "again.onnx"
     options = ["--out", str(new_path), "--alpha", "0.2", "--guarantee", "bound"]
-    assert run(["calibrate", str(model), str(category / "train/good"), *options]) == 0
+    good = tmp_path / "good"
+    good.mkdir()
+    for n in range(40):
+        write_png(good / f"{n:03d}.png", draw_part(3000 + n))
+    assert run(["calibrate", str(model), str(good), *options]) == 0
     assert model.read_bytes() == old_bytes
     names = ["again.calibrate.run.json", "again.certificate.json", "again.onnx"]
     assert sorted(p.name for p in new_path.parent.iterdir()) == names
@@ -113,7 +125,7 @@ def test_metadata_certificate_and_card_hold_the_new_calibration(
     assert certificate["score"]["max"] <= 1e-4
     assert certificate["map_maximum"]["max"] <= 1e-4
     card = json.loads((new_path.parent / "again.calibrate.run.json").read_text(encoding="utf-8"))
-    assert card["config"]["good"] == str(category / "train/good")
+    assert card["config"]["good"] == str(good)
     assert str(category.parent).encode() not in new_path.read_bytes()
 
 
