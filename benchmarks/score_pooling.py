@@ -36,24 +36,28 @@ CATEGORIES = (
     "piped_paper/PA_BDP01_TL", "piped_paper/PA_BFT01_TL", "piped_paper/PA_BRG01_RL", "piped_paper/PA_BTN01_RL",
     "piped_paper/PA_FLR01_TL", "piped_paper/PA_FVN01_TL",
 )  # fmt: skip
-KNN: dict[str, Any] = {"num_patches": 40_000, "bank_size": 2000}
+OLD: dict[str, Any] = {"margin": 0}
+KNN = OLD | {"num_patches": 40_000, "bank_size": 2000}
+REFLECT: dict[str, Any] = {"margin": 32}
+SHORT = {"epochs": 4}
 ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "nearest_neighbour": ("nearest_neighbour", {}, "fp32"),
+    "nearest_neighbour": ("nearest_neighbour", OLD, "fp32"),
     "nearest_neighbour_core_set": ("nearest_neighbour", KNN, "fp32"),
     "nearest_neighbour_count_padding": ("nearest_neighbour", KNN | {"count_padding": True}, "fp32"),
-    "nearest_neighbour_margin": ("nearest_neighbour", KNN | {"margin": 32}, "fp32"),
+    "nearest_neighbour_margin": ("nearest_neighbour", KNN | REFLECT, "fp32"),
     "nearest_neighbour_single_cells": ("nearest_neighbour", KNN | {"neighbourhood": 1}, "fp32"),
     "nearest_neighbour_5": ("nearest_neighbour", KNN | {"neighbourhood": 5}, "fp32"),
-    "pca": ("pca", {}, "fp32"),
-    "pca_count_padding": ("pca", {"count_padding": True}, "fp32"),
-    "pca_margin": ("pca", {"margin": 32}, "fp32"),
-    "gmm": ("gmm", {}, "fp32"),
-    "gmm_margin": ("gmm", {"margin": 32}, "fp32"),
-    "one_class_svm": ("one_class_svm", {}, "fp32"),
-    "fastflow": ("fastflow", {"epochs": 4}, "fastest"),
-    "fastflow_margin": ("fastflow", {"epochs": 4, "margin": 32}, "fastest"),
-    "fastflow_reflect": ("fastflow", {"epochs": 4, "padding": "reflect"}, "fastest"),
-    "fastflow_margin_reflect": ("fastflow", {"epochs": 4, "margin": 32, "padding": "reflect"}, "fastest"),
+    "pca": ("pca", OLD, "fp32"),
+    "pca_count_padding": ("pca", OLD | {"count_padding": True}, "fp32"),
+    "pca_margin": ("pca", REFLECT, "fp32"),
+    "gmm": ("gmm", OLD, "fp32"),
+    "gmm_margin": ("gmm", REFLECT, "fp32"),
+    "one_class_svm": ("one_class_svm", OLD, "fp32"),
+    "one_class_svm_margin": ("one_class_svm", REFLECT, "fp32"),
+    "fastflow": ("fastflow", OLD | SHORT, "fastest"),
+    "fastflow_margin": ("fastflow", REFLECT | SHORT, "fastest"),
+    "fastflow_reflect": ("fastflow", OLD | SHORT | {"padding": "reflect"}, "fastest"),
+    "fastflow_margin_reflect": ("fastflow", REFLECT | SHORT | {"padding": "reflect"}, "fastest"),
     "differnet_map": ("differnet", {"score": "map"}, "fp32"),
     "autoencoder": ("autoencoder", {"epochs": 10}, "fastest"),
     "ganomaly": ("ganomaly", {"epochs": 15}, "fp32"),

@@ -101,7 +101,8 @@ class FastFlow(Detector):
             `resnet18`, `wide_resnet50_2`, `deit_base_distilled_patch16_384` (size 384, layers 7) and
             `cait_m48_448` (size 448, layers 40) in the paper.
         layers: feature levels of the backbone: one per stride for CNNs, block numbers for ViTs.
-        margin: width in pixels of the reflected surroundings of the image, a multiple of the coarsest level's stride.
+        margin: width in pixels of the reflected surroundings of the image, a multiple of the coarsest level's stride; None is
+            about 32 for a convolutional backbone, else 0.
         weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
         num_steps: number of couplings per level; 8 for ResNets and 20 for ViTs in the paper.
         hidden_ratio: hidden channels of a coupling per input channel; 1.0 for ResNets and 0.16 for ViTs in the paper.
@@ -124,12 +125,12 @@ class FastFlow(Detector):
         backbone: str | None = None,
         layers: Sequence[int] = (1, 2, 3),
         weights: str = "pretrained",
-        margin: int = 0,
+        margin: int | None = None,
         num_steps: int = 8,
         hidden_ratio: float = 1.0,
         conv3x3_only: bool = True,
         padding: Padding = "zeros",
-        pooling: Pooling = "maximum",
+        pooling: Pooling = "top",
         top: float = 0.02,
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-5,
@@ -139,6 +140,7 @@ class FastFlow(Detector):
     ) -> None:
         backbone, reason = default_backbone(backbone, "resnet18", weights=weights)
         network = Backbone(backbone, layers=layers, size=(size, size), weights=weights, margin=margin)
+        margin = network.margin
         super().__init__(
             preprocess=Preprocess(size=(size, size), resize=resize, mean=network.mean, std=network.std),
             epochs=epochs,

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from anomaly.detectors._patch_models import Bank, Method, patch_model
 from anomaly.detectors.base import Anomaly, Detector
-from anomaly.detectors.tiling_support import Seamless, WindowsOnly, pooled_tiling
+from anomaly.detectors.tiling_support import Seamless, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.backbones import Backbone, default_backbone
 from anomaly.nn.batch import Batch
@@ -46,7 +46,8 @@ class FrozenFeatures(Detector):
         backbone: timm model name; None is `resnet18`, or `tf_efficientnet_lite0` where only its weights are installed.
         layers: feature levels of the backbone, resized to the grid of the finest level.
         weights: weights of the backbone: `pretrained`, `none` (random), or the path of a `.safetensors` file or its folder.
-        margin: width in pixels of the reflected surroundings of the image, a multiple of the coarsest level's stride.
+        margin: width in pixels of the reflected surroundings of the image, a multiple of the coarsest level's stride; None is
+            about 32 for a convolutional backbone, else 0.
         neighbourhood: side in cells of the averaging window over each level, odd; 1 for no averaging.
         count_padding: whether the zeros outside a level count in that average, which makes border patches differ.
         method: model of the patches.
@@ -80,7 +81,7 @@ class FrozenFeatures(Detector):
         backbone: str | None = None,
         layers: Sequence[int] = (2, 3),
         weights: str = "pretrained",
-        margin: int = 0,
+        margin: int | None = None,
         neighbourhood: int = 3,
         count_padding: bool = False,
         method: Method = "nearest_neighbour",
@@ -91,7 +92,7 @@ class FrozenFeatures(Detector):
         num_gaussians: int = 8,
         num_components: int = 128,
         smooth: int = 9,
-        pooling: Pooling = "maximum",
+        pooling: Pooling = "top",
         top: float = 0.02,
         exact: bool = False,
         batch_size: int = 8,
@@ -108,6 +109,7 @@ class FrozenFeatures(Detector):
             raise UsageError(f"exact with method {method}: only nearest_neighbour can leave an image out")
         backbone, reason = default_backbone(backbone, "resnet18", weights=weights)
         network = Backbone(backbone, layers=layers, size=(size, size), weights=weights, margin=margin)
+        margin = network.margin
         preprocess = Preprocess(size=(size, size), resize=resize, mean=network.mean, std=network.std)
         super().__init__(preprocess=preprocess, epochs=1, batch_size=batch_size)
         self.save_hyperparameters()
@@ -116,7 +118,7 @@ class FrozenFeatures(Detector):
         self.grid = max((h, w) for _, h, w in network.shapes)
         self.finest = [shape[1:] for shape in network.shapes].index(self.grid)
         self.pooling = ScorePooling(pooling, top=top)
-        self.tiling = pooled_tiling(_tiling_support(network, size=size, margin=margin), self.pooling)
+        self.tiling = _tiling_support(network, size=size, pooling=pooling)
         width = sum(channels for channels, _, _ in network.shapes)
         if not 0 <= dimensions <= width:
             raise UsageError(
@@ -149,11 +151,16 @@ class FrozenFeatures(Detector):
 
     def _patches(self, x: Tensor) -> Tensor:
         """Patch features (N, h, w, D) of inputs (N, 3, H, W), where (h, w) is the grid."""
-        maps = self.backbone(x)
+        side, outside = self.neighbourhood, self.count_padding
+        # averaged with the surroundings: a mean of fewer cells varies more
+        maps = self.backbone.cut(
+            [
+                functional.avg_pool2d(level, side, stride=1, padding=side // 2, count_include_pad=outside)
+                for level in self.backbone.surrounded(x)
+            ]
+        )
         grid, levels = maps[self.finest].shape[2:], []
-        for level, (_, *shape) in zip(maps, self.backbone.shapes, strict=True):
-            side, outside = self.neighbourhood, self.count_padding
-            pooled = functional.avg_pool2d(level, side, stride=1, padding=side // 2, count_include_pad=outside)
+        for pooled, (_, *shape) in zip(maps, self.backbone.shapes, strict=True):
             if tuple(shape) != self.grid:
                 pooled = functional.interpolate(pooled, grid, mode="bilinear", align_corners=False)
             levels.append(pooled)
@@ -305,11 +312,12 @@ class FrozenFeatures(Detector):
         return smoothed(enlarged[:, 0], window=self.smooth)
 
 
-def _tiling_support(network: Backbone, *, size: int, margin: int) -> Seamless | WindowsOnly:
+def _tiling_support(network: Backbone, *, size: int, pooling: Pooling) -> Seamless | WindowsOnly:
     if network.is_transformer:
         return WindowsOnly("each patch of its backbone attends to all others (use a convolutional backbone)")
-    if margin:
-        return WindowsOnly("each window would be reflected at its own border (use margin 0)")
+    needed = ["margin 0"] * (network.margin > 0) + ["pooling maximum"] * (pooling != "maximum")
+    if needed:
+        return WindowsOnly(f"its reflected border or its score needs the whole image (use {' and '.join(needed)})")
     return Seamless(stride=size // min(h for _, h, _ in network.shapes))
 
 

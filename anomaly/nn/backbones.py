@@ -34,6 +34,10 @@ FALLBACK = "tf_efficientnet_lite0"
 """Backbone whose weights an installed package brings, for detectors whose default backbone is not available"""
 
 
+MARGIN = 32
+"""Least margin that is chosen for a convolutional network, in pixels"""
+
+
 class _NormedMaps(FeatureGetterNet):  # type: ignore[misc]
     """Maps of transformer blocks after the network's last norm, which timm skips by default."""
 
@@ -64,7 +68,8 @@ class Backbone(nn.Module):
             folder of such files. `pretrained` tries the folder `ANOMALY_WEIGHTS`, an installed
             package (see `packaged_weights`), timm's cache, and a download.
         margin: width in pixels of reflected surroundings, a multiple of the coarsest level's stride. The maps are cut back
-            to the image. So fewer of their values come from the zeros with which the network pads.
+            to the image. So fewer of their values come from the zeros with which the network pads. None is about 32 for a
+            convolutional network, and 0 for others and for smaller inputs.
 
     Raises:
         UsageError: unknown name, a layer that the network does not have, or an invalid margin.
@@ -72,7 +77,7 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, *, layers: Sequence[int], size: tuple[int, int], weights: str, margin: int = 0
+        self, name: str, *, layers: Sequence[int], size: tuple[int, int], weights: str, margin: int | None = 0
     ) -> None:
         super().__init__()
         self.is_transformer = name.startswith(("vit_", "deit", "cait_", "beit", "eva"))
@@ -88,10 +93,8 @@ class Backbone(nn.Module):
         with torch.no_grad():
             maps = self.network(torch.zeros(1, 3, *size))
         self.shapes: list[tuple[int, int, int]] = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
-        self.margin = margin
-        self._cuts = [margin * height // size[0] for _, height, _ in self.shapes]
-        if margin:
-            _check_margin(self, size=size)
+        self.margin = _chosen_margin(self, margin, size=size)
+        self._cuts = [self.margin * height // size[0] for _, height, _ in self.shapes]
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch-norm statistics are part of the frozen network."""
@@ -108,18 +111,38 @@ class Backbone(nn.Module):
         Returns:
             One map (N, C, h_i, w_i) per level; `shapes` holds their shapes (C, h_i, w_i).
         """
+        return self.cut(self.surrounded(x))
+
+    def surrounded(self, x: Tensor) -> list[Tensor]:
+        """Compute feature maps with the reflected surroundings; `cut` removes these."""
+        maps: list[Tensor] = self.network(functional.pad(x, (self.margin,) * 4, mode="reflect") if self.margin else x)
+        return maps
+
+    def cut(self, maps: list[Tensor]) -> list[Tensor]:
+        """Cut feature maps of all levels back to the image."""
         if not self.margin:
-            return list(self.network(x))
-        maps = self.network(functional.pad(x, (self.margin,) * 4, mode="reflect"))
+            return maps
         return [m[:, :, cut:-cut, cut:-cut] for m, cut in zip(maps, self._cuts, strict=True)]
 
 
-def _check_margin(network: Backbone, *, size: tuple[int, int]) -> None:
-    stride = size[0] // min(height for _, height, _ in network.shapes)
-    if network.is_transformer or not 0 < network.margin < min(size) or network.margin % stride:
+def _chosen_margin(network: Backbone, margin: int | None, *, size: tuple[int, int]) -> int:
+    """Check a requested margin, or choose one.
+
+    Raises:
+        UsageError: an invalid margin.
+    """
+    stride = max(-(-size[0] // height) for _, height, _ in network.shapes)
+    regular = all((size[0] // h * h, size[1] // w * w) == size for _, h, w in network.shapes)
+    supported = regular and not network.is_transformer
+    if margin is None:
+        chosen = -(-MARGIN // stride) * stride
+        return chosen if supported and chosen < min(size) else 0
+    if margin and (not supported or not 0 < margin < min(size) or margin % stride):
         raise UsageError(
-            f"margin {network.margin}: give a multiple of {stride} below {min(size)}, with a convolutional backbone, or 0"
+            f"margin {margin}: give a multiple of {stride} below {min(size)}, with a convolutional backbone whose levels"
+            " divide the size, or 0"
         )
+    return margin
 
 
 def _build(name: str, *, layers: tuple[int, ...], size: tuple[int, int], transformer: bool) -> nn.Module:

@@ -65,8 +65,8 @@ def test_invalid_options_are_refused_with_the_way_out(options: dict[str, Any], m
         ("fanogan", {}, "one code for the whole input"),
         ("autoencoder", {"standardise": False, "pooling": "top"}, "use pooling maximum"),
         ("riad", {"pooling": "top"}, "use pooling maximum"),
-        ("frozen_features", {"pooling": "top"}, "use pooling maximum"),
-        ("frozen_features", {"margin": 16}, "use margin 0"),
+        ("frozen_features", {}, "use margin 0 and pooling maximum"),
+        ("frozen_features", {"margin": 16, "pooling": "maximum"}, "use margin 0\\)"),
     ],
 )
 def test_detector_without_seamless_tiles_gives_the_reason_and_offers_windows(
@@ -83,7 +83,12 @@ def test_detector_without_seamless_tiles_gives_the_reason_and_offers_windows(
 @pytest.mark.parametrize("name", ["autoencoder", "riad", "frozen_features"])
 def test_seamless_tiles_give_the_map_of_the_whole_image(name: str) -> None:
     detector = build(
-        name, **{"autoencoder": {"standardise": False}, "riad": {"regions": (4,)}, "frozen_features": {}}[name]
+        name,
+        **{
+            "autoencoder": {"standardise": False},
+            "riad": {"regions": (4,)},
+            "frozen_features": {"margin": 0, "pooling": "maximum"},
+        }[name],
     ).eval()
     tiling = choose(detector, tile="64,64")
     assert tiling is not None
