@@ -42,6 +42,7 @@ def score(
     overlays: Path | None = None,
     overlays_of: OverlaysOf = "defect",
     maps: bool = False,
+    evidence: bool = False,
     shard: str | None = None,
     watch: bool = False,
     engine: Literal["here", "ray"] = "here",
@@ -74,6 +75,7 @@ def score(
         overlays: folder for overlay images, with --out; not written by default.
         overlays_of: verdicts whose overlays are drawn; a run stores them in its overlays/.
         maps: write all anomaly maps as 16-bit PNG into the maps/ of a run.
+        evidence: write the nearest good patches of every rejected image into the evidence/ of a run; for memory banks.
         shard: shard I/N of the images: every N-th image from the I-th on, for `anomaly merge`.
         watch: score the images that arrive in the folder, until Ctrl-C; with --run.
         engine: place of the computation: `here` is this process, `ray` a Ray cluster, with --run; the rows are equal.
@@ -87,8 +89,12 @@ def score(
     card = RunCard("score", config=dict(locals()))
     if (out is None) == (run is None):
         raise UsageError("give --out FILE for one table, or --run FOLDER for a run")
-    if out and (resume or maps or shard or watch):
-        raise UsageError("--resume, --maps, --shard and --watch need a run: give --run FOLDER in place of --out")
+    if out and (resume or maps or evidence or shard or watch):
+        raise UsageError(
+            "--resume, --maps, --evidence, --shard and --watch need a run: give --run FOLDER in place of --out"
+        )
+    if evidence and engine == "ray":
+        raise UsageError("--evidence needs the images in this process: leave --engine ray out")
     if engine == "ray" and (out or watch):
         raise UsageError("--engine ray scores a list into a run: give --run FOLDER, without --out and --watch")
     if watch and shard:
@@ -114,7 +120,13 @@ def score(
     source = source_of(iter(())) if watch else open_source(images)
     if run is not None:
         options = RunOptions(
-            format=format, overlays_of=overlays_of, maps=maps, shard=shard, by_product=by_product, watch=watch
+            format=format,
+            overlays_of=overlays_of,
+            maps=maps,
+            evidence=evidence,
+            shard=shard,
+            by_product=by_product,
+            watch=watch,
         )
         summary = score_run(
             source,

@@ -5,6 +5,7 @@
     inputs.jsonl     the images, listed once when the run began
     rows.csv | rows.jsonl | rows/part-00000.parquet …
     overlays/, maps/ optional images of the results
+    evidence/        optional: nearest good patches of rejected images, one picture and one JSON file for each
     drift.bin        score and image statistics of every image, for the drift monitor of a resumed run
     parts.csv        one verdict per part, for an image table with the column `part`
     summary.json     counts of the finished run
@@ -26,7 +27,7 @@ from anomaly.system.files import sha256_of
 
 LEDGER, INPUTS, MANIFEST, SUMMARY, LOCK = "ledger.jsonl", "inputs.jsonl", "manifest.json", "summary.json", ".lock"
 RECORDS, PARTS = "drift.bin", "parts.csv"
-MODELS, OVERLAYS, MAPS = "models", "overlays", "maps"
+MODELS, OVERLAYS, MAPS, EVIDENCE = "models", "overlays", "maps", "evidence"
 LISTED = "listed"
 """Event of the ledger: the list of images is complete"""
 

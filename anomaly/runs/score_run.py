@@ -18,7 +18,8 @@ from anomaly.errors import UsageError
 from anomaly.imaging.image_file import write_png
 from anomaly.imaging.map_png import MAP_STEP, MAP_ZERO, map_levels
 from anomaly.inference.scorer import OnnxScorer
-from anomaly.runs.run_files import MAPS, OVERLAYS, PARTS, RECORDS, read_inputs
+from anomaly.runs.evidence_files import open_finders, write_evidence
+from anomaly.runs.run_files import EVIDENCE, MAPS, OVERLAYS, PARTS, RECORDS, read_inputs
 from anomaly.runs.run_writer import RunWriter
 from anomaly.runs.sinks import Format, read_rows
 from anomaly.scoring.folder_watch import stop_on_signals, watch_folder
@@ -46,6 +47,7 @@ class RunOptions:
         format: row format.
         overlays_of: verdicts whose overlays are drawn.
         maps: whether every anomaly map is written.
+        evidence: whether the nearest good patches of rejected images are written.
         shard: shard I/N of the images: every N-th image from the I-th on; None for all images.
         by_product: whether the product of an image chooses its model.
         watch: whether the source is a folder that is watched for new images.
@@ -57,6 +59,7 @@ class RunOptions:
     format: Format = "csv"
     overlays_of: OverlaysOf = "defect"
     maps: bool = False
+    evidence: bool = False
     shard: str | None = None
     by_product: bool = False
     watch: bool = False
@@ -106,6 +109,7 @@ def score_run(
         OutputError: the folder cannot be written; the run can be resumed.
     """
     folder = as_path(folder, name="folder")
+    finders = open_finders(scorers) if options.evidence else {}
     with ExitStack() as stack:
         recorded = _recorded_options(name, scorers, settings, options)
         run = stack.enter_context(RunWriter(folder, options=recorded, resume=resume))
@@ -133,7 +137,11 @@ def score_run(
         scoring = engine(items, scorers=scorers, settings=settings, seconds=seconds)
         for number, scored in enumerate(scoring, start=run.done):
             record = to_record(scored.row.score, scored.statistics)
-            run.add(scored.row, record=record, pictures=_write_pictures(scored, number, scorers, folder, options))
+            pictures = _write_pictures(scored, number, scorers, folder, options)
+            if finders:
+                finder = finders[scored.item.product]
+                pictures += write_evidence(scored, number, finder=finder, folder=folder)
+            run.add(scored.row, record=record, pictures=pictures)
             for product, monitor in monitors.items():
                 is_own = product == scored.item.product
                 alarms = monitor.update(*((scored.row.score, scored.statistics) if is_own else (None, None)))
@@ -178,6 +186,7 @@ def _recorded_options(
         "shard": options.shard or "",
         "by_product": options.by_product,
         "watch": options.watch,
+        **({"evidence": True} if options.evidence else {}),
     }
 
 
@@ -246,6 +255,8 @@ def _count_rows(folder: Path, num: int) -> Counter[str]:
 def _make_folders(folder: Path, options: RunOptions) -> None:
     if options.maps:
         (folder / MAPS).mkdir(exist_ok=True)
+    if options.evidence:
+        (folder / EVIDENCE).mkdir(exist_ok=True)
     if options.overlays_of != "none":
         (folder / OVERLAYS).mkdir(exist_ok=True)
 
