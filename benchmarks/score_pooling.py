@@ -56,8 +56,6 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "one_class_svm_margin": ("one_class_svm", REFLECT, "fp32"),
     "fastflow": ("fastflow", OLD | SHORT, "fastest"),
     "fastflow_margin": ("fastflow", REFLECT | SHORT, "fastest"),
-    "fastflow_reflect": ("fastflow", OLD | SHORT | {"padding": "reflect"}, "fastest"),
-    "fastflow_margin_reflect": ("fastflow", REFLECT | SHORT | {"padding": "reflect"}, "fastest"),
     "differnet_map": ("differnet", {"score": "map"}, "fp32"),
     "autoencoder": ("autoencoder", {"epochs": 10}, "fastest"),
     "ganomaly": ("ganomaly", {"epochs": 15}, "fp32"),

@@ -94,21 +94,21 @@ class Bank(PatchModel):
     """Nearest neighbour: s = min_i |y - y_i|.
 
     Args:
-        size: number of rows of a greedy core set of the patches; None for all patches.
+        size: number of rows, a greedy core set of the patches; all patches if there are no more.
     """
 
     rows: Tensor
     patch: Tensor
     """(M,) int64, number of each row among the patches of the fit"""
 
-    def __init__(self, *, size: int | None = None) -> None:
+    def __init__(self, *, size: int) -> None:
         super().__init__("rows", min_patches=1)
         self._size = size
         self.patch = torch.zeros(0, dtype=torch.int64)
 
     def fit(self, y: Matrix, *, seed: int) -> None:
-        """Store the patches, or their core set."""
-        chosen = np.arange(len(y)) if self._size is None else core_set(y.astype(np.float32), self._size, seed=seed)
+        """Store the core set."""
+        chosen = core_set(y.astype(np.float32), self._size, seed=seed)
         self.patch = torch.from_numpy(chosen)
         self._store(rows=y[chosen])
 
@@ -177,9 +177,7 @@ class Subspace(PatchModel):
         return (centred - centred @ self.components.T @ self.components).square().sum(dim=1)
 
 
-def patch_model(
-    method: Method, *, nu: float, num_gaussians: int, num_components: int, bank_size: int | None
-) -> PatchModel:
+def patch_model(method: Method, *, nu: float, num_gaussians: int, num_components: int, bank_size: int) -> PatchModel:
     """Build the model of a method; the options are those of `FrozenFeatures`."""
     if method == "one_class_svm":
         return SupportVectors(nu=nu)

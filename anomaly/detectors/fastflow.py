@@ -10,13 +10,14 @@ times |det dz/dy|), and the mean of the levels' maps.
 What differs, and why: the public implementation's map is -mean_i exp(-e_i), which saturates at clear defects. Here it is
 -log mean_i exp(-e_i), a monotone function of the same quantity with equal ranks and without saturation. Features are computed
 once, not once per epoch, because the backbone is frozen. The learning rate rises shortly and follows one cosine to zero. The
-last epoch has then converged, and no epoch is selected on test images.
+last epoch has then converged, and no epoch is selected on test images. The backbone sees reflected surroundings, because its
+zero padding puts most maxima of good images at the border. The score is the mean of the largest cells; in the paper it is the
+maximum of the map. Drawn defects chose both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -32,8 +33,6 @@ from anomaly.nn.feature_cache import FeatureCache
 from anomaly.nn.optim import one_cycle_adam
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.score_pooling import Pooling, ScorePooling
-
-Padding = Literal["zeros", "reflect"]
 
 
 class MapNorm(nn.Module):
@@ -58,14 +57,7 @@ class Flow2d(nn.Module):
     """Flow of one level: `num_steps` couplings."""
 
     def __init__(
-        self,
-        shape: tuple[int, int, int],
-        *,
-        norm: bool,
-        num_steps: int,
-        hidden_ratio: float,
-        conv3x3_only: bool,
-        padding: Padding,
+        self, shape: tuple[int, int, int], *, norm: bool, num_steps: int, hidden_ratio: float, conv3x3_only: bool
     ) -> None:
         super().__init__()
         self.norm = MapNorm(shape) if norm else nn.Identity()
@@ -76,7 +68,6 @@ class Flow2d(nn.Module):
                 kernel=3 if conv3x3_only or step % 2 == 0 else 1,
                 clamp=2.0,
                 seed=step,
-                padding=padding,
             )
             for step in range(num_steps)
         )
@@ -107,7 +98,6 @@ class FastFlow(Detector):
         num_steps: number of couplings per level; 8 for ResNets and 20 for ViTs in the paper.
         hidden_ratio: hidden channels of a coupling per input channel; 1.0 for ResNets and 0.16 for ViTs in the paper.
         conv3x3_only: 3×3 kernels in all couplings, instead of 3×3 and 1×1 alternately.
-        padding: values outside the maps in the couplings: `zeros`, or `reflect`, the maps' own values.
         pooling: pooling of the map to the score: `maximum`, or `top`, the mean of its largest cells.
         top: share of the cells that pooling `top` averages, in (0, 1].
         learning_rate: highest learning rate of Adam.
@@ -129,7 +119,6 @@ class FastFlow(Detector):
         num_steps: int = 8,
         hidden_ratio: float = 1.0,
         conv3x3_only: bool = True,
-        padding: Padding = "zeros",
         pooling: Pooling = "top",
         top: float = 0.02,
         learning_rate: float = 3e-3,
@@ -163,7 +152,6 @@ class FastFlow(Detector):
                 num_steps=num_steps,
                 hidden_ratio=hidden_ratio,
                 conv3x3_only=conv3x3_only,
-                padding=padding,
             )
             for shape in network.shapes
         )

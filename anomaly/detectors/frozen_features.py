@@ -13,7 +13,8 @@ Notation: f -> feature of a patch, (D,); y -> f standardised and projected, (d,)
 
 What differs, and why: the SVM's decision is sum_i a_i k(y, y_i) - rho. It is -rho far from all support vectors, so that clear
 defects tie. Here s = -log(sum_i a_i k(y, y_i) / rho), with the same ranks, the same boundary at 0, and no ties. The fit uses a
-random sample of the patches, which bounds time and memory.
+random sample of the patches, which bounds time and memory. The backbone sees reflected surroundings, and the score is the mean
+of the largest patch scores, not the maximum: drawn defects chose both.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from anomaly.nn.map_scaling import check_window, smoothed
 from anomaly.nn.preprocess import Preprocess, Resize
 from anomaly.nn.score_pooling import Pooling, ScorePooling
 
+NUM_CANDIDATES, NUM_PATCHES = 40_000, 4096
+"""Patches that a core set is chosen from, and patches of the other fits"""
+
 
 class FrozenFeatures(Detector):
     """A classical model of a frozen network's patch features.
@@ -52,8 +56,8 @@ class FrozenFeatures(Detector):
         count_padding: whether the zeros outside a level count in that average, which makes border patches differ.
         method: model of the patches.
         num_patches: number of random patches from all training images in the fit; fit time grows quadratically for method
-            `one_class_svm`, scoring time linearly for `nearest_neighbour`.
-        bank_size: rows of method `nearest_neighbour`, a greedy core set of the patches; None stores all patches.
+            `one_class_svm`; None is 40,000 for the core set of `nearest_neighbour`, else 4,096.
+        bank_size: rows of method `nearest_neighbour`, a greedy core set of the patches.
         dimensions: number of dimensions d of a random projection before the model; 0 for no projection.
         nu: largest share of training patches outside the boundary of method `one_class_svm`, in (0, 1].
         num_gaussians: number of components of method `gmm`.
@@ -85,8 +89,8 @@ class FrozenFeatures(Detector):
         neighbourhood: int = 3,
         count_padding: bool = False,
         method: Method = "nearest_neighbour",
-        num_patches: int = 4096,
-        bank_size: int | None = None,
+        num_patches: int | None = None,
+        bank_size: int = 2000,
         dimensions: int = 0,
         nu: float = 0.05,
         num_gaussians: int = 8,
@@ -101,12 +105,12 @@ class FrozenFeatures(Detector):
         check_window(smooth)
         if neighbourhood < 1 or neighbourhood % 2 == 0:
             raise UsageError(f"neighbourhood {neighbourhood}: give an odd number of cells, e.g. 3")
-        if bank_size is not None and (bank_size < 1 or method != "nearest_neighbour" or exact):
-            raise UsageError(
-                f"bank_size {bank_size}: give 1 or more, only with method nearest_neighbour and without exact"
-            )
+        if bank_size < 1:
+            raise UsageError(f"bank_size {bank_size}: give 1 or more, e.g. 2000")
         if exact and method != "nearest_neighbour":
             raise UsageError(f"exact with method {method}: only nearest_neighbour can leave an image out")
+        if num_patches is None:
+            num_patches = NUM_CANDIDATES if method == "nearest_neighbour" and not exact else NUM_PATCHES
         backbone, reason = default_backbone(backbone, "resnet18", weights=weights)
         network = Backbone(backbone, layers=layers, size=(size, size), weights=weights, margin=margin)
         margin = network.margin
@@ -129,7 +133,11 @@ class FrozenFeatures(Detector):
                 f"num_components {num_components}: use fewer than the {dimensions or width} dimensions of the features"
             )
         self.model = patch_model(
-            method, nu=nu, num_gaussians=num_gaussians, num_components=num_components, bank_size=bank_size
+            method,
+            nu=nu,
+            num_gaussians=num_gaussians,
+            num_components=num_components,
+            bank_size=num_patches if exact else bank_size,
         )
         self.supports_leave_one_out = method == "nearest_neighbour"
         self.neighbourhood, self.count_padding, self.exact = neighbourhood, count_padding, exact

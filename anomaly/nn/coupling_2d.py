@@ -11,7 +11,6 @@ Notation: x -> input map; y -> output map; s, t -> scale and translation of eq. 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,30 +28,19 @@ class ConvCoupling(nn.Module):
         kernel: side of the convolution kernels, odd.
         clamp: upper bound of |s|.
         seed: random seed of the fixed channel permutation.
-        padding: values outside the map in the convolutions: `zeros`, or `reflect`, the map's own values.
     """
 
     order: Tensor
     inverse_order: Tensor
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        hidden_ratio: float,
-        kernel: int,
-        clamp: float,
-        seed: int,
-        padding: Literal["zeros", "reflect"] = "zeros",
-    ) -> None:
+    def __init__(self, channels: int, *, hidden_ratio: float, kernel: int, clamp: float, seed: int) -> None:
         super().__init__()
         self.num_first = channels - channels // 2
         self.num_second = channels // 2
         self.clamp = clamp
         hidden = max(1, int(self.num_first * hidden_ratio))
-        reach = kernel // 2
-        self.first = nn.Conv2d(self.num_first, hidden, kernel, padding=reach, padding_mode=padding)
-        self.second = nn.Conv2d(hidden, 2 * self.num_second, kernel, padding=reach, padding_mode=padding)
+        self.first = nn.Conv2d(self.num_first, hidden, kernel, padding=kernel // 2)
+        self.second = nn.Conv2d(hidden, 2 * self.num_second, kernel, padding=kernel // 2)
         # the per-channel scale softplus(rho) / softplus(0) starts at 1, the offset at 0
         self.rho = nn.Parameter(torch.zeros(channels))
         self.offset = nn.Parameter(torch.zeros(1, channels, 1, 1))

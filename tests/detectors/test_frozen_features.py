@@ -33,7 +33,7 @@ from tests.plates import draw_part, draw_scratch
 
 TINY: dict[str, Any] = {
     "size": 64, "backbone": "resnet10t", "layers": (1, 2), "weights": "none", "num_patches": 400,
-    "num_gaussians": 3, "num_components": 16, "smooth": 3,
+    "bank_size": 10_000, "num_gaussians": 3, "num_components": 16, "smooth": 3,
 }  # fmt: skip
 BY_METHOD: dict[Method, dict[str, Any]] = {
     "one_class_svm": {"dimensions": 32, "nu": 0.1},
@@ -69,7 +69,7 @@ def sklearn_scores(model: PatchModel, train: Matrix, other: Matrix) -> Matrix:
 
 
 @pytest.mark.parametrize(
-    "model", [SupportVectors(nu=0.1), Bank(), Mixture(num_gaussians=2), Subspace(num_components=4)]
+    "model", [SupportVectors(nu=0.1), Bank(size=10_000), Mixture(num_gaussians=2), Subspace(num_components=4)]
 )
 def test_scores_equal_scikit_learn(model: PatchModel) -> None:
     train, other = patches(300, seed=0), patches(50, seed=1)
@@ -80,7 +80,7 @@ def test_scores_equal_scikit_learn(model: PatchModel) -> None:
     np.testing.assert_allclose(result.numpy(), sklearn_scores(model, train, other), rtol=2e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", [SupportVectors(nu=0.5), Bank()])
+@pytest.mark.parametrize("model", [SupportVectors(nu=0.5), Bank(size=10_000)])
 def test_scores_do_not_depend_on_the_chunk_size(model: PatchModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model.fit(patches(200, seed=0), seed=0)
     y = torch.from_numpy(patches(20, seed=1)).float()
@@ -220,8 +220,7 @@ def test_resumed_training_uses_each_image_once(after_batch: int, tmp_path: Path)
         ({"method": "pca", "num_components": 192}, "num_components 192: .* 192 dimensions"),
         ({"method": "pca", "dimensions": 8}, "num_components 16: .* 8 dimensions"),
         ({"neighbourhood": 2}, "neighbourhood 2: give an odd number of cells"),
-        ({"method": "gmm", "bank_size": 50}, "bank_size 50: .* only with method nearest_neighbour"),
-        ({"exact": True, "bank_size": 50}, "bank_size 50: .* without exact"),
+        ({"bank_size": 0}, "bank_size 0: give 1 or more"),
         ({"method": "gmm", "exact": True}, "exact with method gmm: only nearest_neighbour"),
         ({"margin": 12}, "margin 12: give a multiple of 8 below 64"),
         ({"top": 0.0}, "top 0.0: give a share"),
@@ -259,6 +258,12 @@ def _number(detector: FrozenFeatures, at: int) -> int:
 
 def test_image_numbers_follow_the_order_of_paths() -> None:
     assert _numbers(["b/10.png", "a/2.png", "b/1.png"]).tolist() == [2, 0, 1]
+
+
+def test_number_of_patches_follows_the_method() -> None:
+    assert build("nearest_neighbour", num_patches=None).hparams["num_patches"] == 40_000
+    assert build("nearest_neighbour", num_patches=None, exact=True).hparams["num_patches"] == 4096
+    assert build("one_class_svm", num_patches=None).hparams["num_patches"] == 4096
 
 
 def test_core_set_keeps_the_image_of_each_row() -> None:
