@@ -1,15 +1,17 @@
-"""Fusion: the sum of the scores and maps of several detectors, each in the unit of its good images.
+"""Fusion: the sum of the maps of several detectors, each in the unit of its good images.
 
 J. Kittler et al., "On Combining Classifiers", IEEE Transactions on Pattern Analysis and Machine Intelligence 20, 1998,
 section 4.2: the sum rule is the least sensitive to errors of the members.
 
-Notation: s_k, a_k -> raw score (N,) and map (N, h_k, w_k) of member k; m_k, d_k -> median and spread of its scores over good
-images outside its training set; m'_k, d'_k -> likewise of the maxima of its maps.
+Notation: s_k, a_k -> raw score (N,) and map (N, h_k, w_k) of member k, the map enlarged to the grid of the largest member;
+m_k, d_k -> median and spread of its scores over good images outside its training set; m'_k, d'_k -> likewise of the maxima
+of its maps; t_k, e_k -> mean and deviation of its maps over good images at each place.
 
-    score  sum over k of (s_k - m_k) / d_k
-    map    sum over k of (a_k - m'_k) / d'_k, on the grid of the largest member
+    map    sum over k of (a_k - m'_k) / d'_k; with a position scale sum over k of (a_k - t_k) / e_k
+    score  sum over k of (s_k - m_k) / d_k; with pooling `maximum` or `top` a pooled value of the map
 
-Each member is trained by its own training. The fusion is calibrated like every detector.
+A defect that two members find at one place adds up in the map, and their false peaks at different places do not. Each member
+is trained by its own training. The fusion is calibrated like every detector.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -31,7 +33,12 @@ from anomaly.detectors.tiling_support import WholeImages
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch
 from anomaly.nn.preprocess import Preprocess, Resize
+from anomaly.nn.score_pooling import ScorePooling
 
+CELLS = 64
+"""Cells along the shorter side of the map for pooling `top`"""
+PRIOR_IMAGES = 10.0
+"""Weight, in images, of the deviation's mean over all places against the deviation at one place"""
 SPREAD_QUANTILE = 0.95
 """Quantile of the good images' scores whose distance from the median is the spread"""
 
@@ -55,23 +62,32 @@ class RawImages(Preprocess):
 
 
 class Fusion(Detector):
-    """Sum of the standardised scores and maps of several detectors.
+    """Sum of the standardised maps and scores of several detectors.
 
     Args:
         members: detectors, each as `{"detector": NAME, "options": {...}, "brightness": "kept"}`; the last two are optional.
         scales: median and spread of the scores, then of the maps' maxima, four numbers for each member. None measures them
             in the training, on a fifth of the training images.
+        pooling: `sum` adds the members' scores; `maximum` and `top` pool the map, `top` by the mean of its largest cells.
+        top: share of the cells that `top` averages, in (0, 1].
+        position_scale: whether the members' maps are standardised at each place. A member that can leave images out is
+            measured on each training image without it, other members on the training images as they are.
         weights: source of the backbones' weights: None leaves it to the members' options, `none` takes random ones.
     """
 
     tiling = WholeImages("its members resize the image each in their own way")
     scale: Tensor
+    typical: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
         *,
         members: Sequence[Mapping[str, Any]],
         scales: Sequence[Sequence[float]] | None = None,
+        pooling: Literal["sum", "maximum", "top"] = "sum",
+        top: float = 0.003,
+        position_scale: bool = False,
         weights: str | None = None,
     ) -> None:
         if len(members) < 2:
@@ -93,7 +109,12 @@ class Fusion(Detector):
         self.register_buffer(
             "scale", torch.tensor(scales if scales is not None else [[0.0, 1.0, 0.0, 1.0]] * len(built))
         )
-        self.has_scales = scales is not None
+        self.register_buffer("typical", torch.zeros(len(built), height, width))
+        self.register_buffer("deviation", torch.ones(len(built), height, width))
+        self.has_scales, self.position_scale = scales is not None, position_scale
+        self.map_pooling = None
+        if pooling != "sum":
+            self.map_pooling = ScorePooling(pooling, top=top, cell=max(1, min(height, width) // CELLS))
         self.supports_leave_one_out = all(member.supports_leave_one_out for member in built)
         self.provenance = {
             key: "; ".join(member.provenance.get(key, "-") for member in built)
@@ -124,6 +145,26 @@ class Fusion(Detector):
             raw: its raw scores of good images outside its training set.
         """
         self.scale[number] = torch.tensor([*spread_of(raw.score), *spread_of(raw.peak)])
+
+    @torch.no_grad()
+    def set_position_scale(self, number: int, maps: Iterable[Tensor]) -> None:
+        """Set mean and deviation of a member's map at each place.
+
+        The deviation is drawn towards its mean over all places: few images estimate it badly.
+
+        Args:
+            number: number of the member.
+            maps: its raw maps (h, w) of good images.
+        """
+        num, total, squares = 0, torch.zeros(self.preprocess.size), torch.zeros(self.preprocess.size)
+        for anomaly_map in maps:
+            enlarged = self._enlarged(anomaly_map[None])[0].double()
+            num, total, squares = num + 1, total + enlarged, squares + enlarged.square()
+        mean = total / num
+        deviation = (squares / num - mean.square()).clamp(min=0.0).sqrt()
+        usual = deviation[self.preprocess.roi.cpu()].mean().clamp(min=1e-12)
+        self.typical[number] = mean.float()
+        self.deviation[number] = ((num * deviation + PRIOR_IMAGES * usual) / (num + PRIOR_IMAGES)).float()
 
     def anomaly(self, x: Tensor) -> Anomaly:
         """Add the standardised scores and maps of the members.
@@ -162,16 +203,28 @@ class Fusion(Detector):
     def _members(self) -> list[Detector]:
         return cast("list[Detector]", list(self.members))
 
+    def _enlarged(self, anomaly_map: Tensor) -> Tensor:
+        """Enlarge maps (N, h, w) to the size of the fusion's map."""
+        return functional.interpolate(anomaly_map[:, None], self.preprocess.size, mode="bilinear", align_corners=False)[
+            :, 0
+        ]
+
     def _sum(self, x: Tensor, score: Callable[[Detector, Tensor], Anomaly]) -> Anomaly:
-        total, total_map = None, None
-        for member, (offset, scale, map_offset, map_scale) in zip(self._members(), self.scale, strict=True):
+        scores, maps = [], []
+        for number, member in enumerate(self._members()):
             raw = score(member, member.preprocess(x.permute(0, 2, 3, 1)))
-            enlarged = functional.interpolate(
-                raw.anomaly_map[:, None], self.preprocess.size, mode="bilinear", align_corners=False
-            )[:, 0]
-            part, part_map = (raw.score - offset) / scale, (enlarged - map_offset) / map_scale
-            total, total_map = (part, part_map) if total is None else (total + part, total_map + part_map)
-        return Anomaly(cast("Tensor", total), cast("Tensor", total_map))
+            offset, scale, map_offset, map_scale = self.scale[number].unbind()
+            scores.append((raw.score - offset) / scale)
+            enlarged = self._enlarged(raw.anomaly_map)
+            if self.position_scale:
+                maps.append((enlarged - self.typical[number]) / self.deviation[number])
+            else:
+                maps.append((enlarged - map_offset) / map_scale)
+        total_map = self.inside_roi(torch.stack(maps).sum(dim=0))
+        if self.map_pooling is None:
+            return Anomaly(torch.stack(scores).sum(dim=0), total_map)
+        inside = self.preprocess.roi if self.preprocess.has_roi else None
+        return Anomaly(self.map_pooling(total_map, inside=inside), total_map)
 
 
 def build_member(member: Mapping[str, Any], *, weights: str | None) -> Detector:

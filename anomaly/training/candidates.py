@@ -10,7 +10,7 @@ from typing import Any, cast
 from anomaly.inference.artifact import Brightness
 from anomaly.nn.backbones import available_weights
 from anomaly.nn.score_pooling import Pooling
-from anomaly.training.race_bank import BankChoice
+from anomaly.training.race_bank import RACE_BANK, BankChoice
 from anomaly.training.race_record import LeftOut
 
 BACKBONES = ("tf_efficientnet_lite0", "mobilenetv2_100")
@@ -19,9 +19,11 @@ SPREAD_OF_LIGHT = 0.05
 """Relative deviation of the good images' mean grey levels from which candidates with levelled brightness race"""
 MOST_TRAINING_SECONDS = 30.0
 """Longest estimated training of a candidate in a race"""
+FINE_SCALE = 2 / 3
+"""Input size of the bank of fine levels over that of the bank of coarse levels"""
 EPOCHS_IN_RACE = 8
 """Epochs of a trained candidate in a race"""
-AUTOENCODER_SECONDS = 0.012
+AUTOENCODER_SECONDS = 0.0135
 """Training of the autoencoder, in seconds per image and epoch on two cores"""
 
 
@@ -52,19 +54,21 @@ class Entrants:
     left_out: tuple[LeftOut, ...]
 
 
-def find_entrants(*, brightness: Brightness, spread_of_light: float, num_train: int) -> Entrants:
+def find_entrants(*, brightness: Brightness, spread_of_light: float, num_train: int, size: tuple[int, int]) -> Entrants:
     """Find the candidates for a set of good images. Network access is never needed.
 
     Args:
         brightness: requested treatment of brightness.
         spread_of_light: relative deviation of the images' mean grey levels.
         num_train: images that train the candidates of the race.
+        size: height and width in pixels of the input of a memory bank.
     """
     backbones = [name for name in BACKBONES if available_weights(name)]
     left_out: list[LeftOut] = []
     candidates: list[Candidate] = []
     if backbones:
         candidates += _banks(backbones, brightness)
+        candidates += [_two_scales(backbones[:1], brightness, size)]
         candidates += _features(backbones[0], brightness)
         if brightness == "kept" and spread_of_light >= SPREAD_OF_LIGHT:
             candidates += [_bank(backbones[:1], True, "top", "levelled")]
@@ -114,6 +118,28 @@ def _bank(backbones: list[str], scaled: bool, pooling: Pooling, brightness: Brig
     options: dict[str, Any] = {"backbones": list(backbones), "position_scale": scaled, "pooling": pooling}
     return Candidate(
         ", ".join(words), "memory_bank", options, brightness, "bank", bank=BankChoice(len(backbones), scaled, pooling)
+    )
+
+
+def _two_scales(backbones: list[str], brightness: Brightness, size: tuple[int, int]) -> Candidate:
+    """Sum of the maps of two banks: of levels of stride 8 and 16, and of levels of stride 4 and 8 of a smaller input."""
+    small = [max(64, round(FINE_SCALE * side / 32) * 32) for side in size]
+    banks: list[dict[str, Any]] = [
+        {"backbones": list(backbones), "size": list(size)},
+        {"backbones": list(backbones), "size": small, "layers": [1, 2]},
+    ]
+
+    def members(more: Mapping[str, Any]) -> dict[str, Any]:
+        return {"members": [{"detector": "memory_bank", "options": {**bank, **more}} for bank in banks]}
+
+    options = members({"position_scale": False}) | {"pooling": "top", "position_scale": True}
+    return Candidate(
+        "memory bank, two scales",
+        "fusion",
+        options,
+        brightness,
+        "two scales",
+        race_options=members({"position_scale": False, **RACE_BANK}),
     )
 
 

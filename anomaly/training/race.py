@@ -75,7 +75,10 @@ def run_race(
     parts = split_for_race(samples, part_groups, seed=job.seed)
     if entrants is None:
         light = _spread_of_light([job.images.read(s) for s in parts.held_out[:NUM_FOR_LIGHT]])
-        entrants = find_entrants(brightness=job.brightness, spread_of_light=light, num_train=len(parts.train))
+        bank = options_for_images("memory_bank", {}, samples=samples, images=job.images, crops=False)
+        entrants = find_entrants(
+            brightness=job.brightness, spread_of_light=light, num_train=len(parts.train), size=tuple(bank["size"])
+        )
     if len(samples) < LEAST_IMAGES or not parts.train or len(parts.held_out) < 2:
         return _without_race(entrants, len(samples), budget_ms, begin)
     images = [reduced(job.images.read(s)) for s in parts.held_out]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from anomaly.data.folders import Sample
-from anomaly.detectors.base import Detector, RawScores
+from anomaly.detectors.base import Anomaly, Detector, RawScores
 from anomaly.detectors.fusion import Fusion
 from anomaly.detectors.memory_bank import proportional_size
 from anomaly.errors import UsageError
@@ -32,6 +32,8 @@ from anomaly.training.options import read_roi
 
 SCALE_EVERY = 5
 """Every fifth training image measures the scale of a fusion's member; a second copy is trained without these"""
+MOST_SCALE_IMAGES = 200
+"""Largest number of training images that measure the scale of a member with leave-one-out, or its scale at each place"""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class TrainingJob:
             UsageError: a region of interest outside the images.
         """
         if isinstance(model, Fusion):
+            if self.roi is not None:
+                _set_roi(model, self.roi, example=self.images.read(samples[0]), max_pixels=self.images.max_pixels)
             self._train_members(model, samples, out=out, resume=resume)
             return
         loaders = GoodData(
@@ -146,13 +150,32 @@ class TrainingJob:
             )
             folder = out / f"member-{number}"
             folder.mkdir(exist_ok=True)
-            if not fusion.has_scales:
+            trained = cast("Detector", member)
+            job.train(trained, samples, out=folder)
+            needs_copy = not fusion.has_scales and not trained.supports_leave_one_out
+            if needs_copy:
                 kept = [s for n, s in enumerate(samples) if n % SCALE_EVERY]
                 held_out = [s for n, s in enumerate(samples) if n % SCALE_EVERY == 0]
                 fusion.set_scale(number, job.scores(job.fit(kept), held_out))
-            job.train(cast("Detector", member), samples, out=folder)
+            if fusion.position_scale or not (fusion.has_scales or needs_copy):
+                each = self._training_scores(trained, samples)
+                fusion.set_position_scale(number, (raw.anomaly_map[0] for raw in each))
+            if not (fusion.has_scales or needs_copy):
+                raw = RawScores(*np.array([(float(r.score[0]), float(r.anomaly_map.max())) for r in each]).T)
+                fusion.set_scale(number, raw)
             shutil.rmtree(folder, ignore_errors=True)
         fusion.eval()
+
+    @torch.no_grad()
+    def _training_scores(self, detector: Detector, samples: Sequence[Sample]) -> list[Anomaly]:
+        """Score training images, each as if it were missing in the training where the detector supports this."""
+        ordered = sorted(samples, key=lambda sample: sample.path.as_posix())
+        found = []
+        for number, sample in list(enumerate(ordered))[:: -(-len(ordered) // MOST_SCALE_IMAGES)]:
+            x = detector.preprocess(torch.from_numpy(self.images.read(sample)[None]))
+            raw = detector.anomaly_without(x, [number]) if detector.supports_leave_one_out else detector.anomaly(x)
+            found.append(raw)
+        return found
 
     def fit(self, samples: Sequence[Sample]) -> Detector:
         """Build and train a new detector on images.
