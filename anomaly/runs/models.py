@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anomaly.errors import DataError
+from anomaly.imaging.overlay import Resize
 from anomaly.inference.artifact import Metadata, load_graph, read_metadata
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.inference.session import Device
-from anomaly.runs.run_files import MANIFEST, MAPS, MODELS, read_ledger, run_options
+from anomaly.runs.run_files import EVIDENCE, MANIFEST, MAPS, MODELS, read_ledger, run_options
 from anomaly.system.files import as_path, sha256_of
 
 
@@ -22,6 +23,15 @@ class RunModel:
     path: Path
     sha256: str
     metadata: Metadata
+
+
+class Reading(NamedTuple):
+    """Conversion of images that a model scored."""
+
+    white: int
+    """stored value of 16-bit images that becomes 255"""
+    resize: Resize
+    """rule of resizing to the network's input"""
 
 
 class RunModels:
@@ -71,6 +81,11 @@ class RunModels:
             f"the run's copy of the model {model} is missing: restore it, or the shards of a merged run at their old place"
         )
 
+    def reading(self, model: str) -> Reading:
+        """Find the conversion of the images of a model; arguments and errors as in `find`."""
+        metadata = self.find(model).metadata
+        return Reading(metadata.white, metadata.resize)
+
     def scorer(self, model: RunModel) -> OnnxScorer:
         """Open a model, once.
 
@@ -89,12 +104,24 @@ class RunModels:
             return self._scorers[model.path]
 
     def kept_map(self, number: int) -> Path | None:
-        """Find the map file of an image; None if the run kept no maps. Rows of a merged run alternate between the shards.
+        """Find the map file of an image; None if the run kept no maps.
 
         Args:
             number: number of the row.
         """
+        return self._kept(number, MAPS)
+
+    def kept_evidence(self, number: int) -> Path | None:
+        """Find the picture of the nearest good patches of an image; None if the run has none.
+
+        Args:
+            number: number of the row.
+        """
+        return self._kept(number, EVIDENCE)
+
+    def _kept(self, number: int, name: str) -> Path | None:
+        """Find a picture of an image in a folder of the run. Rows of a merged run alternate between the shards."""
         if not self._folders:
             return None
-        path = self._folders[number % len(self._folders)] / MAPS / f"{number // len(self._folders):08d}.png"
+        path = self._folders[number % len(self._folders)] / name / f"{number // len(self._folders):08d}.png"
         return path if path.is_file() else None

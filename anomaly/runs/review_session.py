@@ -68,7 +68,11 @@ class ReviewSession:
             raise DataError(
                 f"{run} holds no finished run ({MANIFEST} is missing): finish it by `anomaly score --resume`, then review it"
             )
-        self.run, self.by, self.file = run, by or "", labels_file(run)
+        self._open(run, by=by, file=labels_file(run))
+
+    def _open(self, run: Path, *, by: str | None, file: Path) -> None:
+        """Read the rows of a folder and the labels in a file."""
+        self.run, self.by, self.file = run, by or "", file
         self.index = RowIndex(run)
         self._lock = threading.Lock()
         self._state: tuple[int, int] | None = None

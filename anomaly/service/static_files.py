@@ -12,7 +12,7 @@ from starlette.routing import Route
 FOLDER = Path(__file__).parent / "static"
 _SHARED = (
     "base.css", "gallery.css", "main.css", "api_client.js", "dom.js", "score_gauge.js", "heat_map.js", "png16.js",
-    "model_card.js", "tile_grid.js", "token_dialog.js", "verdict.js", "viewer.js",
+    "model_card.js", "review_terms.js", "tile_grid.js", "token_dialog.js", "verdict.js", "viewer.js",
 )  # fmt: skip
 _MEDIA_TYPES = {".html": "text/html", ".svg": "image/svg+xml", ".css": "text/css", ".js": "text/javascript"}
 

@@ -35,6 +35,21 @@ def null_of(values: NDArray[np.float64]) -> tuple[float, float]:
     return centre, 1.4826 * float(np.median(centre - values[values <= centre]))
 
 
+def skewed_null_of(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Estimate centre and spread of a null with a longer upper tail; the spread above the median counts too.
+
+    It finds fewer defects than `null_of`, above all where more than a quarter of the images are defective.
+
+    Args:
+        values: (n,) values, most of them of good images.
+
+    Returns:
+        Centre and spread.
+    """
+    centre, spread = null_of(values)
+    return centre, max(spread, 1.4826 * (float(np.quantile(values, 0.75)) - centre))
+
+
 def p_values(values: NDArray[np.float64], *, centre: float, spread: float) -> NDArray[np.float64]:
     """Compute p-values (n,) of values (n,); all are 1 if the spread is 0."""
     if spread <= 0:

@@ -1,8 +1,9 @@
 """Suspects: training images that look unlike the others. A good folder may hold defects and oddities.
 
-Images are ranked by their distance to all other images. A false discovery rate bounds the share of good images among the
-named ones, so far as the estimated null holds (`empirical_null`). The ranking is repeated without the named images,
-because defects that are alike hide each other. Nothing is ever excluded here: `fit --exclude` excludes confirmed images.
+Images are ranked by their distance to all other images, in units of the square root of its usual value at each place. A
+false discovery rate bounds the share of good images among the named ones, so far as the estimated null holds
+(`empirical_null`). The ranking is repeated without the named images, because defects that are alike hide each other.
+Nothing is ever excluded here: `fit --exclude` excludes confirmed images.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from anomaly.conformal.calibration import fit_scale, tightest_alpha
 from anomaly.data.folders import Sample
 from anomaly.detectors.mutual_distances import MutualDistances, mutual_distances
 from anomaly.errors import CalibrationError, UsageError, WeightsError
 from anomaly.nn.map_scaling import smoothed
-from anomaly.training.empirical_null import benjamini_hochberg, null_of, p_values, value_at
+from anomaly.training.empirical_null import benjamini_hochberg, null_of, p_values, skewed_null_of, value_at
 from anomaly.training.fitted_model import Description
 
 Ranking = Literal["mutual", "calibration", "none"]
 FALSE_DISCOVERY_RATE = 0.1
 TOP = 0.03
 """Share of an image's cells that its distance averages, the largest ones"""
+PRIOR_IMAGES = 10
+SMOOTH_CELLS = 1.0
+"""Standard deviation, in cells, of the Gaussian that smooths the usual distance"""
 MIN_IMAGES = 10
 """Smallest number of images that supports p-values"""
 MAX_ROUNDS = 8
@@ -210,7 +215,7 @@ def _test_fixed(values: NDArray[np.float64]) -> _Test:
     """Test fixed values; the null is estimated again without the suspicious images until these stay the same."""
     suspicious: NDArray[np.bool_] = np.zeros(len(values), dtype=bool)
     for _ in range(MAX_ROUNDS):
-        test = _test(values, suspicious)
+        test = _test(values, null=skewed_null_of(values[~suspicious]))
         if (test.suspicious == suspicious).all() or test.suspicious.mean() > 0.5:
             break
         suspicious = test.suspicious
@@ -222,11 +227,25 @@ def _test_mutually(distances: MutualDistances) -> tuple[_Test, NDArray[np.float3
     suspicious: NDArray[np.bool_] = np.zeros(len(distances.distance), dtype=bool)
     for _ in range(MAX_ROUNDS):
         maps = distances.maps(without=np.flatnonzero(suspicious).tolist())
-        test = _test(np.log(np.maximum(_pooled(maps), 1e-12)), suspicious)
+        maps /= np.sqrt(_usual_distance(maps[~suspicious]))
+        values = np.log(np.maximum(_pooled(maps), 1e-12))
+        test = _test(values, null=null_of(values[~suspicious]))
         if (test.suspicious == suspicious).all() or test.suspicious.mean() > 0.5:
             break
         suspicious = test.suspicious
     return test, maps
+
+
+def _usual_distance(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Usual distance at each place, (h, w), from maps (n, h, w), most of them of good images.
+
+    Median plus two deviations; the deviation is drawn towards its mean with the weight of `PRIOR_IMAGES` images.
+    """
+    num, centre = len(maps), np.median(maps, axis=0)
+    deviation = 1.4826 * np.median(np.abs(maps - centre), axis=0)
+    deviation = (num * deviation + PRIOR_IMAGES * deviation.mean()) / (num + PRIOR_IMAGES)
+    usual: NDArray[np.float32] = gaussian_filter(centre + 2 * deviation, sigma=SMOOTH_CELLS, mode="nearest")
+    return np.maximum(usual / max(float(usual.mean()), 1e-12), 1e-3)
 
 
 def _pooled(maps: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -237,9 +256,9 @@ def _pooled(maps: NDArray[np.float32]) -> NDArray[np.float64]:
     return pooled
 
 
-def _test(values: NDArray[np.float64], suspicious: NDArray[np.bool_]) -> _Test:
-    """Test values (n,) against the null of the images that are not suspicious so far."""
-    centre, spread = null_of(values[~suspicious])
+def _test(values: NDArray[np.float64], *, null: tuple[float, float]) -> _Test:
+    """Test values (n,) against a null with a centre and a spread."""
+    centre, spread = null
     p = p_values(values, centre=centre, spread=spread)
     rejected = benjamini_hochberg(p, rate=FALSE_DISCOVERY_RATE)
     if rejected.any() and not rejected.all():

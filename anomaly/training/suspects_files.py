@@ -28,16 +28,17 @@ from anomaly.errors import DataError
 from anomaly.imaging.image_file import write_png
 from anomaly.imaging.map_png import MAP_STEP, MAP_ZERO, map_levels
 from anomaly.imaging.overlay import enlarge_map, overlay
+from anomaly.runs.run_files import MAPS
+from anomaly.runs.training_review import EXCLUDE_FILE, FOLDER, LABELS_FILE, RANKING, THRESHOLD
 from anomaly.scoring.rows import Row, csv_line, json_row, row_values
 from anomaly.system.files import atomic_write, sha256_of, write_json
+from anomaly.training.fitted_model import Description
 from anomaly.training.suspects import RankedImage, Suspects
 
-SUSPECTS_FILE, TABLE_FILE, LIST_FILE, PAGE_FILE = "suspects.json", "suspects.csv", "suspects.txt", "suspects.html"
-FOLDER, ROWS, MAPS = "suspects", "rows.jsonl", "maps"
-FILES = (SUSPECTS_FILE, TABLE_FILE, LIST_FILE, PAGE_FILE)
+TABLE_FILE, LIST_FILE, PAGE_FILE, ROWS = "suspects.csv", "suspects.txt", "suspects.html", "rows.jsonl"
+FILES = (RANKING, TABLE_FILE, LIST_FILE, PAGE_FILE, LABELS_FILE, EXCLUDE_FILE)
 PICTURE_SIDE = 480
 """Longest side of a picture in pixels"""
-THRESHOLD = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ def write_suspects(
     suspects: Suspects | None,
     folder: Path,
     *,
+    description: Description,
     data: Path,
-    white: int,
-    max_pixels: int,
     read: Callable[[Sample], NDArray[np.uint8]],
 ) -> None:
     """Write the files of a ranking; those of an earlier fit are removed.
@@ -69,9 +69,8 @@ def write_suspects(
     Args:
         suspects: ranking; None only removes.
         folder: folder of the fitted model.
+        description: description of the fitted model.
         data: folder of the training images.
-        white: stored value of 16-bit images that becomes 255.
-        max_pixels: largest width × height that is decoded.
         read: function that reads an image.
 
     Raises:
@@ -95,11 +94,12 @@ def write_suspects(
             write_png(place / _picture_name(number), _picture(image, ranked.anomaly_map))
     values = [_values(number, ranked) for number, ranked in enumerate(suspects.ranked)]
     write_json(
-        folder / SUSPECTS_FILE,
+        folder / RANKING,
         {
             "data": str(data),
-            "white": white,
-            "max_pixels": max_pixels,
+            "detector": description.detector,
+            "white": description.white,
+            "max_pixels": description.max_pixels,
             "reason": suspects.reason,
             "threshold_without": suspects.threshold_without,
             "images": values,
@@ -122,7 +122,7 @@ def read_suspects(folder: str | Path) -> list[Suspect]:
     """
     folder = Path(folder)
     try:
-        values = json.loads((folder / SUSPECTS_FILE).read_text(encoding="utf-8"))
+        values = json.loads((folder / RANKING).read_text(encoding="utf-8"))
         return [
             Suspect(one["name"], Path(one["path"]), one["score"], one["p_value"], folder / FOLDER / one["picture"])
             for one in values["images"]
@@ -131,7 +131,7 @@ def read_suspects(folder: str | Path) -> list[Suspect]:
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / SUSPECTS_FILE} is damaged ({error}): fit again") from error
+        raise DataError(f"{folder / RANKING} is damaged ({error}): fit again") from error
 
 
 def _write_text(path: Path, text: str) -> None:

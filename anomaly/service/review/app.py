@@ -25,6 +25,7 @@ from anomaly.runs.models import RunModels
 from anomaly.runs.review_session import ReviewSession, RowFilter, Sort
 from anomaly.runs.run_files import check_manifest
 from anomaly.runs.sinks import Values, read_rows
+from anomaly.runs.training_review import TrainingReview
 from anomaly.scoring.rows import csv_line
 from anomaly.service.auth import Guard
 from anomaly.service.error_handlers import ERROR_HANDLERS, error_handler
@@ -35,7 +36,7 @@ from anomaly.service.query import query_parameters
 from anomaly.service.request_body import read_body
 from anomaly.service.responses import JsonResponse, error_response
 from anomaly.service.review.pictures import Picture, RunPictures
-from anomaly.service.review.summary import run_card
+from anomaly.service.review.summary import run_card, training_card
 from anomaly.service.static_files import REVIEW_PAGE, page_routes
 
 MAX_ROWS, MAX_TEXT = 500, 200
@@ -78,7 +79,10 @@ class ReviewService:
 
     async def run(self, request: Request) -> Response:
         """Describe the run: settings, models, guarantees, counts, drift, and commands that use the labels."""
-        card = await asyncio.to_thread(run_card, self.session, models=self.models)
+        if isinstance(self.session, TrainingReview):
+            card = await asyncio.to_thread(training_card, self.session)
+        else:
+            card = await asyncio.to_thread(run_card, self.session, models=self.models)
         return JsonResponse(card | {"files": self._files})
 
     async def check(self, request: Request) -> Response:
@@ -90,7 +94,8 @@ class ReviewService:
 
     def _check(self) -> None:
         try:
-            check_manifest(self.session.run)
+            if not isinstance(self.session, TrainingReview):  # its files have no manifest
+                check_manifest(self.session.run)
             self._files = {"state": "intact", "message": ""}
         except (DataError, OSError, ValueError) as error:
             self._files = {"state": "changed", "message": str(error)}
@@ -149,6 +154,13 @@ class ReviewService:
         return JsonResponse(
             await self._run_in_pool(lambda: self.pictures.anomaly_map(number, self._scored_row(number)))
         )
+
+    async def evidence(self, request: Request) -> Response:
+        """Return the picture of the nearest good patches of a rejected image; 204 if the run has none."""
+        path = self.models.kept_evidence(self._number(request))
+        if path is None:
+            return Response(status_code=204)
+        return Response(await self._run_in_pool(path.read_bytes), media_type="image/png")
 
     async def label(self, request: Request) -> Response:
         """Set or remove the label of an image; it is on disk before the response."""
@@ -220,6 +232,7 @@ def create_review_app(review: ReviewService, *, guard: Guard, log: AccessLog) ->
             Route(f"{image}/thumbnail", review.thumbnail),
             Route(f"{image}/picture", review.picture),
             Route(f"{image}/map", review.map),
+            Route(f"{image}/evidence", review.evidence),
             Route(f"{image}/label", review.label, methods=["PUT"]),
         ],
         lifespan=review.lifespan,

@@ -105,11 +105,12 @@ class RunPictures:
             RequestError: same errors as `thumbnail`.
             DataError: the run's copy of the model is missing or changed.
         """
-        model = self._models.find(row["model"])
+        reading = self._models.reading(row["model"])
         kept = self._models.kept_map(number)
         if kept is not None:
             png = base64.b64encode(kept.read_bytes()).decode()
-            return {"png": png, "step": MAP_STEP, "zero": MAP_ZERO, "resize": model.metadata.resize, "note": ""}
+            return {"png": png, "step": MAP_STEP, "zero": MAP_ZERO, "resize": reading.resize, "note": ""}
+        model = self._models.find(row["model"])
         image = self.image(row)
         scorer = self._models.scorer(model)
         try:
@@ -154,7 +155,7 @@ class RunPictures:
                 " belongs to the previous file. Restore that file to see it.",
             )
         try:
-            white = self._models.find(row["model"]).metadata.white
+            white = self._models.reading(row["model"]).white
         except DataError:
             white = WHITE_OF_16_BITS
         try:

@@ -1,4 +1,4 @@
-"""Serve the review of a finished run."""
+"""Serve the review of a finished run, or of the training images of a fitted model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from anomaly.inference.session import Device
 from anomaly.runs.models import RunModels
 from anomaly.runs.review_session import ReviewSession
+from anomaly.runs.training_review import TrainingImages, TrainingReview, is_fitted_model
 from anomaly.service.access_log import log_request
 from anomaly.service.auth import Guard, is_loopback, read_token
 from anomaly.service.limits import BYTES_PER_PIXEL, Limits
@@ -34,8 +35,11 @@ def review(
 ) -> None:
     """Serve the review page of a finished run until SIGINT (Ctrl-C); labels are stored beside the run.
 
+    For a fitted model, the page shows its training images, the suspicious ones first. Images labelled as defective stand in
+    its file exclude.txt, for `anomaly fit --exclude`.
+
     Args:
-        run: folder of a finished or merged run.
+        run: folder of a finished or merged run, or of a fitted model.
         by: reviewer's name in the file of labels.
         images: folder, glob or list to search for moved images, by their SHA-256.
         device: device that computes missing anomaly maps: auto, cpu, cuda or tensorrt.
@@ -60,9 +64,14 @@ def review(
 
 
 def open_review(run: str | Path, *, by: str | None, images: str | Path | None, device: Device) -> ReviewService:
-    """Open a run for its review; arguments and errors are those of `review`."""
-    session = ReviewSession(run, by=by)
-    models = RunModels(run, device=device)
+    """Open a run or a fitted model for its review; arguments and errors are those of `review`."""
+    session: ReviewSession
+    models: RunModels
+    if is_fitted_model(run):
+        session = training = TrainingReview(run, by=by)
+        models = TrainingImages(training)
+    else:
+        session, models = ReviewSession(run, by=by), RunModels(run, device=device)
     max_pixels = models.options["max_pixels"]
     limits = Limits(
         max_body=MAX_BODY,

@@ -10,6 +10,7 @@ from typing import Any
 from anomaly.runs.models import RunModels
 from anomaly.runs.review_session import ReviewSession
 from anomaly.runs.run_files import SUMMARY
+from anomaly.runs.training_review import EXCLUDE_FILE, THRESHOLD, TrainingReview
 
 
 def run_card(session: ReviewSession, *, models: RunModels) -> dict[str, Any]:
@@ -22,6 +23,7 @@ def run_card(session: ReviewSession, *, models: RunModels) -> dict[str, Any]:
     settings = models.options
     summary = json.loads((session.run / SUMMARY).read_text(encoding="utf-8"))
     return {
+        "kind": "run",
         "name": session.run.resolve().name,
         "date": models.date,
         "source": settings["source"],
@@ -54,6 +56,35 @@ def run_card(session: ReviewSession, *, models: RunModels) -> dict[str, Any]:
         "by": session.by,
         "commands": _commands(session, models),
     }  # fmt: skip
+
+
+def training_card(session: TrainingReview) -> dict[str, Any]:
+    """Describe the training images of a fitted model as JSON values, with the keys of `run_card`.
+
+    Args:
+        session: review of the training images.
+    """
+    ranking, folder = session.ranking, str(session.folder)
+    again, listed = f"{folder.rstrip('/')}-again", session.folder / EXCLUDE_FILE
+    return {
+        "kind": "training",
+        "name": session.folder.resolve().name,
+        "date": "",
+        "source": ranking["data"],
+        "threshold": THRESHOLD,
+        "review_threshold": None,
+        "counts": session.counts(),
+        "models": [],
+        "drift": [],
+        "labels_file": str(listed),
+        "by": session.by,
+        "reason": ranking["reason"],
+        "threshold_without": ranking["threshold_without"],
+        "commands": [
+            f"anomaly fit {shlex.quote(ranking['data'])} --detector {shlex.quote(ranking['detector'])}"
+            f" --exclude {shlex.quote(str(listed))} --out {shlex.quote(again)}"
+        ],
+    }
 
 
 def _relative_labels_file(session: ReviewSession) -> Path:

@@ -1,8 +1,7 @@
 // Labelling by buttons and keys, with undo; labels are saved in the order of the user's actions.
 
 import { element } from "./dom.js";
-
-const LABEL_NAMES = { good: "really good", defect: "really defective", "": "not labelled" };
+import { terms } from "./review_terms.js";
 
 /**
  * Fill `root` with the buttons.
@@ -15,9 +14,9 @@ export function createLabelling(root, api, { selected, onLabelled, onSaved, onNe
   const history = [];
   const keys = { g: "good", d: "defect", n: "" };
   const buttons = {
-    good: button("good", "✓ Really good", "g"),
-    defect: button("defect", "✕ Really defective", "d"),
-    "": button("", "No label", "n"),
+    good: button("good", terms.buttons.good, "g"),
+    defect: button("defect", terms.buttons.defect, "d"),
+    "": button("", terms.buttons[""], "n"),
   };
   const undoButton = element("button", { type: "button", click: undo, disabled: true, "aria-keyshortcuts": "u" }, "Undo", element("kbd", {}, "u"));
   const hint = element("p", { class: "note" });
@@ -48,7 +47,7 @@ export function createLabelling(root, api, { selected, onLabelled, onSaved, onNe
       ? "Open an image, or select its tile with the keyboard."
       : item.status !== "ok"
         ? "This image has no score, so it cannot be labelled."
-        : "Choose the real state of the part. The next image opens.";
+        : terms.hint;
   }
 
   function set(item, label) {
@@ -89,7 +88,7 @@ export function createLabelling(root, api, { selected, onLabelled, onSaved, onNe
 
 /** Name a label in words. */
 export function labelName(label) {
-  return LABEL_NAMES[label];
+  return terms.labels[label];
 }
 
 function isTyping(target) {

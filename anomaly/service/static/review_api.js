@@ -48,6 +48,12 @@ export class ReviewApi {
     return { map: await readMap(map), note };
   }
 
+  /** Return the picture of the nearest good patches (Blob); null if the run has none. */
+  async evidence(number) {
+    const response = await this.client.fetch(`/api/images/${number}/evidence`, {});
+    return response.status === 204 ? null : response.blob();
+  }
+
   /** Set or remove the label of an image after the previous ones; returns {label, counts}. */
   label(number, label) {
     const saved = this.#pendingLabels.then(() => this.#saveLabel(number, label));

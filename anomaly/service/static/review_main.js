@@ -1,24 +1,25 @@
 // The review page: connects its parts.
 
 import { ApiClient, RequestFailed } from "./api_client.js";
-import { download, formatCount, formatNumber } from "./dom.js";
+import { download, element, formatCount, formatNumber } from "./dom.js";
 import { createLabelling, labelName } from "./labelling.js";
 import { drawStatistics, progressText } from "./review_statistics.js";
+import { terms, useTerms } from "./review_terms.js";
 import { ReviewApi } from "./review_api.js";
 import { drawRunCard } from "./run_card.js";
 import { createRunList } from "./run_list.js";
 import { createTokenDialog } from "./token_dialog.js";
-import { verdictOf } from "./verdict.js";
+import { nameVerdicts, verdictOf } from "./verdict.js";
 import { createViewer } from "./viewer.js";
 
 const byId = (id) => document.getElementById(id);
 const MAX_PICTURES = 40;
 const CHECK_SECONDS = 1;
-let card = null;
 let counts = null;
 const withPicture = [];
 
 const api = new ReviewApi(new ApiClient(createTokenDialog()));
+const card = await loadCard();
 const viewer = createViewer(byId("viewer"), byId("verdict"), { onClose: close, onStep: step });
 const list = createRunList(byId("gallery"), api, {
   onOpen: (item) => open(item),
@@ -39,16 +40,37 @@ byId("viewer").addEventListener("keydown", (event) => {
 byId("gallery").addEventListener("focusin", () => labelling.draw());
 start();
 
-async function start() {
+/** Load the card and choose its terms; null after an error. */
+async function loadCard() {
   try {
-    card = await api.card();
+    const found = await api.card();
+    useTerms(found.kind);
+    nameVerdicts(terms.verdicts);
+    return found;
+  } catch (error) {
+    showError(error);
+    return null;
+  }
+}
+
+async function start() {
+  if (card === null) return;
+  try {
     document.title = `anomaly: review of ${card.name}`;
     byId("run-name").textContent = card.name;
+    byId("card-title").textContent = terms.card;
+    byId("keys").replaceChildren(...keyHints());
     const first = ["defect", "review"].find((verdict) => card.counts[verdict].all > 0);
     await list.load(first ?? "");
   } catch (error) {
     showError(error);
   }
+}
+
+/** The keys in words. */
+function keyHints() {
+  const keys = [["Enter", "open"], ["← →", "previous and next"], ["g", terms.labels.good], ["d", terms.labels.defect], ["n", "no label"], ["u", "undo"], ["Esc", "close"]];
+  return ["Keys: ", ...keys.flatMap(([key, text], index) => [index ? ", " : "", element("kbd", {}, key), ` ${text}`]), ". After a label, the next image opens."];
 }
 
 /** The item of the keys and buttons: the open item, or the item of the focused tile. */
@@ -138,6 +160,7 @@ async function fetchImage(item) {
     const { map, note } = await api.map(item.number);
     item.map = map;
     item.mapNote = note;
+    if (item.verdict === "defect") item.evidence ??= await evidencePicture(item);
   } catch (error) {
     if (!(error instanceof RequestFailed)) throw error;
     if (item.picture) item.mapNote = `No anomaly map: ${error.message}`;
@@ -146,6 +169,12 @@ async function fetchImage(item) {
   withPicture.push(item);
   if (withPicture.length > MAX_PICTURES) Object.assign(withPicture.shift(), { picture: null, map: null, loading: undefined });
   redraw();
+}
+
+/** Address of the picture of the nearest good patches; null if the run has none. */
+async function evidencePicture(item) {
+  const picture = await api.evidence(item.number);
+  return picture && URL.createObjectURL(picture);
 }
 
 async function step(by) {

@@ -1,6 +1,7 @@
 // The card of a run: its settings, the guarantees of its models, and the state of its files.
 
 import { element, factList, formatCount, formatNumber } from "./dom.js";
+import { terms } from "./review_terms.js";
 import { calibrationText, fileHash, guaranteeText } from "./model_card.js";
 
 const FILE_STATES = {
@@ -12,6 +13,11 @@ const FILE_STATES = {
 /** Draw the card into an element. onCheck(): the user starts the comparison of the files with the manifest. */
 export function drawRunCard(root, card, { onCheck }) {
   const { counts } = card;
+  if (terms.kind === "training") {
+    const num = counts.good.all + counts.defect.all;
+    root.replaceChildren(factList([["Fitted model", card.name], ["Images", `${formatCount(num)} from ${card.source}`], ["Limit", `suspicious above ${formatNumber(card.threshold)}`]]));
+    return;
+  }
   const all = Object.values(counts).reduce((sum, kind) => sum + kind.all, 0);
   const share = all > 0 ? ` (${formatNumber((100 * counts.defect.all) / all)} %)` : "";
   const review = counts.review.all > 0 ? `, ${formatCount(counts.review.all)} to review` : "";

@@ -19,16 +19,15 @@
 // `notice` a message in place of the image, and `problem` the reason of a missing thumbnail.
 
 import { element, formatCount } from "./dom.js";
+import { terms } from "./review_terms.js";
 import { createThumbnails } from "./thumbnails.js";
 import { createTileGrid } from "./tile_grid.js";
 
 const PAGE_SIZE = 120;
 const NUM_SHORT_PARTS = 2;
 const VERDICTS = { defect: "Rejected", review: "To review", good: "Accepted", error: "Errors", all: "All" };
-const LABELS = {
-  all: "With or without label", none: "Not labelled", any: "Labelled", good: "Labelled really good", defect: "Labelled really defective",
-};
-const ORDERS = { "-score": "Highest score first", score: "Lowest score first", order: "Order of the run" };
+const LABELS = { all: "With or without label", none: "Not labelled", any: "Labelled", good: "", defect: "" };
+const ORDERS = { "-score": "Highest score first", score: "Lowest score first", order: "" };
 const MATCHES = { all: () => true, none: (label) => label === "", any: (label) => label !== "" };
 
 export function createRunList(root, api, { onOpen, onLabel, onCounts, onError, onExport }) {
@@ -40,13 +39,13 @@ export function createRunList(root, api, { onOpen, onLabel, onCounts, onError, o
   const inputs = {};
   const counts = {};
   const segments = element("fieldset", { class: "segments" }, element("legend", { class: "visually-hidden" }, "Show"));
-  for (const [key, name] of Object.entries(VERDICTS)) {
+  for (const [key, name] of Object.entries({ ...VERDICTS, ...terms.verdicts })) {
     inputs[key] = element("input", { type: "radio", name: "verdict-filter", value: key, checked: key === "all", change: reload });
     counts[key] = element("b", {});
     segments.append(element("label", { class: "segment", "data-filter": key }, inputs[key], element("span", {}, name, " ", counts[key])));
   }
-  const labels = select("Labels", LABELS);
-  const order = select("Order", ORDERS);
+  const labels = select("Labels", { ...LABELS, ...terms.filters });
+  const order = select("Order", { ...ORDERS, order: terms.order });
   const text = element("input", { type: "search", placeholder: "Text in path", "aria-label": "Text in path", input: reloadSoon });
   const exportButton = element("button", { type: "button", click: () => onExport(query()) }, "Export CSV");
   const thumbnails = createThumbnails(api, { onLoaded: (item) => tiles.redraw(item) });
@@ -141,7 +140,8 @@ export function createRunList(root, api, { onOpen, onLabel, onCounts, onError, o
       type: "button", class: `small label-${label}`, tabindex: -1, "aria-pressed": String(item.label === label),
       "aria-label": `${name}: ${item.short}`, title: name, click: () => onLabel(item, item.label === label ? "" : label),
     }, element("span", { "aria-hidden": "true" }, text));
-    target.append(button("good", "✓ good", "Really good"), button("defect", "✕ defect", "Really defective"));
+    const name = (label) => terms.buttons[label].slice(2);
+    target.append(button("good", terms.tiles.good, name("good")), button("defect", terms.tiles.defect, name("defect")));
   }
 
   function focus(item) {

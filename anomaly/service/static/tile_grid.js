@@ -27,10 +27,9 @@
 //   current()                 the item in the tab order
 
 import { element, formatNumber } from "./dom.js";
+import { terms } from "./review_terms.js";
 import { scoreGauge } from "./score_gauge.js";
 import { verdictOf, wouldChange } from "./verdict.js";
-
-const LABELS = { good: "✓ really good", defect: "✕ really defective" };
 
 export function createTileGrid({ onOpen, onMove, drawExtra, items }) {
   let tiles = new WeakMap(); // item -> its li
@@ -80,7 +79,7 @@ export function createTileGrid({ onOpen, onMove, drawExtra, items }) {
         element("span", { class: "number" }, item.status === "ok" ? formatNumber(item.score) : "")),
       item.status === "ok" ? scoreGauge(item, tried) : element("span", { class: "tile-message" }, item.message),
       wouldChange(item, tried) ? element("span", { class: "tile-change" }, `⇄ ${change}`) : "",
-      item.label ? element("span", { class: `tile-label is-${item.label}` }, LABELS[item.label]) : "",
+      item.label ? element("span", { class: `tile-label is-${item.label}` }, terms.marks[item.label]) : "",
       element("span", { class: "tile-name" }, item.short ?? item.name));
     if (!drawExtra) return [button];
     const extra = element("div", { class: "tile-extra" });

@@ -3,6 +3,11 @@
 const VERDICTS = { good: "Accepted", defect: "Rejected", review: "To review" };
 const SYMBOLS = { good: "✓", defect: "✕", review: "?", error: "!" };
 
+/** Give the verdicts other names: {good, defect}. */
+export function nameVerdicts(names) {
+  Object.assign(VERDICTS, names);
+}
+
 /** The kind of an item: good, defect, review or error. */
 export function kindOf(item) {
   return item.status === "ok" ? item.verdict : "error";

@@ -3,6 +3,7 @@
 import { element, factList, formatCount, formatNumber } from "./dom.js";
 import { enlargeMap, renderMap } from "./heat_map.js";
 import { scoreGauge } from "./score_gauge.js";
+import { terms } from "./review_terms.js";
 import { verdictOf } from "./verdict.js";
 
 const [MIN_SIDE, MAX_SIDE] = [640, 1280];
@@ -105,12 +106,13 @@ export function createViewer(stage, facts, { onClose, onStep }) {
       scoreGauge(item),
       element("div", { class: "gauge-scale note", "aria-hidden": "true" }, element("span", {}, "typical"), element("span", {}, "threshold"), element("span", {}, "2× or more")),
       factList([
-        ["p-value", item.p_value === null ? null : element("span", { title: "Share of images with an equal or higher score, among the calibration images and this image" }, formatNumber(item.p_value))],
+        ["p-value", item.p_value === null ? null : element("span", { title: terms.p }, formatNumber(item.p_value))],
         ["Size", `${item.width} × ${item.height} px`],
         ["SHA-256", element("code", { title: item.sha256 }, `${item.sha256.slice(0, 12)}…`)],
-        ["Model", element("code", {}, item.model)],
+        ["Model", item.model === "" ? null : element("code", {}, item.model)],
       ]),
-      regionTable(item));
+      item.model === "" ? "" : regionTable(item), // training images have no regions
+      item.evidence ? evidenceFigure(item) : "");
   }
 
   return {
@@ -136,6 +138,12 @@ function regionTable(item) {
     element("table", {},
       element("caption", {}, item.regions[0].weak ? "No pixel is above the threshold; peak of the anomaly map" : "Regions above the threshold"),
       element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)));
+}
+
+function evidenceFigure(item) {
+  return element("figure", { class: "evidence" },
+    element("img", { src: item.evidence, alt: `Regions of ${item.name}, each beside the nearest good patch of the memory bank` }),
+    element("figcaption", { class: "note" }, "Left: region of this image. Right: nearest patch of the good training images."));
 }
 
 async function layersOf(item) {
