@@ -14,8 +14,6 @@ from anomaly.report.values import DefectSizes
 
 RING = 0.03
 """Width of the ring around a defect over the shorter side of the image"""
-QUANTILE = 0.95
-"""Share of a defect's pixels that differ less than its contrast"""
 
 
 def defect_sizes(
@@ -52,7 +50,7 @@ def extent_of(mask: NDArray[np.bool_]) -> float:
 
 
 def contrast_of(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
-    """Largest difference of grey level between a defect and the median of the ring around it.
+    """Difference between the mean grey levels of a defect and of the ring around it.
 
     Args:
         image: (H, W, 3) uint8.
@@ -61,5 +59,5 @@ def contrast_of(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
     grey = image.astype(np.float32).mean(axis=2)
     reach = 2 * max(1, round(RING * min(mask.shape))) + 1
     ring = (cv2.dilate(mask.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0) & ~mask
-    around = float(np.median(grey[ring])) if ring.any() else float(np.median(grey))
-    return float(np.quantile(np.abs(grey[mask] - around), QUANTILE))
+    around = float(grey[ring].mean()) if ring.any() else float(grey.mean())
+    return abs(float(grey[mask].mean()) - around)

@@ -100,7 +100,7 @@ class DefectSizes:
     sizes: Scores
     """(n,) longest extent over the shorter side of the image"""
     contrasts: Scores
-    """(n,) largest difference of grey level from the surroundings, 0 to 255"""
+    """(n,) difference of the mean grey level from the surroundings, 0 to 255"""
 
     @property
     def median_size(self) -> float:
