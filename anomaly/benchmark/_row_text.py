@@ -37,8 +37,9 @@ def figure_text(row: Row, figure: str, best: set[Valued]) -> str:
 
 
 def rate_text(row: Row, rate: str) -> str:
-    """Mean rate with the counts by seed."""
-    found = [cell["figures"][rate] for cell in row.cells if cell["figures"][rate]["num_trials"]]
+    """Mean rate with the counts by seed; a dash where no seed has one."""
+    counted = [cell["figures"].get(rate) for cell in row.cells]
+    found = [one for one in counted if one is not None and one["num_trials"]]
     if not found:
         return NONE
     mean = statistics.mean(one["num_hits"] / one["num_trials"] for one in found)

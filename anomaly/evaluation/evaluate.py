@@ -18,7 +18,17 @@ from anomaly.imaging.overlay import Resize, enlarge_map
 from anomaly.inference.batching import batches_by_size
 from anomaly.inference.scorer import OnnxScorer, Scorer
 from anomaly.inference.session import Device
-from anomaly.metrics import ImageMetrics, PixelMetrics, Rates, image_metrics, pixel_metrics, rates_at_threshold
+from anomaly.metrics import (
+    ImageMetrics,
+    PixelMetrics,
+    Rate,
+    Rates,
+    image_metrics,
+    pixel_metrics,
+    pointing_accuracy,
+    rates_at_threshold,
+)
+from anomaly.metrics.pointing import TOLERANCE
 from anomaly.system.argument_types import check_types
 from anomaly.system.files import as_path
 from anomaly.system.progress import progress_bar
@@ -53,6 +63,8 @@ class Evaluation:
     num_without_mask: int
     category: str | None = None
     """category that the model was fitted on; None where it is not known"""
+    pointing: Rate | None = None
+    """defective images whose map maximum lies on the defect; None where a defect has no mask"""
     guarantee: Guarantee | None = None
     """guarantee of the model's own threshold; None where it is not known"""
     operating_rates: tuple[OperatingRates, ...] = ()
@@ -78,6 +90,7 @@ class Evaluation:
             "false_alarms": _rate(self.rates.false_alarms),
             "misses": _rate(self.rates.misses),
             "kinds": kinds,
+            "pointing": None if self.pointing is None else _rate(self.pointing) | {"tolerance": TOLERANCE},
             "guarantee": None if self.guarantee is None else asdict(self.guarantee),
             "rates": {
                 f"{at.point.alpha:g}": {
@@ -194,7 +207,7 @@ def evaluate_samples(
         samples, scorer=scorer, white=white, max_pixels=max_pixels, batch_size=batch_size
     )
     without_mask = sum(s.label and s.mask_path is None for s in samples)
-    pixel = None
+    pixel, pointing = None, None
     if not without_mask:
         for sample, (height, width) in zip(samples, sizes, strict=True):
             check_mask(sample, height=height, width=width, max_pixels=max_pixels)
@@ -207,7 +220,7 @@ def evaluate_samples(
                 yield enlarge_map(anomaly_map, height=height, width=width, resize=resize), mask
 
         with progress_bar("pixel figures"):
-            pixel = pixel_metrics(images, seed=seed)
+            pixel, pointing = pixel_metrics(images, seed=seed), pointing_accuracy(images())
     return Evaluation(
         samples=list(samples),
         scores=scores,
@@ -216,6 +229,7 @@ def evaluate_samples(
         pixel=pixel,
         rates=rates_at_threshold(scores, labels, threshold=threshold),
         num_without_mask=without_mask,
+        pointing=pointing,
         operating_rates=tuple(
             OperatingRates(point, rates_at_threshold(scores, labels, threshold=point.threshold))
             for point in operating_points
@@ -303,6 +317,8 @@ def summary(evaluation: Evaluation) -> str:
             line("pixel F1-max", evaluation.pixel.f1_max),
             *(line(f"AUPRO {fpr:.0%}", value) for fpr, value in evaluation.pixel.aupro.items()),
         ]
+    if evaluation.pointing is not None:
+        lines.append(f"pointing               {evaluation.pointing}   maximum within {TOLERANCE:.0%} of the defect")
     lines.append(f"false alarms           {evaluation.rates.false_alarms}")
     lines.append(f"misses                 {evaluation.rates.misses}")
     if evaluation.guarantee is not None:

@@ -12,6 +12,7 @@ from anomaly.metrics.image_level import (
 )
 from anomaly.metrics.intervals import Estimate, Interval, binomial_interval
 from anomaly.metrics.pixel_level import PixelCurve, PixelMetrics, pixel_metrics
+from anomaly.metrics.pointing import pointing_accuracy
 from anomaly.metrics.rates import Rate, Rates, rates_at_threshold
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "f1_max",
     "image_metrics",
     "pixel_metrics",
+    "pointing_accuracy",
     "rates_at_threshold",
     "roc_curve",
 ]

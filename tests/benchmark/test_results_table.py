@@ -101,6 +101,26 @@ def test_seeds_are_averaged_and_spread_is_shown(tmp_path: Path) -> None:
     assert (found["parity"], found["leaks"]) == ("2.0e-06", "no leak found (14 checks)")
 
 
+def test_rates_at_other_alphas_are_averaged_and_absent_ones_are_dashes(tmp_path: Path) -> None:
+    rates = {
+        alpha: {
+            "false_alarms": {"num_hits": hits, "num_trials": 20},
+            "misses": {"num_hits": 20 - hits, "num_trials": 40},
+        }
+        for alpha, hits in (("0.02", 1), ("0.05", 3))
+    }
+    cells = [cell(seed=n) for n in range(2)]
+    for one in cells:
+        one["figures"]["rates"] = rates
+    text = written(tmp_path, *cells, cell(name="old", seed=0))
+    found = row(text, "mvtec_ad / bottle", "fastflow")
+    assert found["false alarms at 1 / 2 / 5 %"] == "– / 5.0 / 15.0"
+    assert found["misses at 1 / 2 / 5 %"] == "– / 47.5 / 42.5"
+    old = row(text, "mvtec_ad / bottle", "old")
+    assert (old["false alarms at 1 / 2 / 5 %"], old["misses at 1 / 2 / 5 %"]) == ("–", "–")
+    assert old["misses"] == "4.8 (3 of 63)"
+
+
 def test_shortcuts_of_a_test_set_are_above_its_table(tmp_path: Path) -> None:
     text = written(tmp_path, cell(), cell(seed=1, shortcuts=LIT), cell(category="screw"))
     [line] = [line for line in section(text, "mvtec_ad / bottle").splitlines() if line.startswith("- ")]
@@ -351,3 +371,11 @@ def test_known_leaks_of_published_rows_are_stated() -> None:
         assert "early stopping on the AUROC of the test images" in caveats[method]
     for method in ("FastFlow CaiT, paper", "AE-SSIM", "AE-L2", "AnoGAN"):
         assert "recalled" in caveats[method]
+
+
+def test_pointing_has_a_column_and_old_cells_have_a_dash(tmp_path: Path) -> None:
+    old, new = cell(name="old"), cell(name="new")
+    new["figures"] = new["figures"] | {"pointing": {"num_hits": 45, "num_trials": 60}}
+    text = written(tmp_path, old, new)
+    assert row(text, "mvtec_ad / bottle", "new")["pointing"] == "75.0 (45 of 60)"
+    assert row(text, "mvtec_ad / bottle", "old")["pointing"] == "–"
