@@ -174,8 +174,8 @@ def check_guarantee(
     rank_for(num_groups, alpha=alpha, guarantee=guarantee)
     if num_groups == 1:
         raise CalibrationError(
-            "all calibration images show one part group, and one part says nothing about the next: give images of"
-            f" at least {images_needed(max(alpha, DEFAULT_ALPHA), guarantee=guarantee)} different parts"
+            "all calibration images belong to one part group, and one part says nothing about the next: give images of"
+            f" different parts; {images_needed(DEFAULT_ALPHA, guarantee=guarantee)} parts certify {DEFAULT_ALPHA:.0%}"
         )
 
 

@@ -73,7 +73,7 @@ def test_load_needs_no_torch(fitted_plate: Path) -> None:
         [sys.executable, "-c", code, str(fitted_plate / "model.onnx")], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[1] == "False"
-    assert result.stdout.startswith("Model(autoencoder of plate; false alarms 9.09% expected, at most ")
+    assert result.stdout.startswith("Model(autoencoder of plate; false alarms: 9.09% expected, at most ")
 
 
 def test_every_kind_of_image_gives_the_same_result(

@@ -59,7 +59,7 @@ def test_demo_on_a_category(category: Path, tmp_path: Path, capsys: pytest.Captu
     output = capsys.readouterr().out
     assert "detector: autoencoder (requested by name)" in output
     assert "image AUROC" in output
-    assert "report.html: false alarms expected 9.09%, at most 25.89% with 95 % confidence" in output
+    assert "report.html: false alarms: 9.09% expected, at most 25.89% with 95 % confidence" in output
     check_outputs(out, num_rows=NUM_TEST_GOOD + NUM_TEST_DEFECT)
     rejects = [row for row in rows_of(out) if row["verdict"] == "defect"]
     assert len([row for row in rejects if "/scratch/" in row["path"]]) == NUM_TEST_DEFECT

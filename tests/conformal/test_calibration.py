@@ -179,7 +179,7 @@ def test_threshold_at_the_median_or_below_is_refused() -> None:
         CalibrationError, match=r"alpha 0.6 puts the threshold of 20 good images at their median or below"
     ):
         fit_scale(raw, alpha=0.6, guarantee="expected")
-    with pytest.raises(CalibrationError, match="all calibration images show one part group"):
+    with pytest.raises(CalibrationError, match="all calibration images belong to one part group"):
         fit_scale(raw[:1], alpha=0.5, guarantee="expected")
     assert fit_scale(raw, alpha=0.47, guarantee="expected").scale > 0
 

@@ -9,8 +9,10 @@ import pytest
 
 from anomaly.commands.main import run
 from anomaly.errors import DataError, ModelError, UsageError
-from anomaly.evaluation.evaluate import evaluate
-from tests.plates import NUM_TEST_DEFECT, NUM_TEST_GOOD
+from anomaly.evaluation.evaluate import evaluate, summary
+from anomaly.imaging.image_file import write_png
+from anomaly.recalibration.recalibrate import recalibrate
+from tests.plates import NUM_TEST_DEFECT, NUM_TEST_GOOD, draw_part
 
 
 def test_file_and_fitted_model_give_equal_figures(
@@ -30,10 +32,30 @@ def test_verb_writes_and_prints_the_figures(
 ) -> None:
     out = tmp_path / "figures.json"
     assert run(["evaluate", str(model), str(category), "--out", str(out), "--device", "cpu"]) == 0
-    assert "image AUROC" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "image AUROC" in output
+    assert "guarantee              false alarms: 9.09% expected, at most 25.89% with 95 % confidence" in output
     card = json.loads(out.read_text(encoding="utf-8"))
     assert card["result"]["category"] == category.name
     assert card["result"]["kinds"]["good"]["num_images"] == NUM_TEST_GOOD
+
+
+def test_rates_at_1_2_and_5_percent(model: Path, category: Path, tmp_path: Path) -> None:
+    assert evaluate(model, category).to_dict()["rates"] == {}, "ten calibration images certify none of them"
+    good = tmp_path / "good"
+    good.mkdir()
+    for n in range(60):
+        write_png(good / f"{n:03d}.png", draw_part(5000 + n))
+    recalibrate(model, good=good, alpha=0.05)
+    evaluation = evaluate(model, category)
+    rates = evaluation.to_dict()["rates"]
+    assert list(rates) == ["0.02", "0.05"]
+    assert rates["0.05"]["threshold"] == pytest.approx(1, abs=1e-5)
+    assert rates["0.05"]["expected_rate"] == pytest.approx(3 / 61)
+    assert rates["0.05"]["misses"]["num_hits"] == evaluation.rates.misses.num_hits
+    assert rates["0.02"]["threshold"] > rates["0.05"]["threshold"]
+    assert rates["0.02"]["misses"]["num_trials"] == NUM_TEST_DEFECT
+    assert "at 2%, threshold" in summary(evaluation)
 
 
 def test_invalid_input_is_refused(model: Path, category: Path, plain: Path, tmp_path: Path) -> None:

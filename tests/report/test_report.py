@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import guarantee_for
+from anomaly.conformal.calibration import CalibrationScores, OperatingPoint, guarantee_for
+from anomaly.conformal.outliers import Outliers
 from anomaly.errors import DataError, OutputError, UsageError
 from anomaly.metrics import Estimate, Interval, Rate, roc_curve
 from anomaly.report.page import write_report
@@ -25,6 +26,7 @@ from anomaly.report.values import (
     Influence,
     LabelledResults,
     Metric,
+    OperatingResult,
     Parity,
     Report,
     ScoredImage,
@@ -104,6 +106,11 @@ def full_report(num_pairs: int = 2) -> Report:
         speed=(Speed("a processor", 8, 40.0, "Decoding and the network."),),
         parity=Parity(73, 3.2e-6, 9e-6, 1e-3, 0),
         provenance={"Seed": "0", "Model file, SHA-256": "ab" * 32},
+        operating=(
+            OperatingResult(OperatingPoint(0.05, 0.913, 0.05, None), Rate(1, 3), Rate(1, 4), Rate(30, 120)),
+            OperatingResult(OperatingPoint(0.01, 1.0, 0.01, 0.0298), Rate(0, 0), Rate(0, 0), Rate(0, 0)),
+        ),
+        outliers=Outliers(("odd.png",), 0.41),
     )
 
 
@@ -154,6 +161,28 @@ def decoded(uri: str) -> NDArray[np.uint8]:
 def render(path: Path, report: Report) -> Page:
     write_report(path, report)
     return Page(path.read_text(encoding="utf-8"))
+
+
+def test_results_at_other_rates_and_outliers_are_shown(tmp_path: Path) -> None:
+    words = render(tmp_path / "page.html", full_report()).words()
+    assert "5 % 0.913 5.0 % – 33.3 % (1 of 3) 25.0 % (1 of 4) 25.0 % (30 of 120)" in words.replace("\u00a0", " ")
+    assert "not measured not measured not measured" in words
+    assert "odd.png. Without it the threshold would be 0.41" in words
+
+
+def test_leave_one_out_with_part_groups_is_explained(tmp_path: Path) -> None:
+    ranked = CalibrationScores(np.linspace(-1, 0.999, 60), [3] * 60, "leave_one_out", False)
+    guarantee = ranked.guarantee(alpha=0.05, guarantee="expected")
+    training = dataclasses.replace(bare_report().training, num_train=60)
+    report = dataclasses.replace(
+        bare_report(), guarantee=guarantee, calibration_scores=ranked.scores, training=training
+    )
+    words = render(tmp_path / "page.html", report).words()
+    assert "leave-one-out, approximate, 60 images of 20 part groups" in words
+    assert "without its part group" in words
+    assert "95 % bound: only with --calibration split" in words
+    assert "It counts part groups. The 60 calibration images form 20 part groups." in words
+    assert "with 95 % confidence it is at most" not in words.lower()
 
 
 @pytest.fixture(scope="module")

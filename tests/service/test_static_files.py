@@ -106,6 +106,8 @@ def test_metadata_contain_the_model_card(client: TestClient, fitted_plate: Path)
     assert card["calibration_date"] == stored.calibration.date
     assert (card["alpha"], card["guarantee"]) == (stored.alpha, stored.guarantee)
     assert card["num_calibration"] == stored.calibration.num_images > 0
+    assert (card["num_part_groups"], card["basis"]) == (10, "split, 10 images")
+    assert card["expected_rate"] == pytest.approx(1 / 11)
     assert card["threshold"] == 1.0
     assert all(isinstance(value, str | int | float | bool) for value in card.values())
 
