@@ -124,6 +124,8 @@ def show(fitted: FittedModel) -> None:
             print(f"thresholds: {', '.join(points)}")
         if description.outliers is not None:
             print(f"WARNING: {description.outliers}", file=sys.stderr)
+    if "choice" in description.provenance:
+        print(f"backbone {description.provenance['choice']}")
     if fitted.suspects is not None:
         _show_suspects(fitted, fitted.suspects)
     if fitted.removed:

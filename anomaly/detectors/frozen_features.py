@@ -293,8 +293,8 @@ class FrozenFeatures(Detector):
 
     @property
     def leave_one_out_is_exact(self) -> bool:
-        """Whether the rows of each image and the projection are independent of the other images."""
-        return self.exact
+        """Whether the rows of each image, the projection and the brightness are independent of the other images."""
+        return self.exact and not self.preprocess.levelled
 
     def _embedded(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """Standardised patches (N·h·w, d) of inputs, and the shape (N, h, w)."""

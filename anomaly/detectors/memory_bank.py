@@ -325,8 +325,8 @@ class MemoryBank(Detector):
 
     @property
     def leave_one_out_is_exact(self) -> bool:
-        """Whether each image's rows and the projection are independent of the other images."""
-        return self.exact
+        """Whether each image's rows, the projection and the brightness are independent of the other images."""
+        return self.exact and not self.preprocess.levelled
 
     def pooled(self, distance: Tensor, size: Sequence[int]) -> Anomaly:
         """Pool scaled distances (N, h, w) to scores (N,) and maps (N, H, W) of a size."""

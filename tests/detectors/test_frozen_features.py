@@ -289,6 +289,8 @@ def test_rows_of_an_exact_bank_do_not_depend_on_the_other_images() -> None:
         rows.append(detector.model.rows[detector.image != last_number])
     assert torch.equal(rows[0], rows[1])
     assert not build("nearest_neighbour").leave_one_out_is_exact
+    detector.preprocess.level_brightness([image])
+    assert not detector.leave_one_out_is_exact
 
 
 def test_other_methods_cannot_leave_an_image_out() -> None:
