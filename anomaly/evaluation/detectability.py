@@ -32,6 +32,8 @@ class DrawnDefect:
     """One drawn defect with the model's outputs."""
 
     kind: str
+    number: int
+    """number of the image that it is drawn on"""
     size: float
     """longest extent over the shorter side of the image"""
     contrast: float
@@ -76,7 +78,7 @@ def draw_and_score(
         except UsageError:
             continue
         scores = scorers[at].score(image[None])
-        drawn.append(DrawnDefect(kind, size, contrast, image, mask, scores.anomaly_map[0], float(scores.score[0])))
+        drawn.append(DrawnDefect(kind, at, size, contrast, image, mask, scores.anomaly_map[0], float(scores.score[0])))
     return drawn
 
 

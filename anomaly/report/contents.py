@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from anomaly.evaluation.detectability import DrawnDefect, detection_rates
 from anomaly.evaluation.evaluate import THRESHOLD, Evaluation
 from anomaly.imaging.image_file import read_image
 from anomaly.imaging.overlay import enlarge_map, overlay
+from anomaly.imaging.regions import find_regions
 from anomaly.inference.bank import calibration_scorers
+from anomaly.inference.evidence import EvidenceFinder, evidence_sheet
 from anomaly.inference.scorer import OnnxScorer
 from anomaly.metrics import Rate, rates_at_threshold, roc_curve
 from anomaly.report.defect_sizes import defect_sizes
@@ -117,7 +119,7 @@ def parity_of(certificate: Mapping[str, Any]) -> Parity:
 
 def provenance_of(scorer: OnnxScorer, *, hardware: Mapping[str, Any]) -> dict[str, str]:
     """Collect hashes, versions and hardware, by the names that the page shows."""
-    metadata = scorer.metadata
+    metadata, finder = scorer.metadata, EvidenceFinder(scorer)
     weights = {k: str(v) for k, v in metadata.config.items() if k in ("backbone_weights", "backbone_sha256")}
     return {
         "Model file, SHA-256": scorer.sha256,
@@ -126,6 +128,7 @@ def provenance_of(scorer: OnnxScorer, *, hardware: Mapping[str, Any]) -> dict[st
         "Seed": str(metadata.seed),
         "Commit": metadata.commit or "outside a checkout",
         "Provider": scorer.provider,
+        "Nearest good patches": finder.reason or finder.references.missing or f"from {finder.references.path.name}",
         "Hardware": ", ".join(str(v) for v in hardware.values()),
         **{f"Version of {name}": version for name, version in metadata.versions.items()},
         **weights,
@@ -144,7 +147,7 @@ def influential(
     """
     scores, ranked = np.array(description.calibration_scores), description.calibration.ranked()
     highest = [int(n) for n in np.argsort(scores, kind="stable")[::-1][:NUM_INFLUENTIAL]]
-    found = []
+    finder, found = EvidenceFinder(scorer), []
     for rank, (n, own) in enumerate(zip(highest, calibration_scorers(scorer, highest), strict=True), start=1):
         threshold = ranked.threshold_without(
             [ranked.num_images - rank], alpha=description.alpha, guarantee=description.guarantee
@@ -152,7 +155,12 @@ def influential(
         image = read_image(calibration_images[n].path, white=description.white, max_pixels=description.max_pixels)
         anomaly_map = own.score(image[None]).anomaly_map[0]
         picture = _picture(
-            calibration_images[n], anomaly_map, float(scores[n]), scorer, max_pixels=description.max_pixels
+            calibration_images[n],
+            anomaly_map,
+            float(scores[n]),
+            finder,
+            max_pixels=description.max_pixels,
+            without=_part_group(finder, n),
         )
         found.append(Influence(picture, threshold - 1))
     return tuple(found)
@@ -181,9 +189,11 @@ def labelled(evaluation: Evaluation | None, scorer: OnnxScorer, *, max_pixels: i
     kinds = sorted({s.kind for s in samples if s.label})
     labels = np.array([s.label for s in samples])
 
+    finder = EvidenceFinder(scorer)
+
     def pictures(members: NDArray[np.intp]) -> tuple[ScoredImage, ...]:
         return tuple(
-            _picture(samples[n], evaluation.maps[n], float(scores[n]), scorer, max_pixels=max_pixels) for n in members
+            _picture(samples[n], evaluation.maps[n], float(scores[n]), finder, max_pixels=max_pixels) for n in members
         )
 
     misses = np.flatnonzero(labels & (scores <= THRESHOLD))
@@ -222,9 +232,18 @@ def measured_detection(
     chosen: dict[tuple[str, bool], DrawnDefect] = {}
     for defect in sorted(drawn, key=lambda d: abs(np.log(d.size / 0.12)) + abs(np.log(d.contrast / 0.3))):
         chosen.setdefault((defect.kind, defect.score > THRESHOLD), defect)
+    finder = EvidenceFinder(scorer)
     examples = tuple(
         DefectExample(
-            scored=_scored_image(d.image, d.anomaly_map, scorer, name="drawn defect", kind=d.kind, score=d.score),
+            scored=_scored_image(
+                d.image,
+                d.anomaly_map,
+                finder,
+                name="drawn defect",
+                kind=d.kind,
+                score=d.score,
+                without=_part_group(finder, d.number),
+            ),
             size=d.size,
             size_px=d.size * short_side,
             contrast=d.contrast,
@@ -235,24 +254,60 @@ def measured_detection(
 
 
 def _picture(
-    sample: Sample, anomaly_map: NDArray[np.float32], score: float, scorer: OnnxScorer, *, max_pixels: int
+    sample: Sample,
+    anomaly_map: NDArray[np.float32],
+    score: float,
+    finder: EvidenceFinder,
+    *,
+    max_pixels: int,
+    without: Collection[int] = (),
 ) -> ScoredImage:
-    image = read_image(sample.path, white=scorer.metadata.white, max_pixels=max_pixels)
-    return _scored_image(image, anomaly_map, scorer, name=sample.path.name, kind=sample.kind, score=score)
+    image = read_image(sample.path, white=finder.metadata.white, max_pixels=max_pixels)
+    return _scored_image(
+        image, anomaly_map, finder, name=sample.path.name, kind=sample.kind, score=score, without=without
+    )
 
 
 def _scored_image(
     image: NDArray[np.uint8],
     anomaly_map: NDArray[np.float32],
-    scorer: OnnxScorer,
+    finder: EvidenceFinder,
     *,
     name: str,
     kind: str,
     score: float,
+    without: Collection[int] = (),
 ) -> ScoredImage:
-    reduced = reduce_picture(image)
+    """Draw an image, its overlay, and its strongest region beside the nearest good patch.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        anomaly_map: its map (h, w).
+        finder: finder of the nearest good patches.
+        name: name of the image.
+        kind: `good`, or the kind of defect.
+        score: calibrated score.
+        without: numbers of training images that do not count as good patches.
+    """
+    reduced, resize = reduce_picture(image), finder.metadata.resize
     height, width = reduced.shape[:2]
-    enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=scorer.metadata.resize)
+    enlarged = enlarge_map(anomaly_map, height=height, width=width, resize=resize)
+    evidence = None
+    if finder.reason is None:
+        whole = enlarge_map(anomaly_map, height=image.shape[0], width=image.shape[1], resize=resize)
+        strongest = find_regions(whole, threshold=THRESHOLD, rejected=True)[:1]
+        evidence = evidence_sheet(image, finder.find(image, strongest, without=without))
     return ScoredImage(
-        image=reduced, overlay=overlay(reduced, enlarged, threshold=THRESHOLD), name=name, kind=kind, score=score
+        image=reduced,
+        overlay=overlay(reduced, enlarged, threshold=THRESHOLD),
+        name=name,
+        kind=kind,
+        score=score,
+        evidence=evidence,
     )
+
+
+def _part_group(finder: EvidenceFinder, number: int) -> list[int]:
+    """Training images that a calibration image is scored without; empty unless it is a training image itself."""
+    bank = finder.metadata.bank
+    return [] if bank is None or not bank.raw_scores else bank.members(number)

@@ -57,6 +57,8 @@ class ScoredImage:
     kind: str
     """`good`, or the kind of defect"""
     score: float
+    evidence: Image | None = None
+    """(h, w, 3) RGB, strongest region beside its nearest good patch; None without a memory bank or its stored images"""
 
 
 @dataclass(frozen=True)
