@@ -70,9 +70,9 @@ def show(result: Recalibration) -> None:
     certificate = result.certificate
     print(f"{result.path}: alpha {certificate['alpha']:.4g} ({certificate['guarantee']})")
     print(certificate["guarantee_text"])
-    if certificate["outliers"] is not None:
-        names = tuple(certificate["outliers"]["names"])
-        print(f"WARNING: {Outliers(names, certificate['outliers']['threshold_without'])}", file=sys.stderr)
+    if found := certificate["outliers"]:
+        outliers = Outliers(tuple(found["names"]), found["threshold_without"])
+        print(f"WARNING: {outliers}", file=sys.stderr)
     if result.has_labels:
         _show_labels(certificate["labels"], certificate["moved"])
 

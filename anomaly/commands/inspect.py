@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anomaly.conformal.guarantee import tightest_alpha
 from anomaly.data.findings import listed
 from anomaly.data.inspection import Counts, Inspection
 from anomaly.data.inspection import inspect as inspect_folder
@@ -68,6 +69,11 @@ def format_inspection(inspection: Inspection) -> str:
     if plan.error is None:
         calibration = f"{plan.num_calibration} for calibration, in {plan.num_calibration_groups} groups"
         lines.append(f"{'split':<12}  {plan.num_train} for training, {calibration}")
+        best = [
+            f"{tightest_alpha(num, guarantee='expected'):.2%} with --calibration {construction}"
+            for construction, num in (("split", plan.num_calibration_groups), ("leave_one_out", plan.num_part_groups))
+        ]
+        lines.append(f"{'guarantee':<12}  smallest expected rate of false alarms: {', '.join(best)}")
     if any(value.startswith("16-bit") for value in inspection.pixels["train"]):
         lines.append(f"{'white':<12}  {inspection.white}")
     findings = inspection.findings

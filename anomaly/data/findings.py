@@ -42,6 +42,9 @@ def _unusable(inspection: Inspection) -> list[Finding]:
         findings.append(Finding("error", f"{text}: {listed(invalid)}"))
     if inspection.split.error is not None:
         findings.append(Finding("error", inspection.split.error))
+    elif inspection.split.num_calibration_groups == 1:
+        text = "all images of a split calibration belong to one part group, which gives no guarantee"
+        findings.append(Finding("warning", f"{text}; give images of more parts, or --calibration leave_one_out"))
     return findings
 
 

@@ -39,6 +39,8 @@ def test_text_has_a_table_the_split_and_the_findings(tmp_path: Path) -> None:
     assert lines[2].split() == ["images", "30", "good", "none"]
     assert "part groups   30, the largest of 1" in lines
     assert "split         20 for training, 10 for calibration, in 10 groups" in lines
+    rates = "9.09% with --calibration split, 3.23% with --calibration leave_one_out"
+    assert f"guarantee     smallest expected rate of false alarms: {rates}" in lines
     assert lines[-1] == "ready for training"
 
 
