@@ -12,7 +12,7 @@ detectors:
     role: ours                      # or baseline
     config: ../detectors/fastflow.yaml
     model: {epochs: 8}              # replaces values of the config file
-    fit: {brightness: levelled}     # further options of `anomaly fit`: brightness, tile or windows
+    fit: {brightness: levelled}     # further options of `anomaly fit`: brightness, calibration, tile or windows
     schedule: reduced               # full for the published schedule
     note: 8 of 500 epochs           # description of the reduction
     seeds: [0]                      # replaces the seeds of the data
@@ -75,7 +75,7 @@ class Cell:
 _PLAN = {"benchmark", "precision", "threads", "data", "detectors"}
 _DATA = {"categories", "seeds", "part_group"}
 _DETECTOR = {"role", "config", "model", "fit", "schedule", "note", "precision", "seeds", "sets", "chosen_on"}
-_FIT = {"brightness", "tile", "windows"}
+_FIT = {"brightness", "calibration", "tile", "windows"}
 
 
 def read_plan(
