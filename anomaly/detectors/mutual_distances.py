@@ -44,9 +44,6 @@ NUM_NEAREST = 32
 MOST_ENLARGED = 3
 """Largest enlargement of a small image"""
 
-ReadImage = Callable[[int], NDArray[np.uint8]]
-"""Function from the number of an image to its pixels, (H, W, 3) uint8 RGB"""
-
 
 @dataclass(frozen=True, eq=False)
 class MutualDistances:
@@ -73,79 +70,82 @@ class MutualDistances:
         return nearest[..., 0].astype(np.float32).reshape(-1, *self.grid)
 
 
-class _Patches:
-    """Embedded patches of images on a grid of stride 16.
+class Patches:
+    """Embedding of an image's patches on a grid of stride 16.
 
     Args:
         height: height of the images in pixels.
         width: width of the images in pixels.
         weights: source of the backbone's weights (see `Backbone`).
-        seed: seed of the random projection.
+
+    Raises:
+        WeightsError: the backbone's weights are missing.
     """
 
-    def __init__(self, height: int, width: int, *, weights: str, seed: int) -> None:
-        sides = zip(proportional_size(height, width), (height, width), strict=True)
-        size: tuple[int, int] = tuple(  # type: ignore[assignment]
-            min(side, max(32, -(-MOST_ENLARGED * own // 32) * 32)) for side, own in sides
+    def __init__(self, height: int, width: int, *, weights: str = "pretrained") -> None:
+        wanted = proportional_size(height, width)
+        rows, columns = (
+            min(side, max(32, -(-MOST_ENLARGED * own // 32) * 32))
+            for side, own in zip(wanted, (height, width), strict=True)
         )
-        self._preprocess = Preprocess(size=size, resize="stretch", mean=(0.0,) * 3, std=(1.0,) * 3)
+        self._preprocess = Preprocess(size=(rows, columns), resize="stretch", mean=(0.0,) * 3, std=(1.0,) * 3)
         self._embedding = PatchEmbedding(
-            BACKBONE, layers=LEVELS[BACKBONE], size=size, weights=weights, dimensions=DIMENSIONS
+            BACKBONE, layers=LEVELS[BACKBONE], size=(rows, columns), weights=weights, dimensions=DIMENSIONS
         )
         self.grid = (self._embedding.grid[0] // 2, self._embedding.grid[1] // 2)
-        generator = torch.Generator().manual_seed(seed)
-        self._directions = torch.randn(DIMENSIONS, PROJECTED, generator=generator) / PROJECTED**0.5
 
+    @torch.no_grad()
     def features(self, image: NDArray[np.uint8]) -> Tensor:
-        """Features of an image's patches, (P, C)."""
+        """Features of the patches (P, C) of an image (H, W, 3) uint8 RGB."""
         fine = self._embedding.features(self._preprocess(torch.from_numpy(image[None])))
         return functional.avg_pool2d(fine.permute(0, 3, 1, 2), 2)[0].flatten(1).T
 
     def fit(self, features: Tensor) -> None:
-        """Fit the principal components on features (m, C)."""
+        """Fit the principal components on features (m, C).
+
+        Raises:
+            UsageError: equal features.
+        """
         self._embedding.fit(features)
 
     def embed(self, features: Tensor) -> Tensor:
         """Embed features (P, C) as (P, d)."""
-        return self._embedding.project(features) @ self._directions
+        return self._embedding.project(features)
 
 
 @torch.no_grad()
 def mutual_distances(
-    read: ReadImage, groups: Sequence[int], *, weights: str = "pretrained", seed: int = 0
+    patches: Patches, features: Callable[[int], Tensor], groups: Sequence[int], *, seed: int
 ) -> MutualDistances:
     """Compare the patches of all images with each other.
 
     Args:
-        read: function that reads an image by its number.
+        patches: embedding; it is fitted.
+        features: function that gives the features (P, C) of an image by its number.
         groups: part group of each of the n images; images of one group are not compared.
-        weights: source of the backbone's weights (see `Backbone`).
         seed: seed of all draws.
 
     Raises:
         UsageError: all images look alike to the network.
-        WeightsError: the backbone's weights are missing.
     """
     num, rng = len(groups), np.random.default_rng(seed)
-    patches = _Patches(*read(0).shape[:2], weights=weights, seed=seed)
-    fitted = {}
-    for n in sorted(rng.permutation(num)[:NUM_FITTED].tolist()):
-        fitted[n] = patches.features(read(n))
-    drawn = [f[torch.from_numpy(rng.permutation(len(f))[:PATCHES_FITTED])] for f in fitted.values()]
-    patches.fit(torch.cat(drawn))
+    drawn = {n: features(n) for n in sorted(rng.permutation(num)[:NUM_FITTED].tolist())}
+    patches.fit(torch.cat([f[torch.from_numpy(rng.permutation(len(f))[:PATCHES_FITTED])] for f in drawn.values()]))
+    directions = torch.randn(DIMENSIONS, PROJECTED, generator=torch.Generator().manual_seed(seed)) / PROJECTED**0.5
     embedded = torch.stack(
-        [patches.embed(fitted.pop(n) if n in fitted else patches.features(read(n))) for n in range(num)]
+        [patches.embed(drawn.pop(n) if n in drawn else features(n)) @ directions for n in range(num)]
     )
     references = np.sort(rng.permutation(num)[:NUM_REFERENCES])
     rows = torch.stack(
         [y[torch.from_numpy(core_set(y.numpy(), ROWS_PER_IMAGE, seed=seed))] for y in embedded[references]]
     )
-    of_group, group = torch.tensor([groups[n] for n in references]), torch.tensor(list(groups))
-    distance, image = [], []
+    group = torch.tensor(list(groups))
+    of_references = group[references]
     kept = min(NUM_NEAREST, len(references))
+    distance, image = [], []
     for n in range(num):
         found = _distances(embedded[n], rows)
-        found[:, of_group == group[n]] = torch.inf
+        found[:, of_references == group[n]] = torch.inf
         nearest = found.topk(kept, dim=1, largest=False)
         distance.append(nearest.values.half().numpy())
         image.append(references[nearest.indices.numpy()].astype(np.int32))

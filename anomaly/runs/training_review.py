@@ -1,7 +1,7 @@
 """Review of the training images of a fitted model, the suspicious ones first.
 
 `anomaly fit` writes the ranking of its training images in the format of a run. A reviewer labels images that do not belong
-into the training set as defect. Their names stand in a list for `fit --exclude`, which every label rewrites.
+to the training set as defect. Their names stand in a list for `fit --exclude`, which every label rewrites.
 
     FITTED/suspects/              rows and maps of the ranked images
     FITTED/suspects.labels.csv    labels, as of a run
@@ -84,7 +84,8 @@ class TrainingReview(ReviewSession):
         with self._list_lock:
             defects = {sha256 for sha256, one in read_labels(self.file).items() if one.label == "defect"}
             rows = self.index.read(range(len(self.index)))
-            names = [name for name, row in zip(self._names, rows, strict=True) if row["sha256"] in defects]
+            names = list(self.ranking["excluded"])
+            names += [name for name, row in zip(self._names, rows, strict=True) if row["sha256"] in defects]
             with atomic_write(self.folder / EXCLUDE_FILE, durable=True) as partial:
                 partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
 

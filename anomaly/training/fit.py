@@ -218,7 +218,14 @@ def fit_model(
     with _timed(seconds, "suspects"):
         read = images.read if roi is None else images.read_inside(roi)
         ranking = find_suspects(samples, description, part_groups, ranking=suspects, read=read)
-        write_suspects(ranking, folder, description=description, data=category.root, read=images.read)
+        write_suspects(
+            ranking,
+            folder,
+            description=description,
+            data=category.root,
+            excluded=read_names(exclude),
+            read=images.read,
+        )
     fitted = replace(fitted, suspects=ranking)
     for path in stale:
         path.unlink(missing_ok=True)

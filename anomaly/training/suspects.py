@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 
 from anomaly.conformal.calibration import fit_scale, tightest_alpha
 from anomaly.data.folders import Sample
-from anomaly.detectors.mutual_distances import MutualDistances, mutual_distances
+from anomaly.detectors.mutual_distances import MutualDistances, Patches, mutual_distances
 from anomaly.errors import CalibrationError, UsageError, WeightsError
 from anomaly.nn.map_scaling import smoothed
 from anomaly.training.empirical_null import benjamini_hochberg, null_of, p_values, skewed_null_of, value_at
@@ -73,7 +73,7 @@ class Suspects:
 
 
 @dataclass(frozen=True, eq=False)
-class _Test:
+class Test:
     """Test of n values against the null."""
 
     p: NDArray[np.float64]
@@ -122,13 +122,16 @@ def find_suspects(
         ordered = sorted({part_groups[s.path] for s in samples})
         number = {group: n for n, group in enumerate(ordered)}
         try:
+            patches = Patches(*read(samples[0]).shape[:2])
             distances = mutual_distances(
-                lambda n: read(samples[n]), [number[part_groups[s.path]] for s in samples], seed=description.seed
+                patches,
+                lambda n: patches.features(read(samples[n])),
+                [number[part_groups[s.path]] for s in samples],
+                seed=description.seed,
             )
         except (UsageError, WeightsError) as error:
             return Suspects((), reason=str(error))
-        test, maps = _test_mutually(distances)
-        maps *= np.exp(-test.limit)
+        test, maps = rank_mutually(distances)
         score = _pooled(maps)
     if test.suspicious.mean() > 0.5:
         num = int(test.suspicious.sum())
@@ -211,7 +214,7 @@ def _too_few(num: int) -> str:
     return f"{num} images are too few to tell odd images from good ones; {MIN_IMAGES} are needed"
 
 
-def _test_fixed(values: NDArray[np.float64]) -> _Test:
+def _test_fixed(values: NDArray[np.float64]) -> Test:
     """Test fixed values; the null is estimated again without the suspicious images until these stay the same."""
     suspicious: NDArray[np.bool_] = np.zeros(len(values), dtype=bool)
     for _ in range(MAX_ROUNDS):
@@ -222,8 +225,15 @@ def _test_fixed(values: NDArray[np.float64]) -> _Test:
     return test
 
 
-def _test_mutually(distances: MutualDistances) -> tuple[_Test, NDArray[np.float32]]:
-    """Test images by the logarithm of their distance to the images that are not suspicious; gives the maps (n, h, w) too."""
+def rank_mutually(distances: MutualDistances) -> tuple[Test, NDArray[np.float32]]:
+    """Test images by their distance to the images that are not suspicious.
+
+    Args:
+        distances: mutual distances of n images.
+
+    Returns:
+        The test of the logarithms of the scores, and the distance maps (n, h, w) in units of the limit.
+    """
     suspicious: NDArray[np.bool_] = np.zeros(len(distances.distance), dtype=bool)
     for _ in range(MAX_ROUNDS):
         maps = distances.maps(without=np.flatnonzero(suspicious).tolist())
@@ -233,7 +243,7 @@ def _test_mutually(distances: MutualDistances) -> tuple[_Test, NDArray[np.float3
         if (test.suspicious == suspicious).all() or test.suspicious.mean() > 0.5:
             break
         suspicious = test.suspicious
-    return test, maps
+    return test, maps * np.float32(np.exp(-test.limit))
 
 
 def _usual_distance(maps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -256,7 +266,7 @@ def _pooled(maps: NDArray[np.float32]) -> NDArray[np.float64]:
     return pooled
 
 
-def _test(values: NDArray[np.float64], *, null: tuple[float, float]) -> _Test:
+def _test(values: NDArray[np.float64], *, null: tuple[float, float]) -> Test:
     """Test values (n,) against a null with a centre and a spread."""
     centre, spread = null
     p = p_values(values, centre=centre, spread=spread)
@@ -265,4 +275,4 @@ def _test(values: NDArray[np.float64], *, null: tuple[float, float]) -> _Test:
         limit = float(values[rejected].min() + values[~rejected].max()) / 2
     else:
         limit = value_at(FALSE_DISCOVERY_RATE / len(values), centre=centre, spread=spread)
-    return _Test(p, rejected, centre, limit)
+    return Test(p, rejected, centre, limit)

@@ -62,6 +62,7 @@ def write_suspects(
     *,
     description: Description,
     data: Path,
+    excluded: Sequence[str],
     read: Callable[[Sample], NDArray[np.uint8]],
 ) -> None:
     """Write the files of a ranking; those of an earlier fit are removed.
@@ -71,6 +72,7 @@ def write_suspects(
         folder: folder of the fitted model.
         description: description of the fitted model.
         data: folder of the training images.
+        excluded: names that this fit excluded; the lists begin with them.
         read: function that reads an image.
 
     Raises:
@@ -98,6 +100,7 @@ def write_suspects(
         {
             "data": str(data),
             "detector": description.detector,
+            "excluded": list(excluded),
             "white": description.white,
             "max_pixels": description.max_pixels,
             "reason": suspects.reason,
@@ -109,7 +112,7 @@ def write_suspects(
     columns = ("name", "path", "score", "p_value", "suspicious")
     lines = [csv_line(columns), *(csv_line(value[name] for name in columns) for value in values)]
     _write_text(folder / TABLE_FILE, "".join(lines))
-    named = [ranked.name for ranked in suspects.named]
+    named = [*excluded, *(ranked.name for ranked in suspects.named)]
     _write_text(folder / LIST_FILE, "".join(f"{name}\n" for name in named if name == name.strip() and "\n" not in name))
     _write_text(folder / PAGE_FILE, _page(suspects, values, data=data))
 

@@ -21,7 +21,7 @@ const TRAINING = {
   tiles: { good: "✓ keep", defect: "✕ exclude" },
   marks: { good: "✓ kept", defect: "✕ excluded" },
   filters: { good: "Kept", defect: "Excluded" },
-  hint: "Exclude an image that does not belong into the training set. The next image opens.",
+  hint: "Exclude an image that does not belong in the training set. The next image opens.",
   order: "Most suspicious first",
   card: "Training images",
   p: "Chance that a good image of this folder is as far from the others",
