@@ -34,6 +34,7 @@ from anomaly.report.contents import (
     training_of,
 )
 from anomaly.report.page import write_report
+from anomaly.report.suspects import suspect_pictures
 from anomaly.report.values import Report, Speed
 from anomaly.scoring.settings import DEFAULT_PRODUCT, Settings
 from anomaly.scoring.sources import Item, source_of
@@ -151,6 +152,7 @@ def demo(
             provenance=provenance_of(scorer, hardware=card.facts["hardware"]),
             operating=operating_results(scorer.metadata.operating_points, evaluation=evaluation, drawn=drawn),
             outliers=description.outliers,
+            suspects=suspect_pictures(fitted.folder),
         )
         write_report(page, contents)
     card.write(out / CARD_FILE)

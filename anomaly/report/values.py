@@ -85,6 +85,18 @@ class Influence:
 
 
 @dataclass(frozen=True)
+class SuspectPicture:
+    """A training image that looks unlike the others."""
+
+    image: Image
+    """picture with its map drawn over it, (H, W, 3) uint8 RGB"""
+    name: str
+    score: float
+    """distance to the other images; images above 1 are suspicious"""
+    p_value: float
+
+
+@dataclass(frozen=True)
 class Metric:
     """A figure of merit in [0, 1] with its 95 % interval."""
 
@@ -207,3 +219,5 @@ class Report:
     """results at 1, 2 and 5 %, where the calibration supports them"""
     outliers: Outliers | None = None
     """calibration images with scores far above the rest; None without such images"""
+    suspects: tuple[SuspectPicture, ...] = ()
+    """training images that look unlike the others, the most suspicious first"""
