@@ -9,13 +9,14 @@ a place, (h, w); s -> score, higher is more anomalous.
     y    two levels of a frozen network, half-whitened (`_patch_embedding`)
     B    core set of the patches of all training images (`_core_set`)
     D    min over B of |y - b|
-    u    mean + 2 deviations of D over good images at that place, from banks without these images
-    map  sum over backbones of D / u, averaged over 3×3 cells
-    s    mean of the largest 1 % of the map's cells
+    u    usual D of good images at that place, from banks without these images: border × place (`_usual_distance`)
+    s    mean of the largest 1 % of cells of the sum over backbones of D / u, averaged over 3×3 cells
+    map  the same cells times the mean place factor, so that only the border is scaled
 
 Differences from the paper: half-whitening replaces the raw features; the scale u replaces the reweighting of section 3.3,
 because distances differ by place more than by density; the mean of the largest cells replaces the maximum, because one
-odd cell on one good image would set the threshold.
+odd cell on one good image would set the threshold. The map has a milder scale than the score, because a scale by place
+hides the middle of wide defects.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch.nn import functional
 
 from anomaly.detectors._patch_embedding import PatchEmbedding
 from anomaly.detectors._patch_samples import Patches, draw_patches, positions
+from anomaly.detectors._usual_distance import usual_distance
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import UsageError
@@ -51,10 +53,6 @@ OBLONG_AREA = 320 * 320
 """Area of the input for other images"""
 NUM_FOLDS = 5
 """Parts of the training images whose distances are measured with a bank of the other parts"""
-PRIOR_IMAGES = 10.0
-"""Weight, in images, of the deviation's mean over all places against the deviation at one place"""
-SMOOTH_CELLS = 2.0
-"""Standard deviation, in cells, of the Gaussian that smooths the usual distance"""
 
 
 def proportional_size(height: float, width: float) -> tuple[int, int]:
@@ -66,7 +64,7 @@ def proportional_size(height: float, width: float) -> tuple[int, int]:
 
 
 class Bank(nn.Module):
-    """Rows of one backbone, the usual distance at each place, and the origin of each row.
+    """Rows of one backbone, the usual distance at each place with its factor `place`, and the origin of each row.
 
     `image` is the position of its image among the training images, ordered by path. `cell` is its place in the grid,
     row by row.
@@ -76,6 +74,7 @@ class Bank(nn.Module):
     image: Tensor
     cell: Tensor
     usual: Tensor
+    place: Tensor
 
     def __init__(self, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -83,6 +82,7 @@ class Bank(nn.Module):
         self.register_buffer("image", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("cell", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("usual", torch.ones(grid))
+        self.register_buffer("place", torch.ones(grid))
 
     def forward(self, y: Tensor) -> Tensor:
         """Distance of patches (N, h, w, d) to the nearest row, (N, h, w), in units of the usual distance."""
@@ -257,7 +257,9 @@ class MemoryBank(Detector):
             distance = torch.stack(
                 [nearest(embedding.project(f), banks[int(fold[position[path]])]).cpu() for path, f in images()]
             )
-            bank.usual.copy_(_usual_distance(distance, inside))
+            usual = usual_distance(distance, inside)
+            bank.usual.copy_(usual.usual)
+            bank.place.copy_(usual.place)
 
     def _rows_of(self, embedding: PatchEmbedding, features: Tensor, *, num: int) -> tuple[Tensor, Tensor]:
         """Choose the rows of one image by its own patches (P, C) alone; gives their features and their cells."""
@@ -321,15 +323,25 @@ class MemoryBank(Detector):
         distances = [
             bank.without(y, without) if without else bank(y) for bank, y in zip(banks, embeddings, strict=True)
         ]
-        return self.pooled(torch.stack(distances).sum(dim=0), size)
+        place = torch.stack([bank.place for bank in banks]).mean(dim=0)
+        return self.pooled(torch.stack(distances).sum(dim=0), size, place=place)
 
     @property
     def leave_one_out_is_exact(self) -> bool:
         """Whether each image's rows, the projection and the brightness are independent of the other images."""
         return self.exact and not self.preprocess.levelled
 
-    def pooled(self, distance: Tensor, size: Sequence[int]) -> Anomaly:
-        """Pool scaled distances (N, h, w) to scores (N,) and maps (N, H, W) of a size."""
+    def pooled(self, distance: Tensor, size: Sequence[int], *, place: Tensor | None = None) -> Anomaly:
+        """Pool scaled distances to scores and maps.
+
+        Args:
+            distance: (N, h, w).
+            size: height H and width W of the maps.
+            place: (h, w) factor of the map's cells; None is 1.
+
+        Returns:
+            Scores (N,) and maps (N, H, W).
+        """
         inside = self._inside() if self.preprocess.has_roi else None
         if inside is not None:
             least = distance.masked_fill(~inside, torch.inf).amin(dim=(1, 2), keepdim=True)
@@ -337,30 +349,9 @@ class MemoryBank(Detector):
         cells = smoothed(distance, window=3)
         # `top` averages over 3×3 cells itself
         score = self.pooling(distance if self.pooling.pooling == "top" else cells, inside=inside)
-        enlarged = functional.interpolate(cells[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        shown = cells if place is None else cells * place
+        enlarged = functional.interpolate(shown[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return Anomaly(score, self.inside_roi(enlarged))
-
-
-def _usual_distance(distance: Tensor, inside: Tensor) -> Tensor:
-    """Usual distance at each place, (h, w), from distance maps (n, h, w) of good images.
-
-    The deviation at a place is drawn towards the mean deviation with the weight of `PRIOR_IMAGES` images: few images
-    estimate it badly.
-    """
-    num, mean, deviation = len(distance), distance.mean(dim=0), distance.std(dim=0)
-    typical = deviation[inside.cpu()].mean()
-    deviation = (num * deviation + PRIOR_IMAGES * typical) / (num + PRIOR_IMAGES)
-    return gaussian(mean + 2 * deviation, sigma=SMOOTH_CELLS)
-
-
-def gaussian(values: Tensor, *, sigma: float) -> Tensor:
-    """Smooth (h, w) by a Gaussian; the border's values continue outside."""
-    reach = int(3 * sigma)
-    weight = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=values.dtype) / sigma) ** 2)
-    weight = weight / weight.sum()
-    padded = functional.pad(values[None, None], (reach,) * 4, mode="replicate")
-    rows = functional.conv2d(padded, weight.view(1, 1, -1, 1))
-    return functional.conv2d(rows, weight.view(1, 1, 1, -1))[0, 0]
 
 
 def _layers(name: str, layers: Sequence[int] | None) -> Sequence[int]:

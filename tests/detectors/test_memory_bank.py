@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from anomaly.detectors._patch_embedding import PatchEmbedding
 from anomaly.detectors._patch_samples import draw_patches
-from anomaly.detectors.memory_bank import Bank, MemoryBank, gaussian, nearest
+from anomaly.detectors._usual_distance import border_factor, gaussian, usual_distance
+from anomaly.detectors.memory_bank import Bank, MemoryBank, nearest
 from anomaly.errors import UsageError, WeightsError
 from anomaly.inference.core_set import core_set
 from anomaly.nn import packaged_weights
@@ -100,6 +101,47 @@ def test_place_that_varies_counts_less() -> None:
     assert isinstance(usual, torch.Tensor)
     assert float(usual.std()) > 0
     assert without.banks[0].usual.unique().tolist() == [1.0]  # type: ignore[operator,union-attr]
+
+
+def test_border_factor_is_the_mean_of_a_ring_and_never_below_one() -> None:
+    value, inside = torch.full((9, 11), 2.0), torch.ones(9, 11, dtype=torch.bool)
+    value[0], value[-1], value[:, 0], value[:, -1] = 3.0, 3.0, 3.0, 3.0
+    value[1, 1:-1] = 1.0
+    factor = border_factor(value, inside, cells=2)
+    assert factor[0].tolist() == pytest.approx([1.5] * 11)
+    assert factor[4, -1] == pytest.approx(1.5)
+    assert factor[1, 1:-1].tolist() == [1.0] * 9  # this ring is below the inner cells
+    assert factor[2:-2, 2:-2].unique().tolist() == [1.0]
+
+
+def test_border_factor_ignores_cells_outside_the_region() -> None:
+    value, inside = torch.ones(8, 8), torch.ones(8, 8, dtype=torch.bool)
+    value[0], inside[0] = 100.0, False
+    assert float(border_factor(value, inside, cells=1).max()) == 1.0
+    assert float(border_factor(value, torch.zeros_like(inside), cells=1).max()) == 1.0
+
+
+def test_usual_distance_is_the_product_of_border_and_place() -> None:
+    torch.manual_seed(0)
+    distance, inside = 1 + torch.rand(40, 16, 16), torch.ones(16, 16, dtype=torch.bool)
+    distance[:, 6:9, 6:9] *= 4
+    distance[:, 0] *= 2
+    whole, half = (usual_distance(distance, inside, power=power) for power in (1.0, 0.5))
+    assert torch.allclose(half.place, whole.place.sqrt())
+    assert half.usual[7, 7] > 1.3 * half.usual[12, 12]
+    assert half.usual[0, 8] > 1.2 * half.usual[5, 2]
+    flat = usual_distance(distance, inside, border_cells=0, power=0.0)
+    assert flat.usual.unique().numel() == 1
+    assert flat.place.unique().tolist() == [1.0]
+
+
+def test_map_is_scaled_at_the_border_only() -> None:
+    detector = fitted(num=12)
+    bank = detector.banks[0]
+    y = torch.rand(1, *detector.grid, bank.rows.shape[1])  # type: ignore[union-attr,misc]
+    shown = detector.score_embeddings([y], size=detector.grid).anomaly_map
+    expected = _cells(nearest(y, bank.rows) / bank.usual) * bank.place  # type: ignore[arg-type]
+    assert torch.allclose(shown, expected, atol=1e-5)
 
 
 def test_few_images_have_no_usual_distance() -> None:
