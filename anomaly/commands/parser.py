@@ -173,10 +173,20 @@ def _check_names(signature: Signature, arguments: Sequence[str], file: dict[str,
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and len(name) > 2 and name not in options:
+            _check_named(signature, name[2:])
             raise UsageError(_unknown(name, options))
     for key in _flat(file):
         if key not in signature.hints:
+            _check_named(signature, key)
             raise UsageError(f"no option {key!r} (in the YAML file); nearest: {nearest(key, signature.hints)!r}")
+
+
+def _check_named(signature: Signature, key: str) -> None:
+    """Refuse an option of a detector where none is named."""
+    if key.startswith("model.") and "detector" in signature.hints and signature.detector is None:
+        raise UsageError(
+            f"no option {key!r} for detector 'auto': the race sets the options; name a detector, e.g. --detector memory_bank"
+        )
 
 
 def _unknown(name: str, options: Sequence[str]) -> str:

@@ -247,6 +247,7 @@ def test_yaml_file_gives_options_and_the_command_line_overrides(tmp_path: Path) 
         ("detector: autoencoder\nmodel: {num_steps: 3}", r"no option 'model.num_steps'"),
         ("detector: fastlow", r"no detector or sampler 'fastlow'; nearest: 'fastflow'"),
         ("detector: [autoencoder]", r"no detector"),
+        ("model: {width: 8}", r"no option 'model.width' for detector 'auto'.*name a detector"),
         ("seed: one", r"\"seed\":\n  Expected a <class 'int'>. Got value: one"),
         ("config: other.yaml", r"no option 'config'"),
         ("just words", r"holds no options"),
@@ -337,7 +338,8 @@ def test_help_of_a_verb_lists_its_options_with_hyphens(capsys: pytest.CaptureFix
 
 def test_help_of_fit_lists_the_options_of_the_detector(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, present, absent in (
-        (["fit", "--help"], "--model.num-steps", "--model.latent"),
+        (["fit", "--help"], "--budget-ms", "--model."),
+        (["fit", "--detector", "fastflow", "--help"], "--model.num-steps", "--model.latent"),
         (["fit", "--detector", "autoencoder", "--help"], "--model.latent", "--model.num-steps"),
     ):
         with pytest.raises(SystemExit) as stop:
