@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from anomaly.imaging.image_file import write_png
-from tests.plates import TINY, draw_part, make_category
+from tests.plates import TINY, TINY_BANK, draw_part, make_category
 
-SLOW_FIXTURES = {"fitted_plate", "model"}
+SLOW_FIXTURES = {"fitted_plate", "model", "fitted_bank", "bank_model"}
 """Fixtures that export a model"""
 
 
@@ -79,3 +79,32 @@ def fitted_plate(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def model(fitted_plate: Path, tmp_path: Path) -> Path:
     """A copy of the exported model, to do with as one likes."""
     return Path(shutil.copy(fitted_plate / "model.onnx", tmp_path / "model.onnx"))
+
+
+@pytest.fixture(scope="session")
+def fitted_bank(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny memory bank on `plain`, two images to a part, with its exported model.onnx; read only."""
+    from anomaly.export.model_file import export_model
+    from anomaly.training.fit import fit_model
+
+    groups = tmp_path_factory.mktemp("groups") / "groups.csv"
+    groups.write_text("path,group\n" + "".join(f"{n:03d}.png,part {n // 2}\n" for n in range(24)), encoding="utf-8")
+    folder = fit_model(
+        plain,
+        out=tmp_path_factory.mktemp("runs") / "bank",
+        detector="memory_bank",
+        options=TINY_BANK,
+        part_group=str(groups),
+    ).folder
+    export_model(folder)
+    return folder
+
+
+@pytest.fixture
+def bank_model(fitted_bank: Path, tmp_path: Path) -> Path:
+    """A copy of the exported memory bank with its reduced training images, to do with as one likes."""
+    folder = tmp_path / "bank"
+    folder.mkdir()
+    for name in ("model.onnx", "model.references.zip"):
+        shutil.copy(fitted_bank / name, folder / name)
+    return folder / "model.onnx"

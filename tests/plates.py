@@ -69,3 +69,14 @@ TINY = {
     "learning_rate": 3e-3,
 }
 """Options of an autoencoder that trains in a second"""
+TINY_BANK = {
+    "size": (64, 64),
+    "backbones": ("resnet10t",),
+    "layers": (1, 2),
+    "weights": "none",
+    "dimensions": 32,
+    "bank_size": 100,
+    "num_candidates": 1000,
+    "num_projected": 1000,
+}
+"""Options of a memory bank that fits in a second"""
