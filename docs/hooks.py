@@ -107,10 +107,10 @@ def command_pages() -> Iterator[str]:
 
 def model_pages() -> Iterator[str]:
     """Write a section for every detector and sampler, with its options."""
-    from anomaly.detectors import DETECTORS
+    from anomaly.detectors import COMPOSED, DETECTORS
     from anomaly.samplers import SAMPLERS
 
-    for title, names in (("Detectors", DETECTORS), ("Samplers", SAMPLERS)):
+    for title, names in (("Detectors", DETECTORS | COMPOSED), ("Samplers", SAMPLERS)):
         yield f"## {title}\n"
         for name in names:
             options = model_options(help_of("fit", "--detector", name))
