@@ -257,9 +257,19 @@ class MemoryBank(Detector):
             distance = torch.stack(
                 [nearest(embedding.project(f), banks[int(fold[position[path]])]).cpu() for path, f in images()]
             )
-            usual = usual_distance(distance, inside)
-            bank.usual.copy_(usual.usual)
-            bank.place.copy_(usual.place)
+            self.set_usual(number, distance)
+
+    def set_usual(self, number: int, distance: Tensor) -> None:
+        """Set the usual distances of one backbone.
+
+        Args:
+            number: number of the backbone.
+            distance: (n, h, w) distance maps of good images, from banks without these images.
+        """
+        _, bank = self._pairs()[number]
+        usual = usual_distance(distance, self._inside())
+        bank.usual.copy_(usual.usual)
+        bank.place.copy_(usual.place)
 
     def _rows_of(self, embedding: PatchEmbedding, features: Tensor, *, num: int) -> tuple[Tensor, Tensor]:
         """Choose the rows of one image by its own patches (P, C) alone; gives their features and their cells."""
