@@ -238,5 +238,7 @@ class Fitted:
             rows[f"Threshold at {point.alpha:.0%}"] = f"{point.threshold:.3f}"
         if calibration.outliers is not None:
             rows["Outliers"] = str(calibration.outliers)
+        if self._fitted.suspects is not None:
+            rows["Suspicious training images"] = str(len(self.suspects))
         cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{cells}</table>"

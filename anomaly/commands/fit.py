@@ -102,6 +102,8 @@ def _result(fitted: FittedModel) -> dict[str, Any]:
         "num_stopping": len(description.stopping),
         "num_excluded": len(description.calibration.excluded),
     }
+    if fitted.suspects is not None:
+        result["num_suspicious"] = len(fitted.suspects.named)
     if description.tiling:
         result["tiling"] = asdict(description.tiling) | {"largest_difference": fitted.seam_difference}
     return result

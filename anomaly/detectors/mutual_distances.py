@@ -28,6 +28,7 @@ from anomaly.detectors._patch_embedding import PatchEmbedding
 from anomaly.detectors.memory_bank import LEVELS, proportional_size
 from anomaly.inference.core_set import PROJECTED, core_set
 from anomaly.nn.preprocess import Preprocess
+from anomaly.system.progress import progress_bar
 
 BACKBONE = "tf_efficientnet_lite0"
 """Network of the patches; an installed package holds its weights"""
@@ -143,12 +144,15 @@ def mutual_distances(
     of_references = group[references]
     kept = min(NUM_NEAREST, len(references))
     distance, image = [], []
-    for n in range(num):
-        found = _distances(embedded[n], rows)
-        found[:, of_references == group[n]] = torch.inf
-        nearest = found.topk(kept, dim=1, largest=False)
-        distance.append(nearest.values.half().numpy())
-        image.append(references[nearest.indices.numpy()].astype(np.int32))
+    with progress_bar("compare the images") as report:
+        for n in range(num):
+            found = _distances(embedded[n], rows)
+            largest = float(found.max())
+            found[:, of_references == group[n]] = torch.inf
+            nearest = found.topk(kept, dim=1, largest=False)
+            distance.append(nearest.values.clamp(max=largest).half().numpy())
+            image.append(references[nearest.indices.numpy()].astype(np.int32))
+            report(n + 1, num)
     return MutualDistances(np.stack(distance), np.stack(image), patches.grid)
 
 

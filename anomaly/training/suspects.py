@@ -36,6 +36,8 @@ SMOOTH_CELLS = 1.0
 """Standard deviation, in cells, of the Gaussian that smooths the usual distance"""
 MIN_IMAGES = 10
 """Smallest number of images that supports p-values"""
+MAX_IMAGES = 5000
+"""Largest number of images that are compared with each other; they take 250 KB each"""
 MAX_ROUNDS = 8
 """Repetitions without the named images"""
 
@@ -73,7 +75,7 @@ class Suspects:
 
 
 @dataclass(frozen=True, eq=False)
-class Test:
+class NullTest:
     """Test of n values against the null."""
 
     p: NDArray[np.float64]
@@ -117,10 +119,13 @@ def find_suspects(
         test = _test_fixed(values)
         score, maps = (values - test.centre) / max(test.limit - test.centre, 1e-12), None
     else:
-        if len(samples) < MIN_IMAGES:
-            return Suspects((), reason=_too_few(len(samples)))
-        ordered = sorted({part_groups[s.path] for s in samples})
-        number = {group: n for n, group in enumerate(ordered)}
+        number = {group: n for n, group in enumerate(sorted({part_groups[s.path] for s in samples}))}
+        if len(number) < MIN_IMAGES:
+            return Suspects((), reason=_too_few(len(number)))
+        if len(samples) > MAX_IMAGES:
+            return Suspects(
+                (), reason=f"{len(samples)} images are more than {MAX_IMAGES}: rank them with --suspects calibration"
+            )
         try:
             patches = Patches(*read(samples[0]).shape[:2])
             distances = mutual_distances(
@@ -211,10 +216,10 @@ def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _too_few(num: int) -> str:
-    return f"{num} images are too few to tell odd images from good ones; {MIN_IMAGES} are needed"
+    return f"{num} images of different parts are too few to tell odd images from good ones: give {MIN_IMAGES} or more"
 
 
-def _test_fixed(values: NDArray[np.float64]) -> Test:
+def _test_fixed(values: NDArray[np.float64]) -> NullTest:
     """Test fixed values; the null is estimated again without the suspicious images until these stay the same."""
     suspicious: NDArray[np.bool_] = np.zeros(len(values), dtype=bool)
     for _ in range(MAX_ROUNDS):
@@ -225,7 +230,7 @@ def _test_fixed(values: NDArray[np.float64]) -> Test:
     return test
 
 
-def rank_mutually(distances: MutualDistances) -> tuple[Test, NDArray[np.float32]]:
+def rank_mutually(distances: MutualDistances) -> tuple[NullTest, NDArray[np.float32]]:
     """Test images by their distance to the images that are not suspicious.
 
     Args:
@@ -254,8 +259,9 @@ def _usual_distance(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     num, centre = len(maps), np.median(maps, axis=0)
     deviation = 1.4826 * np.median(np.abs(maps - centre), axis=0)
     deviation = (num * deviation + PRIOR_IMAGES * deviation.mean()) / (num + PRIOR_IMAGES)
-    usual: NDArray[np.float32] = gaussian_filter(centre + 2 * deviation, sigma=SMOOTH_CELLS, mode="nearest")
-    return np.maximum(usual / max(float(usual.mean()), 1e-12), 1e-3)
+    smooth = gaussian_filter(centre + 2 * deviation, sigma=SMOOTH_CELLS, mode="nearest")
+    usual: NDArray[np.float32] = np.maximum(smooth / max(float(smooth.mean()), 1e-12), 1e-3)
+    return usual
 
 
 def _pooled(maps: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -266,7 +272,7 @@ def _pooled(maps: NDArray[np.float32]) -> NDArray[np.float64]:
     return pooled
 
 
-def _test(values: NDArray[np.float64], *, null: tuple[float, float]) -> Test:
+def _test(values: NDArray[np.float64], *, null: tuple[float, float]) -> NullTest:
     """Test values (n,) against a null with a centre and a spread."""
     centre, spread = null
     p = p_values(values, centre=centre, spread=spread)
@@ -275,4 +281,4 @@ def _test(values: NDArray[np.float64], *, null: tuple[float, float]) -> Test:
         limit = float(values[rejected].min() + values[~rejected].max()) / 2
     else:
         limit = value_at(FALSE_DISCOVERY_RATE / len(values), centre=centre, spread=spread)
-    return Test(p, rejected, centre, limit)
+    return NullTest(p, rejected, centre, limit)

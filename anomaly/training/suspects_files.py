@@ -215,7 +215,10 @@ def describe_suspects(suspects: Suspects) -> list[str]:
         return [f"suspicious images: not named; {suspects.reason}. Look at the images with the highest scores."]
     num = len(suspects.named)
     if not num:
-        return [f"suspicious images: none of {len(suspects.ranked)}"]
+        return [
+            f"suspicious images: none of {len(suspects.ranked)}; faint defects may stand among the first images of"
+            " `anomaly review` on this folder"
+        ]
     lines = [f"suspicious images: {num} of {len(suspects.ranked)} look unlike the others"]
     if suspects.threshold_without is not None:
         lines.append(
