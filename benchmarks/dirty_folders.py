@@ -9,9 +9,11 @@ bottle and screw; capsule and commutator only confirm it. Features are computed 
     fdr              share of good images among the named ones
     rank_auroc       AUROC of the ranking, planted defects against good images
     first_quarter    share of the planted defects among the first quarter of the ranking
-    auroc            image AUROC of a memory bank on the test images that were not planted: fitted on the clean folder, on
-                     the dirty one, on the dirty one without all named images (`named`), and without the defects that a
-                     user sees in the first quarter of the ranking (`reviewed`)
+    auroc            image AUROC of a memory bank on the test images that were not planted
+      clean            fitted on the good images
+      dirty            fitted on good images and planted defects
+      named            fitted without the named images
+      reviewed         fitted without the defects in the first quarter of the ranking, as a user would confirm them
 
 A second run with the same --out adds its sets.
 """

@@ -1,4 +1,4 @@
-"""Mutual distances: how far the patches of each image lie from the patches of the other images.
+"""Mutual distances: distance of the patches of each image to the patches of the other images.
 
 Based on X. Li et al., "MuSc: Zero-Shot Industrial Anomaly Classification and Segmentation with Mutual Scoring of the
 Unlabeled Images", 2024, arXiv 2401.16753: images without labels score each other.
@@ -8,9 +8,9 @@ Notation: y -> embedding of a patch, (d,); R_j -> patches that stand for image j
     a_i(p; S)   min over j in S of min over r in R_j of |y_ip - r|
     S           all images except image i, the images of its part group, and the left-out images
 
-Differences from the paper: the nearest image counts, not the mean over the nearest 30 %, because parts in free rotation
-have few images alike; a core set of each image stands for it, because the cost grows with the square of the patches.
-No image is chosen by looking at others, so defects that are alike cannot crowd good images out of a bank.
+Differences from the paper: the nearest image counts, not the mean over the nearest 30 %. Parts in free rotation have few
+similar images. A core set of each image stands for it, because the cost grows with the square of the patches. No image is
+chosen by looking at others, so similar defects cannot displace good images from a bank.
 """
 
 from __future__ import annotations

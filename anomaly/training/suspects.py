@@ -1,9 +1,8 @@
 """Suspects: training images that look unlike the others. A good folder may hold defects and oddities.
 
-Images are ranked by their distance to all other images, in units of the square root of its usual value at each place. A
-false discovery rate bounds the share of good images among the named ones, so far as the estimated null holds
-(`empirical_null`). The ranking is repeated without the named images, because defects that are alike hide each other.
-Nothing is ever excluded here: `fit --exclude` excludes confirmed images.
+The distance to all other images ranks an image. It is divided by the square root of the usual distance at each place. The
+share of good images among the named ones is bounded, if the estimated null holds (`empirical_null`). The ranking is repeated
+without the named images, because similar defects hide each other. Nothing is excluded here: `fit --exclude` does it.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ def find_suspects(
     Args:
         samples: good images that train, calibrate or stop early.
         description: description of the fitted model.
-        part_groups: group of each image by its path; images of one group do not excuse each other.
+        part_groups: group of each image by its path; images of one group are not compared.
         ranking: `mutual` compares the patches of all images by a pretrained network. `calibration` takes the calibration
             scores, which costs nothing. `none` ranks nothing.
         read: function that reads an image.
