@@ -155,7 +155,8 @@ class FrozenFeatures(Detector):
 
     def _clear_sample(self) -> None:
         self._keys, self._sample = torch.zeros(0), torch.zeros(0, len(self.mean))
-        self._origin, self._paths = torch.zeros(0, dtype=torch.int64), []
+        self._origin = torch.zeros(0, dtype=torch.int64)
+        self._paths: list[str] = []
 
     def _patches(self, x: Tensor) -> Tensor:
         """Patch features (N, h, w, D) of inputs (N, 3, H, W), where (h, w) is the grid."""
