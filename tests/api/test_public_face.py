@@ -246,6 +246,13 @@ def test_six_lines_from_images_to_a_verdict(
     assert captured.out == captured.err == ""
     assert len(fitted.calibration.scores) == 10
     assert fitted.calibration.guarantee.expected_rate == pytest.approx(1 / 11)
+    point = fitted.calibration.at(0.2)
+    assert (point.expected_rate, point.threshold < 1) == (pytest.approx(2 / 11), True)
+    assert fitted.calibration.at(1 / 11).threshold == pytest.approx(1, abs=1e-6)
+    with pytest.raises(anomaly.CalibrationError, match=r"of 10 good parts cannot bound false alarms at 0.01"):
+        fitted.calibration.at(0.01)
+    assert fitted.calibration.operating_points == ()
+    assert "split, 10 images" in repr(fitted.calibration)
     assert "autoencoder" in fitted._repr_html_()
     evaluation = fitted.evaluate(str(category))
     assert evaluation.image.auroc.value == 1.0

@@ -159,6 +159,17 @@ def test_alpha_sets_the_threshold_on_the_models_calibration_scores(category: Pat
     assert float(rows_of(tmp_path / "rows.csv")[0]["threshold"]) == pytest.approx(1, abs=1e-6)
 
 
+def test_guarantee_of_the_threshold_is_printed(
+    category: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score(model, category / "test/good", tmp_path / "rows.csv")
+    assert "false alarms: 9.09% expected, at most 25.89% with 95 % confidence" in capsys.readouterr().err
+    score(model, category / "test/good", tmp_path / "rows.csv", "--alpha", "0.2")
+    assert "false alarms: 18.18% expected" in capsys.readouterr().err
+    score(model, category / "test/good", tmp_path / "rows.csv", "--threshold", "0.01")
+    assert "threshold 0.01 without a guarantee" in capsys.readouterr().err
+
+
 def test_overlay_of_a_defect_changes_only_the_defect(category: Path, model: Path, tmp_path: Path) -> None:
     score(model, category / "test", tmp_path / "rows.csv", "--overlays", str(tmp_path / "drawn"))
     rows = rows_of(tmp_path / "rows.csv")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores
+from anomaly.conformal.calibration import CalibrationScores, Construction
 from anomaly.conformal.drift import (
     RECORD,
     STATISTICS,
@@ -55,6 +55,21 @@ def test_monitor_is_silent_on_undrifted_runs(keeps_values: bool) -> None:
         monitor.replay(rows(1100, seed=seed))
         alarmed += monitor.summary()["alarmed"]
     assert alarmed == 0  # at most 0.15 are expected
+
+
+@pytest.mark.parametrize(("construction", "text"), [("split", "at most"), ("leave_one_out", "are expected")])
+def test_rejects_are_compared_with_the_guarantee_of_part_groups(construction: Construction, text: str) -> None:
+    scores = np.linspace(-1, 0.9, 40)
+    calibration = CalibrationScores(scores, [4] * 40, construction)
+    stats: dict[str, Any] = {name: {"mean": 0.0, "deviation": 1.0} for name in STATISTICS}
+    monitor = DriftMonitor(calibration, stats, threshold=1.0, alpha=0.01, seed=0)
+    monitor.replay(np.array([[9.0, 50.0, 0.0, 0.0, 0.0]] * 60, dtype=np.float32))
+    summary = monitor.summary()
+    assert summary["rejects"]["expected"] == pytest.approx(1 / 11, abs=1e-6)
+    assert summary["rejects"]["bound"] == pytest.approx(1 - 0.05**0.1, abs=1e-6)
+    assert summary["rejects"]["changed"]
+    assert text in summary["cause"]
+    assert ("approximate" in summary["guarantee"]) == (construction != "split")
 
 
 def test_summary_of_an_undrifted_run_states_the_guarantee() -> None:

@@ -118,6 +118,10 @@ def test_part_groups_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
     assert not lots[0] & lots[1]
     assert len(lots[0] | lots[1]) == 6
     assert description.calibration.num_part_groups == len(lots[1]) == len(description.calibration_images) / 5
+    assert description.calibration.group_sizes == [5] * len(description.calibration_images)
+    assert description.calibration_group_sizes == description.calibration.group_sizes
+    assert description.alpha == pytest.approx(1 / (len(lots[1]) + 1)), "the number of groups decides alpha"
+    assert description.certified.num_groups == len(lots[1])
 
 
 def test_region_of_interest_is_given_by_numbers_or_by_a_mask(plain: Path, tmp_path: Path) -> None:
