@@ -67,7 +67,7 @@ class Fusion(Detector):
     Args:
         members: detectors, each as `{"detector": NAME, "options": {...}, "brightness": "kept"}`; the last two are optional.
         scales: median and spread of the scores, then of the maps' maxima, four numbers for each member. None measures them
-            in the training, on a fifth of the training images.
+            in the training: on each image without it where the member supports this, else on a fifth of the images.
         pooling: `sum` adds the members' scores; `maximum` and `top` pool the map, `top` by the mean of its largest cells.
         top: share of the cells that `top` averages, in (0, 1].
         position_scale: whether the members' maps are standardised at each place. A member that can leave images out is

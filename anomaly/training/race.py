@@ -73,16 +73,15 @@ def run_race(
     """
     begin = time.perf_counter()
     parts = split_for_race(samples, part_groups, seed=job.seed)
-    if entrants is None:
-        light = _spread_of_light([job.images.read(s) for s in parts.held_out[:NUM_FOR_LIGHT]])
-        bank = options_for_images("memory_bank", {}, samples=samples, images=job.images, crops=False)
-        entrants = find_entrants(
-            brightness=job.brightness, spread_of_light=light, num_train=len(parts.train), size=tuple(bank["size"])
-        )
+    entrants = entrants or find_race_entrants(samples, part_groups, job=job)
     if len(samples) < LEAST_IMAGES or not parts.train or len(parts.held_out) < 2:
-        return _without_race(entrants, len(samples), budget_ms, begin)
+        num_groups = len({part_groups[s.path] for s in samples})
+        few = f"{len(samples)} good images of {num_groups} parts are too few for a race of {LEAST_IMAGES}"
+        return _without_race(entrants, few, budget_ms, begin)
     images = [reduced(job.images.read(s)) for s in parts.held_out]
     drawn = draw_defects(images, seed=job.seed)
+    if not drawn.images:
+        return _without_race(entrants, "no drawn defect is visible on these images", budget_ms, begin)
     measured, failed = _measure_all(entrants.candidates, parts, images, drawn, job=job)
     if not measured:
         raise DataError(
@@ -109,12 +108,22 @@ def run_race(
     return Choice(chosen.detector, dict(chosen.options), chosen.brightness, race)
 
 
-def _without_race(entrants: Entrants, num: int, budget_ms: float | None, begin: float) -> Choice:
-    """Take the simplest candidate where the images are too few for a race."""
+def find_race_entrants(samples: Sequence[Sample], part_groups: Mapping[Path, str], *, job: TrainingJob) -> Entrants:
+    """Find the candidates for good images; arguments as in `run_race`."""
+    parts = split_for_race(samples, part_groups, seed=job.seed)
+    light = _spread_of_light([job.images.read(s) for s in parts.held_out[:NUM_FOR_LIGHT]])
+    bank = options_for_images("memory_bank", {}, samples=samples, images=job.images, crops=False)
+    return find_entrants(
+        brightness=job.brightness, spread_of_light=light, num_train=len(parts.train), size=tuple(bank["size"])
+    )
+
+
+def _without_race(entrants: Entrants, cause: str, budget_ms: float | None, begin: float) -> Choice:
+    """Take the simplest candidate where the images allow no race."""
     first = entrants.candidates[0]
     race = Race(
         winner=first.name,
-        reason=f"{num} good images are too few for a race of {LEAST_IMAGES}; this is the default",
+        reason=f"{cause}; this is the default" + ("" if budget_ms is None else ", and its time was not measured"),
         rows=(),
         left_out=(*entrants.left_out, *(LeftOut(c.name, "no race") for c in entrants.candidates[1:])),
         num_train=0,

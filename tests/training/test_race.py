@@ -88,7 +88,7 @@ def test_few_images_take_the_default_without_a_race(samples: tuple[Sample, ...])
     choice = race(samples[:6], tiny_race.entrants())
     assert choice.race.winner == "memory bank"
     assert choice.race.rows == ()
-    assert "6 good images are too few for a race" in choice.race.reason
+    assert "6 good images of 6 parts are too few for a race of 10" in choice.race.reason
     assert choice.detector == "memory_bank"
 
 
