@@ -106,7 +106,9 @@ class Autoencoder(Detector):
         self.corruption = corruption
         self.loss, self.score, self.smooth, self.standardise = loss, score, smooth, standardise
         self.pooling = ScorePooling(pooling, top=top, cell=CELL)
-        self.tiling = pooled_tiling(_tiling_support(network, score=score, standardise=standardise), self.pooling)
+        self.tiling = pooled_tiling(
+            _tiling_support(network, score=score, standardise=standardise), pooling=self.pooling
+        )
         self.scale = PixelScale((size, size))
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.ssim, self.msgms = Ssim(), GradientSimilarity()

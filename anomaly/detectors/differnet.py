@@ -123,7 +123,7 @@ class DifferNet(Detector):
             raise UsageError(
                 f"num_rotations {num_rotations}, train_rotations {train_rotations}: use at least 1 for both"
             )
-        backbone, reason = default_backbone(backbone, "resnet18", weights=weights)
+        backbone, reason = default_backbone(backbone, default="resnet18", weights=weights)
         network = Backbone(backbone, layers=layers, size=(size, size), weights=weights)
         super().__init__(
             preprocess=Preprocess(size=(size, size), resize=resize, mean=network.mean, std=network.std),

@@ -127,7 +127,7 @@ class FastFlow(Detector):
         batch_size: int = 8,
         cache_gib: float = 4.0,
     ) -> None:
-        backbone, reason = default_backbone(backbone, "resnet18", weights=weights)
+        backbone, reason = default_backbone(backbone, default="resnet18", weights=weights)
         network = Backbone(backbone, layers=layers, size=(size, size), weights=weights, margin=margin)
         margin = network.margin
         super().__init__(

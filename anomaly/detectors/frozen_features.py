@@ -111,7 +111,7 @@ class FrozenFeatures(Detector):
             raise UsageError(f"exact with method {method}: only nearest_neighbour can leave an image out")
         if num_patches is None:
             num_patches = NUM_CANDIDATES if method == "nearest_neighbour" and not exact else NUM_PATCHES
-        backbone, reason = default_backbone(backbone, "resnet18", weights=weights)
+        backbone, reason = default_backbone(backbone, default="resnet18", weights=weights)
         network = Backbone(backbone, layers=layers, size=(size, size), weights=weights, margin=margin)
         margin = network.margin
         preprocess = Preprocess(size=(size, size), resize=resize, mean=network.mean, std=network.std)

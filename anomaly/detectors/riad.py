@@ -175,7 +175,7 @@ class Riad(Detector):
             Seamless(stride=size)  # the sets repeat with this period; the U-Net's stride divides it
             if score == "map"
             else WindowsOnly("its score has a scale for each position in the input (use score map)"),
-            self.pooling,
+            pooling=self.pooling,
         )
         self.ssim, self.msgms = Ssim(), GradientSimilarity()
         fixed = torch.Generator().manual_seed(seed)

@@ -43,7 +43,7 @@ class WholeImages:
 TilingSupport = Seamless | WindowsOnly | WholeImages
 
 
-def pooled_tiling(support: TilingSupport, pooling: ScorePooling) -> TilingSupport:
+def pooled_tiling(support: TilingSupport, *, pooling: ScorePooling) -> TilingSupport:
     """Tiling support of a detector whose score is a pooled map; only a maximum over tiles is the maximum of the image."""
     if isinstance(support, Seamless) and pooling.pooling != "maximum":
         return WindowsOnly("its score is a mean over the largest cells of the whole image (use pooling maximum)")

