@@ -5,15 +5,37 @@ from __future__ import annotations
 import dataclasses
 
 import onnx
+import torch
 from torch import Tensor, nn
 
 from anomaly.detectors.base import Detector
 from anomaly.detectors.frozen_features import FrozenFeatures
 from anomaly.detectors.memory_bank import Bank, MemoryBank
 from anomaly.inference.artifact import calibration_tensors
-from anomaly.inference.bank_graph import find_embedding
+from anomaly.inference.bank_graph import Rows, find_embedding, is_exchangeable
 from anomaly.inference.bank_record import BankRecord, BankRows, short_names
 from anomaly.training.fitted_model import Description
+
+LEAST_VALUES = 2**17
+"""Smallest number of values in a bank while it is exported; the exporter computes smaller constants beforehand"""
+
+
+def replace_rows(detector: Detector) -> dict[str, Rows]:
+    """Replace the rows of small banks by more rows of noise, so that the exporter computes no tensor from them.
+
+    Args:
+        detector: detector for the export alone; it changes.
+
+    Returns:
+        Initialiser -> the real rows, for the exported graph.
+    """
+    real = {}
+    for name, module in detector.named_modules():
+        if isinstance(module, Bank):
+            num, width = module.rows.shape
+            real[f"{name}.rows"] = module.rows.numpy()
+            module.rows = torch.randn(max(num, LEAST_VALUES // width), width)
+    return real
 
 
 def bank_initializers(detector: Detector) -> list[str]:
@@ -29,8 +51,7 @@ def bank_record(detector: Detector, description: Description, model: onnx.ModelP
         description: description of the fitted model.
         model: exported graph.
     """
-    names = {tensor.name for tensor in model.graph.initializer}
-    found = [part for part in _backbones(detector) if part.rows in names]
+    found = [part for part in _backbones(detector) if is_exchangeable(model.graph, part.rows)]
     if not found or len(description.train_sizes) != len(description.train):
         return None  # a model fitted by an earlier version does not know its part groups and sizes
     parts = [dataclasses.replace(part, embedding=find_embedding(model.graph, part.rows)) for part in found]

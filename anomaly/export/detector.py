@@ -12,7 +12,7 @@ import torch
 from anomaly.detectors.base import Detector
 from anomaly.detectors.tiling_support import Seamless
 from anomaly.errors import ModelError
-from anomaly.export.bank import bank_record
+from anomaly.export.bank import bank_record, replace_rows
 from anomaly.export.torch_to_onnx import to_onnx
 from anomaly.inference.artifact import (
     CONTRACT,
@@ -23,6 +23,7 @@ from anomaly.inference.artifact import (
     graph_sha256,
     set_calibration_tensors,
 )
+from anomaly.inference.bank_graph import set_rows
 from anomaly.inference.golden import Golden
 from anomaly.system.run_card import commit, versions
 from anomaly.training.fitted_model import Description, config_to_travel
@@ -44,6 +45,7 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
     # four different values, none 0 or 1: the exporter merges equal tensors and drops neutral operations
     for number, key in enumerate(calibrated):
         getattr(detector.calibration, key).fill_(0.375 + number)
+    rows = replace_rows(detector)
     example, shapes = _example(detector)
     model = to_onnx(
         detector,
@@ -60,6 +62,7 @@ def export_graph(detector: Detector) -> onnx.ModelProto:
             " let `anomaly` return an Anomaly(score, anomaly_map)"
         )
     set_calibration_tensors(model, calibrated)
+    set_rows(model, rows)
     if calibration_tensors(model) != calibrated:
         raise ModelError(
             f"the exported graph holds the calibration {calibration_tensors(model)} in place of {calibrated}:"

@@ -17,8 +17,9 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores, Construction, Guarantee, GuaranteeKind, OperatingPoint
-from anomaly.errors import ImageError, ModelError
+from anomaly.conformal.calibration import CalibrationScores, OperatingPoint
+from anomaly.conformal.guarantee import Construction, Guarantee, GuaranteeKind
+from anomaly.errors import CalibrationError, ImageError, ModelError
 from anomaly.imaging.overlay import Resize
 from anomaly.inference.bank_record import BankRecord, read_bank_record
 from anomaly.inference.golden import Golden
@@ -249,7 +250,8 @@ def read_metadata(model: onnx.ModelProto, *, name: str) -> Metadata:
         # a field missing in an older file has its default
         chosen = [one.name for one in fields(Metadata) if one.name in values or one.name not in optional]
         metadata = Metadata(**{name: values[name] for name in chosen})
-    except (KeyError, TypeError) as error:
+        metadata.calibration.ranked()
+    except (CalibrationError, KeyError, TypeError) as error:
         raise ModelError(f"{name} has damaged metadata ({error!r}): export it again") from error
     check_graph(model, metadata.sha256, name=name)
     return metadata

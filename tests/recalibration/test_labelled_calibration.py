@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from anomaly.commands.main import run as cli
-from anomaly.conformal.calibration import SCALE_MARGIN, CalibrationScores, fit_scale, rank_for
+from anomaly.conformal.calibration import SCALE_MARGIN, CalibrationScores
+from anomaly.conformal.guarantee import rank_for
+from anomaly.conformal.scale import fit_scale
 from anomaly.errors import CalibrationError, DataError, UsageError
 from anomaly.imaging.image_file import read_image, write_png
 from anomaly.inference.artifact import calibration_tensors, load_graph, read_metadata, write_model
