@@ -38,10 +38,12 @@ sys.meta_path.insert(0, Refuse())
 from anomaly.commands.main import run
 from anomaly.commands.serve import serve
 
-model, category, list_, fitted_plate, out = sys.argv[1:]
+model, category, list_, fitted_plate, bank, out = sys.argv[1:]
 codes = [
     run(["score", model, f"{{category}}/test", "--out", f"{{out}}/rows.parquet", "--overlays", f"{{out}}/drawn"]),
     run(["calibrate", model, list_, "--out", f"{{out}}/new.onnx"]),
+    run(["extend", bank, f"{{category}}/test/good", "--out", f"{{out}}/larger.onnx"]),
+    run(["score", bank, f"{{category}}/test", "--run", f"{{out}}/night", "--evidence"]),
     run(["inspect", category, "--out", f"{{out}}/inspection.json"]),
     run(["evaluate", model, category, "--out", f"{{out}}/figures.json"]),
     run(["fit", category, "--out", f"{{out}}/run"]),
@@ -54,20 +56,29 @@ print(json.dumps({{"codes": codes, "loaded": loaded}}))
 
 
 def test_serving_side_runs_without_the_packages_of_training(
-    model: Path, category: Path, fitted_plate: Path, tmp_path: Path
+    model: Path, category: Path, fitted_plate: Path, bank_model: Path, tmp_path: Path
 ) -> None:
     calibration_images = json.loads((fitted_plate / "detector.json").read_text(encoding="utf-8"))["calibration_images"]
     (tmp_path / "good.txt").write_text("\n".join(calibration_images), encoding="utf-8")
     out = tmp_path / "out"
-    arguments = [str(p) for p in (model, category, tmp_path / "good.txt", fitted_plate, out)]
+    arguments = [str(p) for p in (model, category, tmp_path / "good.txt", fitted_plate, bank_model, out)]
     told = subprocess.run([sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout.splitlines()[-1]) == {"codes": [0, 0, 0, 0, 2, 2, 1], "loaded": []}
+    assert json.loads(told.stdout.splitlines()[-1]) == {"codes": [0, 0, 0, 0, 0, 0, 2, 2, 1], "loaded": []}
     for verb in ("fit", "evaluate"):
         assert f"`anomaly {verb}` needs " in told.stderr
     assert told.stderr.count("which is not installed: pip install anomaly[train]") == 2
     written = {p.name for p in out.iterdir()}
-    assert {"rows.parquet", "drawn", "new.onnx", "new.certificate.json", "inspection.json", "figures.json"} <= written
+    assert {
+        "rows.parquet",
+        "drawn",
+        "new.onnx",
+        "new.certificate.json",
+        "larger.onnx",
+        "night",
+        "inspection.json",
+        "figures.json",
+    } <= written
     figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))["result"]
     assert figures["image"]["auroc"]["value"] == 1.0
 
