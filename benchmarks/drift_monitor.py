@@ -21,9 +21,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores, fit_scale, tightest_alpha
+from anomaly.conformal.calibration import CalibrationScores
 from anomaly.conformal.drift import STATISTICS, DriftMonitor
+from anomaly.conformal.guarantee import tightest_alpha
 from anomaly.conformal.martingale import Bets, Ranks
+from anomaly.conformal.scale import fit_scale
 from anomaly.data.synthetic import make_part
 from anomaly.imaging.statistics import image_statistics, summarise
 from anomaly.inference.scorer import OnnxScorer

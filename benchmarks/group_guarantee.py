@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, rank_for, rank_scores, tightest_alpha
-from anomaly.conformal.guarantee import order_statistic_bound
+from anomaly.conformal.calibration import CalibrationScores, rank_scores
+from anomaly.conformal.guarantee import GuaranteeKind, order_statistic_bound, rank_for, tightest_alpha
 from anomaly.system.run_card import RunCard
 
 NUM_DRAWS = 500

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import GuaranteeKind, fit_scale, guarantee_for, tightest_alpha
+from anomaly.conformal.guarantee import GuaranteeKind, guarantee_for, tightest_alpha
+from anomaly.conformal.scale import fit_scale
 from anomaly.data.folders import find_category
 from anomaly.data.synthetic import make_dataset
 from anomaly.evaluation.evaluate import score_samples

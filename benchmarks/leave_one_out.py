@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly.conformal.calibration import guarantee_for, images_needed
+from anomaly.conformal.guarantee import guarantee_for, images_needed
 from anomaly.data.folders import find_category
 from anomaly.detectors.memory_bank import MemoryBank, proportional_size
 from anomaly.imaging.image_file import read_image

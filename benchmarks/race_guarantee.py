@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly.conformal.calibration import images_needed
+from anomaly.conformal.guarantee import images_needed
 from anomaly.data.folders import find_category
 from anomaly.detectors.memory_bank import MemoryBank, nearest
 from anomaly.imaging.image_file import read_image

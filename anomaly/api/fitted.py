@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.api.model import Model, load
-from anomaly.conformal.calibration import CalibrationScores, Guarantee, GuaranteeKind, OperatingPoint
+from anomaly.conformal.calibration import CalibrationScores, OperatingPoint
+from anomaly.conformal.guarantee import Guarantee, GuaranteeKind
 from anomaly.conformal.outliers import Outliers
 from anomaly.errors import Unsupported
 from anomaly.inference.artifact import Brightness

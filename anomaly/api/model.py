@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anomaly.api.arguments import Image, image_bytes, image_stream
 from anomaly.api.result import Result
-from anomaly.conformal.calibration import Guarantee
+from anomaly.conformal.guarantee import Guarantee
 from anomaly.errors import ImageError, UsageError
 from anomaly.imaging.array_image import array_image, is_pillow, pillow_image
 from anomaly.imaging.image_file import decode_image, read_file

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from anomaly.conformal.calibration import GuaranteeKind
+from anomaly.conformal.guarantee import GuaranteeKind
 from anomaly.conformal.outliers import Outliers
 from anomaly.inference.session import Device
 from anomaly.recalibration.recalibrate import Recalibration, recalibrate

@@ -13,7 +13,7 @@ from anomaly.commands import export as export_verb
 from anomaly.commands import fit as fit_verb
 from anomaly.commands import inspect as inspect_verb
 from anomaly.commands import verify as verify_verb
-from anomaly.conformal.calibration import GuaranteeKind
+from anomaly.conformal.guarantee import GuaranteeKind
 from anomaly.data.folders import Sample, find_category
 from anomaly.data.synthetic import PARTS, make_dataset
 from anomaly.errors import OutputError, UsageError

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from anomaly.conformal.calibration import GuaranteeKind, images_needed
+from anomaly.conformal.guarantee import GuaranteeKind, images_needed
 from anomaly.inference.artifact import Brightness
 from anomaly.system.run_card import RunCard
 from anomaly.training.construction import CalibrationChoice

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from anomaly.conformal.calibration import GuaranteeKind
+from anomaly.conformal.guarantee import GuaranteeKind
 from anomaly.errors import UsageError
 from anomaly.imaging.header import Frame
 from anomaly.inference.scorer import OnnxScorer

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anomaly.conformal.calibration import GuaranteeKind, fit_scale
+from anomaly.conformal.guarantee import GuaranteeKind
+from anomaly.conformal.scale import fit_scale
 from anomaly.detectors.tiling_support import TilingSupport, WindowsOnly
 from anomaly.errors import UsageError
 from anomaly.nn.batch import Batch

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Guarantee, OperatingPoint
+from anomaly.conformal.calibration import OperatingPoint
+from anomaly.conformal.guarantee import Guarantee
 from anomaly.data.folders import Sample, find_category
 from anomaly.errors import DataError, UsageError
 from anomaly.imaging.image_file import read_image, read_mask

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, check_guarantee
+from anomaly.conformal.calibration import CalibrationScores
+from anomaly.conformal.guarantee import GuaranteeKind, check_guarantee
 from anomaly.conformal.outliers import Outliers, num_outliers
 from anomaly.errors import ParityError
 from anomaly.imaging.image_file import read_image

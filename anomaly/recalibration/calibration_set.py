@@ -12,14 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import (
-    SCALE_MARGIN,
-    CalibrationScores,
-    GuaranteeKind,
-    Scale,
-    fit_scale,
-    rank_scores,
-)
+from anomaly.conformal.calibration import SCALE_MARGIN, CalibrationScores, rank_scores
+from anomaly.conformal.guarantee import GuaranteeKind
+from anomaly.conformal.scale import Scale, fit_scale
 from anomaly.errors import DataError
 from anomaly.imaging.statistics import image_statistics
 from anomaly.inference.artifact import LabelledRecord, Metadata

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import GuaranteeKind, resolve_alpha
+from anomaly.conformal.guarantee import GuaranteeKind, resolve_alpha
 from anomaly.data.folders import list_images
 from anomaly.errors import DataError, ModelError, UsageError
 from anomaly.imaging.image_file import read_image

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, check_guarantee
+from anomaly.conformal.calibration import CalibrationScores
+from anomaly.conformal.guarantee import GuaranteeKind, check_guarantee
 from anomaly.errors import ParityError
 from anomaly.inference.artifact import CalibrationRecord, LabelledRecord, Metadata, graph_sha256, write_model
 from anomaly.inference.bank import BankFile

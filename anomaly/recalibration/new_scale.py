@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import GuaranteeKind, Scale
+from anomaly.conformal.guarantee import GuaranteeKind
+from anomaly.conformal.scale import Scale
 from anomaly.inference.artifact import LabelledRecord, Metadata, calibration_tensors, set_calibration_tensors
 from anomaly.inference.difference import relative_difference
 from anomaly.inference.golden import Golden, golden_batch

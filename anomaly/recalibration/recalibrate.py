@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from anomaly.conformal.calibration import CalibrationScores, GuaranteeKind, resolve_alpha
+from anomaly.conformal.calibration import CalibrationScores
+from anomaly.conformal.guarantee import GuaranteeKind, resolve_alpha
 from anomaly.data.folders import Sample, list_images
 from anomaly.data.splits import find_part_groups
 from anomaly.errors import DataError, UsageError
@@ -55,7 +56,7 @@ def recalibrate(
 
     Good images replace the calibration images. With labels alone, the calibration images stay those of the file. The
     guarantee rests on the calibration images in both cases: images labelled `good` can raise the threshold and never
-    lower it (see `anomaly.conformal.calibration.raised_threshold`). The offset stays the median of the calibration
+    lower it (see `CalibrationScores.raised_threshold`). The offset stays the median of the calibration
     images. With labels alone, images labelled in earlier calibrations still count unless the new file relabels them.
 
     Args:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Guarantee, OperatingPoint
+from anomaly.conformal.calibration import OperatingPoint
+from anomaly.conformal.guarantee import Guarantee
 from anomaly.data.folders import Sample
 from anomaly.data.inspection import Inspection
 from anomaly.evaluation.detectability import DrawnDefect, detection_rates

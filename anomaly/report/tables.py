@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from anomaly.conformal.calibration import Guarantee, GuaranteeKind, images_needed
+from anomaly.conformal.guarantee import Guarantee, GuaranteeKind, images_needed
 from anomaly.data.splits import CALIBRATION_SHARE
 from anomaly.errors import DataError
 from anomaly.metrics import Rate

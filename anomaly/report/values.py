@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import Guarantee, OperatingPoint
+from anomaly.conformal.calibration import OperatingPoint
+from anomaly.conformal.guarantee import Guarantee
 from anomaly.conformal.outliers import Outliers
 from anomaly.metrics import Estimate, Rate
 from anomaly.training.race_record import Race

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from anomaly.conformal.calibration import GuaranteeKind
+from anomaly.conformal.guarantee import GuaranteeKind
 from anomaly.errors import UsageError
 from anomaly.inference.scorer import OnnxScorer
 

@@ -1,6 +1,6 @@
 """Raw scores of images that both train and calibrate.
 
-The guarantee of each construction is that of `anomaly.conformal.calibration`.
+The guarantee of each construction is that of `anomaly.conformal.guarantee`.
 """
 
 from __future__ import annotations

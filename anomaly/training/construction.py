@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from anomaly.conformal.calibration import Construction, GuaranteeKind
+from anomaly.conformal.guarantee import Construction, GuaranteeKind
 from anomaly.data.folders import Category, Sample
 from anomaly.data.splits import Split, split
 from anomaly.detectors.base import Detector

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from anomaly.conformal.calibration import GuaranteeKind, check_guarantee, resolve_alpha
+from anomaly.conformal.guarantee import GuaranteeKind, check_guarantee, resolve_alpha
 from anomaly.data.duplicates import duplicate_files
 from anomaly.data.folders import find_category
 from anomaly.data.splits import drop_excluded, find_part_groups

@@ -18,7 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from anomaly.conformal.calibration import Guarantee, GuaranteeKind, OperatingPoint
+from anomaly.conformal.calibration import OperatingPoint
+from anomaly.conformal.guarantee import Guarantee, GuaranteeKind
 from anomaly.conformal.outliers import Outliers, num_outliers
 from anomaly.detectors.base import Detector
 from anomaly.errors import ModelError, OutputError, UsageError

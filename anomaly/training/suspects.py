@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from anomaly.conformal.calibration import fit_scale, tightest_alpha
+from anomaly.conformal.guarantee import tightest_alpha
+from anomaly.conformal.scale import fit_scale
 from anomaly.data.folders import Sample
 from anomaly.detectors.mutual_distances import MutualDistances, Patches, mutual_distances
 from anomaly.errors import CalibrationError, UsageError, WeightsError

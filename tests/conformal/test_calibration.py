@@ -7,18 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly.conformal.calibration import (
+from anomaly.conformal.calibration import SCALE_MARGIN, CalibrationScores
+from anomaly.conformal.guarantee import (
     CONFIDENCE,
-    SCALE_MARGIN,
-    CalibrationScores,
     GuaranteeKind,
-    fit_scale,
     guarantee_for,
     images_needed,
     rank_for,
     resolve_alpha,
     tightest_alpha,
 )
+from anomaly.conformal.scale import fit_scale
 from anomaly.errors import CalibrationError
 from anomaly.inference.artifact import load_graph, read_metadata
 

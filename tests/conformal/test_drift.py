@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores, Construction
+from anomaly.conformal.calibration import CalibrationScores
 from anomaly.conformal.drift import (
     RECORD,
     STATISTICS,
@@ -18,6 +18,7 @@ from anomaly.conformal.drift import (
     read_records,
     to_record,
 )
+from anomaly.conformal.guarantee import Construction
 from anomaly.errors import DataError, ModelError, UsageError
 
 TYPICAL = np.array([0.0, 120.0, 40.0, 900.0, 15.0])

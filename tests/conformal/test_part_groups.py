@@ -8,16 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from anomaly.conformal.calibration import (
-    SCALE_MARGIN,
-    CalibrationScores,
-    GuaranteeKind,
-    fit_scale,
-    guarantee_for,
-    rank_for,
-    rank_scores,
-)
-from anomaly.conformal.guarantee import check_guarantee, order_statistic_bound
+from anomaly.conformal.calibration import SCALE_MARGIN, CalibrationScores, rank_scores
+from anomaly.conformal.guarantee import GuaranteeKind, check_guarantee, guarantee_for, order_statistic_bound, rank_for
+from anomaly.conformal.scale import fit_scale
 from anomaly.errors import CalibrationError
 
 GUARANTEES: list[GuaranteeKind] = ["expected", "bound"]

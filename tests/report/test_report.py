@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import CalibrationScores, OperatingPoint, guarantee_for
+from anomaly.conformal.calibration import CalibrationScores, OperatingPoint
+from anomaly.conformal.guarantee import guarantee_for
 from anomaly.conformal.outliers import Outliers
 from anomaly.errors import DataError, OutputError, UsageError
 from anomaly.metrics import Estimate, Interval, Rate, roc_curve

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly.conformal.calibration import guarantee_for
+from anomaly.conformal.guarantee import guarantee_for
 from anomaly.data.splits import CALIBRATION_SHARE
 from anomaly.errors import CalibrationError
 from anomaly.metrics import Rate
