@@ -29,9 +29,9 @@ def defect_sizes(
     """
     found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for sample, hit in zip(samples, detected, strict=True):
-        if sample.mask is None:
+        if sample.mask_path is None:
             continue
-        mask = read_mask(sample.mask, max_pixels=max_pixels)
+        mask = read_mask(sample.mask_path, max_pixels=max_pixels)
         image = read_image(sample.path, white=white, max_pixels=max_pixels)
         if mask.any() and mask.shape == image.shape[:2]:
             found[bool(hit)].append((extent_of(mask), contrast_of(image, mask)))

@@ -33,7 +33,7 @@ def test_invalid_requests(
         check_request(detector, options, budget_ms=budget_ms, tiled=tiled)
 
 
-def test_a_named_detector_takes_part_in_no_race(tmp_path: Path) -> None:
+def test_a_named_detector_is_fitted_without_a_race(tmp_path: Path) -> None:
     _, description = quick_fit(write_parts(tmp_path / "parts", 24), tmp_path / "out")
     assert description.race is None
     assert reason_for(description.race) == "requested by name"
