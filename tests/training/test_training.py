@@ -188,6 +188,7 @@ def test_run_card_of_the_verb_holds_options_and_results(plain: Path, tmp_path: P
     assert 0 < card["seconds"]["fit"] < card["seconds"]["total"]
     assert card["result"] == {
         "alpha": 0.2, "white": 255, "num_train": 14, "num_calibration": 10, "num_stopping": 0, "num_excluded": 0,
+        "num_suspicious": 0,
     }  # fmt: skip
 
 
