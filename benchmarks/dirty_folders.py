@@ -139,8 +139,8 @@ def measure(features: FolderFeatures, share: float, *, seed: int, fitted: bool) 
             "rank_auroc": auroc(rank, bad),
             "first_quarter": float(bad[quarter].sum() / bad.sum()),
         }
-    if fitted:
-        tested = np.setdiff1d(np.arange(features.num_train, len(features.samples)), planted)
+    tested = np.setdiff1d(np.arange(features.num_train, len(features.samples)), planted)
+    if fitted and features.defective[tested].any():
         reviewed = np.ones(len(members), dtype=bool)
         reviewed[quarter[bad[quarter]]] = False
         row["auroc"] = {
