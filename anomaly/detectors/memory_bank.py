@@ -226,7 +226,7 @@ class MemoryBank(Detector):
             images: function that gives path and pooled features (h, w, C) of every training image, each time in one order.
         """
         embedding, bank = self._pairs()[number]
-        rng, inside = np.random.default_rng(self.seed), self._inside()
+        rng, inside = np.random.default_rng(self.seed), self.inside_cells()
         if not inside.any():
             raise UsageError(f"the region of interest covers no cell of the {self.grid} grid: enlarge it or the size")
         if self.exact:
@@ -267,7 +267,7 @@ class MemoryBank(Detector):
             distance: (n, h, w) distance maps of good images, from banks without these images.
         """
         _, bank = self._pairs()[number]
-        usual = usual_distance(distance, self._inside())
+        usual = usual_distance(distance, self.inside_cells())
         bank.usual.copy_(usual.usual)
         bank.place.copy_(usual.place)
 
@@ -291,7 +291,7 @@ class MemoryBank(Detector):
 
             yield from zip(batch.path, self._cache.lookup(batch.path, compute)[0], strict=True)
 
-    def _inside(self) -> Tensor:
+    def inside_cells(self) -> Tensor:
         """Cells of the grid (h, w) with more than half of their area in the region of interest."""
         return functional.adaptive_avg_pool2d(self.preprocess.roi[None].float(), self.grid)[0] > 0.5
 
@@ -352,7 +352,7 @@ class MemoryBank(Detector):
         Returns:
             Scores (N,) and maps (N, H, W).
         """
-        inside = self._inside() if self.preprocess.has_roi else None
+        inside = self.inside_cells() if self.preprocess.has_roi else None
         if inside is not None:
             least = distance.masked_fill(~inside, torch.inf).amin(dim=(1, 2), keepdim=True)
             distance = torch.where(inside, distance, least)

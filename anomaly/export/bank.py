@@ -51,10 +51,19 @@ def bank_record(detector: Detector, description: Description, model: onnx.ModelP
         description: description of the fitted model.
         model: exported graph.
     """
-    found = [part for part in _backbones(detector) if is_exchangeable(model.graph, part.rows)]
-    if not found or len(description.train_sizes) != len(description.train):
+    found = _backbones(detector)
+    exchangeable = all(is_exchangeable(model.graph, part.rows) for part in found)
+    if not found or not exchangeable or len(description.train_sizes) != len(description.train):
         return None  # a model fitted by an earlier version does not know its part groups and sizes
-    parts = [dataclasses.replace(part, embedding=find_embedding(model.graph, part.rows)) for part in found]
+    names = {tensor.name for tensor in model.graph.initializer}
+    parts = [
+        dataclasses.replace(
+            part,
+            embedding=find_embedding(model.graph, part.rows),
+            usual=part.usual if part.usual in names else None,  # a constant scale of 1 is left out of the graph
+        )
+        for part in found
+    ]
     left_out = description.calibration.construction == "leave_one_out"
     scale = calibration_tensors(model)
     return BankRecord(
@@ -70,22 +79,39 @@ def bank_record(detector: Detector, description: Description, model: onnx.ModelP
 
 
 def _backbones(detector: Detector) -> list[BankRows]:
+    """Banks of a detector and of its members; empty if a member has no bank."""
+    detectors = {name: module for name, module in detector.named_modules() if isinstance(module, Detector)}
+    members = {
+        name: module
+        for name, module in detectors.items()
+        if not any(isinstance(inner, Detector) for inner in module.modules() if inner is not module)
+    }
+    banks = [_own_banks(f"{name}." if name else "", member) for name, member in members.items()]
+    return [part for each in banks for part in each] if all(banks) else []
+
+
+def _own_banks(prefix: str, detector: Detector) -> list[BankRows]:
+    """Banks of a detector without members.
+
+    Args:
+        prefix: name of the detector in the graph, with a dot.
+        detector: fitted detector.
+    """
     if isinstance(detector, MemoryBank):
         return [
             BankRows(
-                rows=f"{name}.rows",
+                rows=f"{prefix}{name}.rows",
                 image=_integers(module.image),
                 cell=_integers(module.cell),
-                usual=f"{name}.usual" if detector.position_scale else None,
+                usual=f"{prefix}{name}.usual" if detector.position_scale else None,
             )
             for name, module in detector.named_modules()
             if isinstance(module, Bank)
         ]
     if isinstance(detector, FrozenFeatures) and detector.supports_leave_one_out:
-        image = _integers(detector.image)
-        rows = detector.model.rows
+        image, rows = _integers(detector.image), detector.model.rows
         if isinstance(rows, Tensor) and len(image) == len(rows):
-            return [BankRows(rows="model.rows", image=image)]
+            return [BankRows(rows=f"{prefix}model.rows", image=image)]
     return []
 
 
@@ -93,7 +119,7 @@ def _cells(detector: nn.Module) -> list[int]:
     """Cells of the grid in the region of interest; empty for all."""
     if not isinstance(detector, MemoryBank) or not detector.preprocess.has_roi:
         return []
-    inside: Tensor = detector._inside()
+    inside: Tensor = detector.inside_cells()
     return _integers(inside.flatten().nonzero().flatten())
 
 

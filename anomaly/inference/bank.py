@@ -137,8 +137,11 @@ def calibration_scorers(scorer: OnnxScorer, images: Sequence[int]) -> list[Score
     Args:
         scorer: exported model.
         images: numbers of calibration images, in the order of their paths.
+
+    Raises:
+        ModelError: a file with leave-one-out calibration that does not record its bank.
     """
-    if scorer.metadata.calibration.construction != "leave_one_out" or scorer.metadata.bank is None:
+    if scorer.metadata.calibration.construction != "leave_one_out":
         return [scorer] * len(images)
     bank = BankFile.open(scorer.path, device=scorer.device)  # type: ignore[arg-type]  # the session's own device
     return [LeftOutScorer(bank, bank.bank.members(number)) for number in images]

@@ -51,7 +51,7 @@ class BankRecord:
     @property
     def supports_extension(self) -> bool:
         """Whether rows of new images can be chosen and added."""
-        return all(part.embedding is not None and part.cell for part in self.backbones)
+        return bool(self.grid) and all(part.embedding is not None and part.cell for part in self.backbones)
 
 
 def read_bank_record(values: dict[str, Any]) -> BankRecord:

@@ -1,6 +1,6 @@
 """Reduced training images beside a model file: a plain zip archive of JPEG files, one for each image of the bank.
 
-The comment of the archive is a digest of the training images, so that the archive of another model is found out.
+The comment of the archive is a digest of the training images. It reveals the archive of another model.
 """
 
 from __future__ import annotations
