@@ -36,12 +36,12 @@ CATEGORIES = (
     "piped_paper/PA_BDP01_TL", "piped_paper/PA_BFT01_TL", "piped_paper/PA_BRG01_RL", "piped_paper/PA_BTN01_RL",
     "piped_paper/PA_FLR01_TL", "piped_paper/PA_FVN01_TL",
 )  # fmt: skip
-OLD: dict[str, Any] = {"margin": 0}
+OLD: dict[str, Any] = {"margin": 0, "count_padding": False}
 KNN = OLD | {"num_patches": 40_000, "bank_size": 2000}
-REFLECT: dict[str, Any] = {"margin": 32}
+REFLECT: dict[str, Any] = {"margin": 32, "count_padding": False}
 SHORT = {"epochs": 4}
 ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "nearest_neighbour": ("nearest_neighbour", OLD, "fp32"),
+    "nearest_neighbour": ("nearest_neighbour", OLD | {"num_patches": 4096, "bank_size": 4096}, "fp32"),
     "nearest_neighbour_core_set": ("nearest_neighbour", KNN, "fp32"),
     "nearest_neighbour_count_padding": ("nearest_neighbour", KNN | {"count_padding": True}, "fp32"),
     "nearest_neighbour_margin": ("nearest_neighbour", KNN | REFLECT, "fp32"),
@@ -54,8 +54,8 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gmm_margin": ("gmm", REFLECT, "fp32"),
     "one_class_svm": ("one_class_svm", OLD, "fp32"),
     "one_class_svm_margin": ("one_class_svm", REFLECT, "fp32"),
-    "fastflow": ("fastflow", OLD | SHORT, "fastest"),
-    "fastflow_margin": ("fastflow", REFLECT | SHORT, "fastest"),
+    "fastflow": ("fastflow", SHORT | {"margin": 0}, "fastest"),
+    "fastflow_margin": ("fastflow", SHORT | {"margin": 32}, "fastest"),
     "differnet_map": ("differnet", {"score": "map"}, "fp32"),
     "autoencoder": ("autoencoder", {"epochs": 10}, "fastest"),
     "ganomaly": ("ganomaly", {"epochs": 15}, "fp32"),

@@ -33,7 +33,7 @@ NUM_IMAGES, HEIGHT, WIDTH = 24, 640, 800
 TILE = 512
 DETECTORS: dict[str, dict[str, Any]] = {
     "autoencoder": {"size": 128, "width": 16, "standardise": False, "epochs": 3},
-    "frozen_features": {"size": 256, "num_patches": 1024, "margin": 0, "pooling": "maximum"},
+    "frozen_features": {"size": 256, "num_patches": 1024, "pooling": "maximum"},
 }
 SCORED = ((2000, 2000), (2000, 8000))
 CHILD = """

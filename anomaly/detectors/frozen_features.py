@@ -13,8 +13,9 @@ Notation: f -> feature of a patch, (D,); y -> f standardised and projected, (d,)
 
 What differs, and why: the SVM's decision is sum_i a_i k(y, y_i) - rho. It is -rho far from all support vectors, so that clear
 defects tie. Here s = -log(sum_i a_i k(y, y_i) / rho), with the same ranks, the same boundary at 0, and no ties. The fit uses a
-random sample of the patches, which bounds time and memory. The backbone sees reflected surroundings, and the score is the mean
-of the largest patch scores, not the maximum: drawn defects chose both.
+random sample of the patches, which bounds time and memory. The average over 3×3 counts the zeros around a level. A mean of
+fewer cells varies more, and puts the maxima of good images at the border. The score is the mean of the largest patch scores, not
+the maximum. Drawn defects chose both.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class FrozenFeatures(Detector):
         margin: width in pixels of the reflected surroundings of the image, a multiple of the coarsest level's stride; None is
             about 32 for a convolutional backbone, else 0.
         neighbourhood: side in cells of the averaging window over each level, odd; 1 for no averaging.
-        count_padding: whether the zeros outside a level count in that average, which makes border patches differ.
+        count_padding: whether the zeros outside a level count in that average.
         method: model of the patches.
         num_patches: number of random patches from all training images in the fit; fit time grows quadratically for method
             `one_class_svm`; None is 40,000 for the core set of `nearest_neighbour`, else 4,096.
@@ -85,9 +86,9 @@ class FrozenFeatures(Detector):
         backbone: str | None = None,
         layers: Sequence[int] = (2, 3),
         weights: str = "pretrained",
-        margin: int | None = None,
+        margin: int | None = 0,
         neighbourhood: int = 3,
-        count_padding: bool = False,
+        count_padding: bool = True,
         method: Method = "nearest_neighbour",
         num_patches: int | None = None,
         bank_size: int = 2000,

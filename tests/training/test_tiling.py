@@ -65,7 +65,7 @@ def test_invalid_options_are_refused_with_the_way_out(options: dict[str, Any], m
         ("fanogan", {}, "one code for the whole input"),
         ("autoencoder", {"standardise": False, "pooling": "top"}, "use pooling maximum"),
         ("riad", {"pooling": "top"}, "use pooling maximum"),
-        ("frozen_features", {}, "use margin 0 and pooling maximum"),
+        ("frozen_features", {"margin": 16}, "use margin 0 and pooling maximum"),
         ("frozen_features", {"margin": 16, "pooling": "maximum"}, "use margin 0\\)"),
     ],
 )
