@@ -20,7 +20,7 @@ def test_extent_and_contrast_of_a_bar() -> None:
     assert contrast_of(image, mask) == pytest.approx(40)
 
 
-def test_missed_and_detected_defects_are_told_apart(tmp_path: Path) -> None:
+def test_missed_and_detected_defects_are_separate(tmp_path: Path) -> None:
     samples = []
     for n, side in enumerate((4, 20)):
         image, mask = np.full((64, 64, 3), 90, np.uint8), np.zeros((64, 64, 3), np.uint8)
