@@ -111,6 +111,8 @@ def find_suspects(
     if ranking == "none":
         return None
     if ranking == "calibration":
+        if not description.calibration_scores:
+            return Suspects((), reason=f"{description.detector} has no calibration scores: give --suspects mutual")
         score_of = dict(zip(description.calibration_images, description.calibration_scores, strict=True))
         samples = [s for s in samples if str(s.path) in score_of]
         if len(samples) < MIN_IMAGES:
@@ -164,6 +166,8 @@ def threshold_without(
     Returns:
         The threshold; None if no calibration image is among them, or too few would remain.
     """
+    if not description.calibration_scores:  # a sampler that cannot score
+        return None
     record = zip(description.calibration_images, description.calibration_scores, strict=True)
     kept = [(part_groups[Path(path)], score) for path, score in record if path not in paths]
     if not kept or len(kept) == len(description.calibration_scores):

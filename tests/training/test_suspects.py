@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,21 @@ def test_missing_weights_name_no_image(fitted: FittedModel, monkeypatch: pytest.
     assert found is not None
     assert found.reason is not None
     assert "weights" in found.reason
+
+
+@pytest.mark.parametrize("ranking", ["mutual", "calibration"])
+def test_model_without_scores_states_no_threshold(fitted: FittedModel, ranking: suspects_module.Ranking) -> None:
+    samples = [Sample(Path(path), "good", False, None) for path in fitted.description.train]
+    found = suspects_module.find_suspects(
+        samples,
+        replace(fitted.description, calibration_scores=[]),
+        {sample.path: sample.path.name for sample in samples},
+        ranking=ranking,
+        read=lambda sample: read_image(sample.path, white=255, max_pixels=10**6),
+    )
+    assert found is not None
+    assert found.threshold_without is None
+    assert (found.reason is None) == (ranking == "mutual")
 
 
 def test_folder_without_a_majority_names_no_image(fitted: FittedModel, monkeypatch: pytest.MonkeyPatch) -> None:
