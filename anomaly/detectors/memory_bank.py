@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from anomaly.detectors._patch_embedding import PatchEmbedding
 from anomaly.detectors._patch_samples import Patches, draw_patches, positions
-from anomaly.detectors._usual_distance import usual_distance
+from anomaly.detectors._usual_distance import POWER, usual_distance
 from anomaly.detectors.base import Anomaly, Detector
 from anomaly.detectors.tiling_support import WindowsOnly
 from anomaly.errors import UsageError
@@ -130,8 +130,8 @@ class MemoryBank(Detector):
         bank_size: rows of the bank of a backbone.
         num_candidates: patches, drawn at random from all training images, that the bank is chosen from.
         num_projected: patches that the principal components are fitted on.
-        position_scale: whether distances are divided by their usual value at each place; False for parts in free
-            rotation; None is True unless `exact`.
+        position_scale: whether distances are divided by their usual value at each place; False, for parts in free
+            rotation, divides them by that of their distance from the border only; None is True unless `exact`.
         exact: whether a theorem gives the leave-one-out guarantee: each image chooses its rows alone, the projection is
             random, and there is no position scale. It detects less.
         pooling: `top` scores an image by the mean of its largest cells, `maximum` by the largest one.
@@ -248,7 +248,7 @@ class MemoryBank(Detector):
         bank.rows = points[chosen].to(self.device)
         bank.image = drawn.image[chosen].int().to(self.device)
         bank.cell = places[drawn.cell[chosen]].int().to(self.device)
-        if self.position_scale and num >= 2 * NUM_FOLDS:
+        if not self.exact and num >= 2 * NUM_FOLDS:
             fold = torch.from_numpy(rng.permutation(num) % NUM_FOLDS)
             banks = []
             for k in range(NUM_FOLDS):
@@ -267,7 +267,7 @@ class MemoryBank(Detector):
             distance: (n, h, w) distance maps of good images, from banks without these images.
         """
         _, bank = self._pairs()[number]
-        usual = usual_distance(distance, self.inside_cells())
+        usual = usual_distance(distance, self.inside_cells(), power=POWER if self.position_scale else 0.0)
         bank.usual.copy_(usual.usual)
         bank.place.copy_(usual.place)
 

@@ -103,7 +103,7 @@ def _own_banks(prefix: str, detector: Detector) -> list[BankRows]:
                 rows=f"{prefix}{name}.rows",
                 image=_integers(module.image),
                 cell=_integers(module.cell),
-                usual=f"{prefix}{name}.usual" if detector.position_scale else None,
+                usual=None if detector.exact else f"{prefix}{name}.usual",
             )
             for name, module in detector.named_modules()
             if isinstance(module, Bank)

@@ -60,10 +60,13 @@ def score_choice(model: MemoryBank, distances: Sequence[Tensor], choice: BankCho
     """
     banks = [bank for _, bank in _pairs(model)]
     used = list(zip(banks, distances, strict=True))[: choice.num_backbones]
-    total = torch.stack([d / bank.usual if choice.position_scale else d for bank, d in used]).sum(dim=0)
+    place = torch.stack([bank.place for bank, _ in used]).mean(dim=0)
+    # without a position scale, the factor of the border stays
+    usual = [bank.usual if choice.position_scale else bank.usual / bank.place for bank, _ in used]
+    total = torch.stack([d / u for (_, d), u in zip(used, usual, strict=True)]).sum(dim=0)
     pooling = copy.copy(model)  # shares all tensors
     pooling.pooling = replace(model.pooling, pooling=choice.pooling)
-    raw = pooling.pooled(total, model.preprocess.size)
+    raw = pooling.pooled(total, model.preprocess.size, place=place if choice.position_scale else None)
     return float(raw.score[0]), float(raw.anomaly_map.max())
 
 

@@ -95,12 +95,14 @@ def test_gaussian_keeps_a_constant_and_the_mean_of_an_impulse() -> None:
     assert float(gaussian(impulse, sigma=2.0).sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_place_that_varies_counts_less() -> None:
-    with_scale, without = fitted(num=12), fitted(num=12, position_scale=False)
-    usual = with_scale.banks[0].usual
-    assert isinstance(usual, torch.Tensor)
-    assert float(usual.std()) > 0
-    assert without.banks[0].usual.unique().tolist() == [1.0]  # type: ignore[operator,union-attr]
+def test_without_a_position_scale_only_the_border_is_scaled() -> None:
+    with_scale, border, exact = (
+        fitted(num=12, **options).banks[0] for options in ({}, {"position_scale": False}, {"exact": True})
+    )
+    assert all(isinstance(bank, Bank) for bank in (with_scale, border, exact))
+    assert torch.allclose(with_scale.usual / with_scale.place, border.usual, rtol=1e-4)
+    assert float(with_scale.place.std()) > 0
+    assert border.place.unique().tolist() == exact.usual.unique().tolist() == [1.0]
 
 
 def test_border_factor_is_the_mean_of_a_ring_and_never_below_one() -> None:
