@@ -79,6 +79,8 @@ class Fusion(Detector):
     scale: Tensor
     typical: Tensor
     deviation: Tensor
+    variance: Tensor
+    num_measured: Tensor
 
     def __init__(
         self,
@@ -111,6 +113,8 @@ class Fusion(Detector):
         )
         self.register_buffer("typical", torch.zeros(len(built), height, width))
         self.register_buffer("deviation", torch.ones(len(built), height, width))
+        self.register_buffer("variance", torch.ones(len(built), height, width))
+        self.register_buffer("num_measured", torch.zeros(len(built), dtype=torch.int64))
         self.has_scales, self.position_scale = scales is not None, position_scale
         self.map_pooling = None
         if pooling != "sum":
@@ -150,21 +154,50 @@ class Fusion(Detector):
     def set_position_scale(self, number: int, maps: Iterable[Tensor]) -> None:
         """Set mean and deviation of a member's map at each place.
 
-        The deviation is drawn towards its mean over all places: few images estimate it badly.
-
         Args:
             number: number of the member.
             maps: its raw maps (h, w) of good images.
         """
-        num, total, squares = 0, torch.zeros(self.preprocess.size), torch.zeros(self.preprocess.size)
+        num = 0
+        mean, squares = (torch.zeros(self.preprocess.size, dtype=torch.float64) for _ in range(2))
         for anomaly_map in maps:
-            enlarged = self._enlarged(anomaly_map[None])[0].double()
-            num, total, squares = num + 1, total + enlarged, squares + enlarged.square()
-        mean = total / num
-        deviation = (squares / num - mean.square()).clamp(min=0.0).sqrt()
-        usual = deviation[self.preprocess.roi.cpu()].mean().clamp(min=1e-12)
+            enlarged = self._enlarged(anomaly_map[None])[0].double().cpu()
+            num += 1
+            change = enlarged - mean
+            mean = mean + change / num
+            squares = squares + change * (enlarged - mean)
         self.typical[number] = mean.float()
-        self.deviation[number] = ((num * deviation + PRIOR_IMAGES * usual) / (num + PRIOR_IMAGES)).float()
+        self.variance[number] = (squares / num).float()
+        self.deviation[number] = self._shrunk(squares / num, num).float()
+        self.num_measured[number] = num
+
+    def _shrunk(self, variance: Tensor, num: int) -> Tensor:
+        """Deviation (h, w) from a variance over images, drawn towards its mean: few images estimate it badly."""
+        deviation = variance.clamp(min=0.0).sqrt()
+        usual = deviation[self.preprocess.roi].mean().clamp(min=1e-12)
+        return (num * deviation + PRIOR_IMAGES * usual) / (num + PRIOR_IMAGES)
+
+    def _position_scale(self, number: int, own: Tensor, without: Collection[int]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of a member's map at each place, as if left-out images had not been measured.
+
+        Args:
+            number: number of the member.
+            own: the member's map (1, h, w) of a left-out image. The others belong to the same part and count as alike.
+            without: numbers of the left-out images.
+
+        Raises:
+            UsageError: fewer than two images remain.
+        """
+        if not without:
+            return self.typical[number], self.deviation[number]
+        num = int(self.num_measured[number])
+        kept = num - len(without)
+        if kept < 2:
+            raise UsageError(f"{len(without)} of {num} images are left out: give images of more parts")
+        mean, a = self.typical[number].double(), own[0].double()
+        rest = (num * mean - len(without) * a) / kept
+        squares = num * (self.variance[number].double() + mean.square()) - len(without) * a.square()
+        return rest.float(), self._shrunk(squares / kept - rest.square(), kept).float()
 
     def anomaly(self, x: Tensor) -> Anomaly:
         """Add the standardised scores and maps of the members.
@@ -175,12 +208,12 @@ class Fusion(Detector):
         return self._sum(x, lambda member, inner: member.anomaly(inner))
 
     def anomaly_without(self, x: Tensor, images: Collection[int]) -> Anomaly:
-        """Compute the sum as if some training images were missing in the training of every member.
+        """Compute the sum as if some training images, of one part, were missing in the training of every member.
 
         Raises:
             UsageError: a member that cannot leave images out.
         """
-        return self._sum(x, lambda member, inner: member.anomaly_without(inner, images))
+        return self._sum(x, lambda member, inner: member.anomaly_without(inner, images), without=images)
 
     def dependence(self, x: Tensor) -> Tensor:
         """Compute the sum of the members' maps."""
@@ -209,7 +242,9 @@ class Fusion(Detector):
             :, 0
         ]
 
-    def _sum(self, x: Tensor, score: Callable[[Detector, Tensor], Anomaly]) -> Anomaly:
+    def _sum(
+        self, x: Tensor, score: Callable[[Detector, Tensor], Anomaly], *, without: Collection[int] = ()
+    ) -> Anomaly:
         scores, maps = [], []
         for number, member in enumerate(self._members()):
             raw = score(member, member.preprocess(x.permute(0, 2, 3, 1)))
@@ -217,7 +252,8 @@ class Fusion(Detector):
             scores.append((raw.score - offset) / scale)
             enlarged = self._enlarged(raw.anomaly_map)
             if self.position_scale:
-                maps.append((enlarged - self.typical[number]) / self.deviation[number])
+                typical, deviation = self._position_scale(number, enlarged, without)
+                maps.append((enlarged - typical) / deviation)
             else:
                 maps.append((enlarged - map_offset) / map_scale)
         total_map = self.inside_roi(torch.stack(maps).sum(dim=0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from anomaly.data.folders import Sample
-from anomaly.detectors.base import Anomaly, Detector, RawScores
+from anomaly.detectors.base import Detector, RawScores
 from anomaly.detectors.fusion import Fusion
 from anomaly.detectors.memory_bank import proportional_size
 from anomaly.errors import UsageError
@@ -32,8 +33,6 @@ from anomaly.training.options import read_roi
 
 SCALE_EVERY = 5
 """Every fifth training image measures the scale of a fusion's member; a second copy is trained without these"""
-MOST_SCALE_IMAGES = 200
-"""Largest number of training images that measure the scale of a member with leave-one-out, or its scale at each place"""
 
 
 @dataclass(frozen=True)
@@ -158,24 +157,26 @@ class TrainingJob:
                 held_out = [s for n, s in enumerate(samples) if n % SCALE_EVERY == 0]
                 fusion.set_scale(number, job.scores(job.fit(kept), held_out))
             if fusion.position_scale or not (fusion.has_scales or needs_copy):
-                each = self._training_scores(trained, samples)
-                fusion.set_position_scale(number, (raw.anomaly_map[0] for raw in each))
-            if not (fusion.has_scales or needs_copy):
-                raw = RawScores(*np.array([(float(r.score[0]), float(r.anomaly_map.max())) for r in each]).T)
-                fusion.set_scale(number, raw)
+                scores: list[tuple[float, float]] = []
+                fusion.set_position_scale(number, self._training_maps(trained, samples, scores))
+                if not (fusion.has_scales or needs_copy):
+                    fusion.set_scale(number, RawScores(*np.array(scores).T))
             shutil.rmtree(folder, ignore_errors=True)
         fusion.eval()
 
     @torch.no_grad()
-    def _training_scores(self, detector: Detector, samples: Sequence[Sample]) -> list[Anomaly]:
-        """Score training images, each as if it were missing in the training where the detector supports this."""
-        ordered = sorted(samples, key=lambda sample: sample.path.as_posix())
-        found = []
-        for number, sample in list(enumerate(ordered))[:: -(-len(ordered) // MOST_SCALE_IMAGES)]:
+    def _training_maps(
+        self, detector: Detector, samples: Sequence[Sample], scores: list[tuple[float, float]]
+    ) -> Iterator[Tensor]:
+        """Yield the maps (h, w) of training images, and append their scores with the maxima of the maps.
+
+        Each image counts as missing in the training where the detector supports this.
+        """
+        for number, sample in enumerate(sorted(samples, key=lambda sample: sample.path.as_posix())):
             x = detector.preprocess(torch.from_numpy(self.images.read(sample)[None]))
             raw = detector.anomaly_without(x, [number]) if detector.supports_leave_one_out else detector.anomaly(x)
-            found.append(raw)
-        return found
+            scores.append((float(raw.score[0]), float(raw.anomaly_map.max())))
+            yield raw.anomaly_map[0]
 
     def fit(self, samples: Sequence[Sample]) -> Detector:
         """Build and train a new detector on images.

@@ -75,6 +75,18 @@ def test_a_position_scale_standardises_each_place(folder: Path) -> None:
     torch.testing.assert_close(detector.deviation[0], torch.ones(64, 64))
 
 
+def test_a_left_out_image_is_missing_in_the_position_scale(folder: Path) -> None:
+    detector = fitted(folder, pooling="maximum", position_scale=True)
+    maps = [torch.rand(64, 64, generator=torch.Generator().manual_seed(n)) for n in range(12)]
+    detector.set_position_scale(0, maps[1:])
+    expected = detector.typical[0].clone(), detector.deviation[0].clone()
+    detector.set_position_scale(0, maps)
+    found = detector._position_scale(0, maps[0][None], [0])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detector._position_scale(0, maps[0][None], [])[0], detector.typical[0])
+
+
 def test_images_of_different_sizes_are_scored(folder: Path) -> None:
     detector = fitted(folder)
     images = list(parts(2))
