@@ -14,8 +14,8 @@ Notation: f -> feature of a patch, (D,); y -> f standardised and projected, (d,)
 What differs, and why: the SVM's decision is sum_i a_i k(y, y_i) - rho. It is -rho far from all support vectors, so that clear
 defects tie. Here s = -log(sum_i a_i k(y, y_i) / rho), with the same ranks, the same boundary at 0, and no ties. The fit uses a
 random sample of the patches, which bounds time and memory. The average over 3×3 counts the zeros around a level. A mean of
-fewer cells varies more, and puts the maxima of good images at the border. The score is the mean of the largest patch scores, not
-the maximum. Drawn defects chose both.
+fewer cells varies more, and puts the maxima of good images at the border. The score is the mean of the largest patch scores,
+not the maximum. Drawn defects chose both.
 """
 
 from __future__ import annotations
