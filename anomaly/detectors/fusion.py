@@ -88,7 +88,7 @@ class Fusion(Detector):
         members: Sequence[Mapping[str, Any]],
         scales: Sequence[Sequence[float]] | None = None,
         pooling: Literal["sum", "maximum", "top"] = "sum",
-        top: float = 0.003,
+        top: float = 0.01,
         position_scale: bool = False,
         weights: str | None = None,
     ) -> None:
