@@ -219,6 +219,8 @@ def _fusions(
     best: dict[str, str] = {}
     value = {name: auroc(measured[name].good, measured[name].drawn) for name in candidates}
     for name, candidate in candidates.items():
+        if candidate.detector == "fusion":  # has no further fusion as a member
+            continue
         if candidate.family not in best or value[name] > value[best[candidate.family]]:
             best[candidate.family] = name
     finalists = sorted(best.values(), key=lambda name: -value[name])[:NUM_FINALISTS]

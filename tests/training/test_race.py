@@ -54,6 +54,16 @@ def test_candidates_and_their_fusion_race(samples: tuple[Sample, ...]) -> None:
     assert f"chosen: {found.winner}: {found.reason}" in text
 
 
+def test_a_fusion_never_becomes_a_member_of_a_fusion(samples: tuple[Sample, ...]) -> None:
+    members = [{"detector": "memory_bank", "options": tiny_race.BANK | {"seed": seed}} for seed in (0, 1)]
+    two = Candidate("two banks", "fusion", {"members": members}, "kept", "two banks")
+    found = race(samples, Entrants((*tiny_race.entrants().candidates[1:], two), ())).race
+    assert [row.candidate for row in found.rows][:3] == ["memory bank, maximum", "principal components", "two banks"]
+    fusions = [row.candidate for row in found.rows if row.candidate.startswith("fusion of ")]
+    assert len(fusions) == 1
+    assert "two banks" not in fusions[0]
+
+
 def test_the_race_is_repeatable(samples: tuple[Sample, ...]) -> None:
     first, second = (race(samples, tiny_race.entrants()).race for _ in range(2))
     assert [row.auroc for row in first.rows] == [row.auroc for row in second.rows]
