@@ -117,9 +117,9 @@ class EvidenceFinder:
         for part, rows, usual, patch in zip(bank.backbones, self._bank.rows, self._bank.usual, patches, strict=True):
             kept = np.flatnonzero(~np.isin(part.image, sorted(without)))
             y = patch[0].reshape(-1, patch.shape[-1])[cells]
-            row, distance = _nearest(y, rows[kept])
+            closest, distance = _nearest(y, rows[kept])
             scaled.append(distance if usual is None else distance / usual.ravel()[cells])
-            nearest.append(kept[row])
+            nearest.append(kept[closest])
         at = int(np.sum(scaled, axis=0).argmax())
         backbone = int(np.argmax([each[at] for each in scaled]))
         part, row = bank.backbones[backbone], int(nearest[backbone][at])
@@ -150,7 +150,7 @@ def evidence_sheet(image: NDArray[np.uint8], found: Sequence[Evidence]) -> NDArr
         image: the scored image, (H, W, 3) uint8 RGB.
         found: evidence of its regions; the first `MAX_PAIRS` with a picture are drawn.
     """
-    pairs = []
+    pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8], str]] = []
     for one in found:
         if one.reference is None or len(pairs) == MAX_PAIRS:
             continue

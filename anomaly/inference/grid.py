@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ class Grid:
         rows, columns = inside
         return np.asarray((rows[:, None] * self.shape[1] + columns).ravel(), dtype=np.intp)
 
-    def _pixels(self, at: NDArray[np.float64], axis: int, image: Sequence[int]) -> NDArray[np.float64]:
+    def _pixels(self, at: NDArray[np.floating[Any]], axis: int, image: Sequence[int]) -> NDArray[np.float64]:
         """Convert grid coordinates along an axis to pixels of the image."""
         place = at * self.size[axis] / self.shape[axis]
         scales = [inner / outer for inner, outer in zip(self.size, image, strict=False)]
