@@ -72,6 +72,7 @@ class Fusion(Detector):
         top: share of the cells that `top` averages, in (0, 1].
         position_scale: whether the members' maps are standardised at each place. A member that can leave images out is
             measured on each training image without it, other members on the training images as they are.
+        batch_size: images per step.
         weights: source of the backbones' weights: None leaves it to the members' options, `none` takes random ones.
     """
 
@@ -90,6 +91,7 @@ class Fusion(Detector):
         pooling: Literal["sum", "maximum", "top"] = "sum",
         top: float = 0.01,
         position_scale: bool = False,
+        batch_size: int = 8,
         weights: str | None = None,
     ) -> None:
         if len(members) < 2:
@@ -103,7 +105,7 @@ class Fusion(Detector):
         super().__init__(
             preprocess=RawImages(size=(height, width), resize=cast("Resize", built[0].preprocess.resize)),
             epochs=1,
-            batch_size=min(member.batch_size for member in built),
+            batch_size=batch_size,
         )
         self.save_hyperparameters()
         self.automatic_optimization = False

@@ -21,6 +21,8 @@ MOST_TRAINING_SECONDS = 30.0
 """Longest estimated training of a candidate in a race"""
 FINE_SCALE = 2 / 3
 """Input size of the bank of fine levels over that of the bank of coarse levels"""
+FINE_DIMENSIONS = 56
+"""Principal components of the fine levels; they have 64 channels in EfficientNet-Lite0 and 56 in MobileNetV2"""
 EPOCHS_IN_RACE = 8
 """Epochs of a trained candidate in a race"""
 AUTOENCODER_SECONDS = 0.0135
@@ -126,7 +128,7 @@ def _two_scales(backbones: list[str], brightness: Brightness, size: tuple[int, i
     small = [max(64, round(FINE_SCALE * side / 32) * 32) for side in size]
     banks: list[dict[str, Any]] = [
         {"backbones": list(backbones), "size": list(size)},
-        {"backbones": list(backbones), "size": small, "layers": [1, 2]},
+        {"backbones": list(backbones), "size": small, "layers": [1, 2], "dimensions": FINE_DIMENSIONS},
     ]
 
     def members(more: Mapping[str, Any]) -> dict[str, Any]:
