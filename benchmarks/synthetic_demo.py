@@ -21,7 +21,7 @@ def main() -> None:
     """Run the demo for every kind of part, and write its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--detector", default="best")
+    parser.add_argument("--detector", default="auto")
     arguments = parser.parse_args()
     card = RunCard("benchmarks/synthetic_demo.py", config=vars(arguments))
     result: dict[str, Any] = {}
