@@ -72,7 +72,8 @@ class Race:
             f"race: {len(self.rows)} candidates trained on {self.num_train} good images, scored on {self.num_held_out}"
             f" others and on {self.num_drawn} drawn defects, in {self.seconds:.0f} s"
         )
-        return [counts, *([head, *rows] if rows else []), *skipped, f"chosen: {self.winner}: {self.reason}"]
+        table = [counts, head, *rows] if rows else ["no race"]
+        return [*table, *skipped, f"chosen: {self.winner}: {self.reason}"]
 
 
 def race_of(values: Mapping[str, Any]) -> Race:

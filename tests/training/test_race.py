@@ -100,6 +100,7 @@ def test_few_images_take_the_default_without_a_race(samples: tuple[Sample, ...])
     assert choice.race.rows == ()
     assert "6 good images of 6 parts are too few for a race of 10" in choice.race.reason
     assert choice.detector == "memory_bank"
+    assert choice.race.lines()[0] == "no race"
 
 
 def test_a_fusion_adds_standardised_scores() -> None:
