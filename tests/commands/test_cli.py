@@ -201,7 +201,7 @@ def test_defaults_are_those_of_the_function() -> None:
     found = parse("calibrate", calibrate, ["m.onnx", "good"])
     assert found == {
         "model": Path("m.onnx"), "good": "good", "labels": None, "images": None, "out": None, "alpha": None,
-        "guarantee": None, "device": "cpu", "max_pixels": 100_000_000,
+        "guarantee": None, "device": "cpu", "max_pixels": 100_000_000, "part_group": None,
     }  # fmt: skip
 
 
