@@ -63,6 +63,7 @@ def measure(cell: Cell, *, data: Path, folder: Path) -> dict[str, Any]:
         seed=cell.seed,
         part_group=cell.part_group,
         precision=cell.precision,
+        suspects="none",
         **cell.fit,
     )
     seconds = {key: fitted.seconds[key] for key in ("fit", "calibrate")}
