@@ -63,12 +63,11 @@ def good_features(root: Path, *, full: bool, report: Any) -> tuple[list[Tensor],
 
 @torch.no_grad()
 def scores_of(
-    features: Sequence[Tensor], drawn: NDArray[np.intp], *, options: dict[str, Any], form: Form, seed: int
+    features: Sequence[Tensor], drawn: NDArray[np.intp], *, bank: MemoryBank, form: Form
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fit a bank on drawn images; give the scores of the calibration images and of all images that were not drawn."""
     num_calibrating = math.ceil(0.2 * len(drawn)) if form == "split" else 0
     train, calibrate = drawn[num_calibrating:], drawn[:num_calibrating]
-    bank = MemoryBank(**options, exact=form == "exact", seed=seed).eval()
     named = [(f"{n:04d}", features[at].float()) for n, at in enumerate(train)]
     bank.fit_bank(0, lambda: named)
     embedding: Any = bank.embeddings[0]
@@ -123,13 +122,13 @@ def main() -> None:
                 if num + LEAST_FRESH > len(features):
                     continue
                 for form in arguments.forms:
+                    bank = MemoryBank(**options, exact=form == "exact").eval()
                     draws = [
                         scores_of(
-                            features, np.random.default_rng(d).permutation(len(features))[:num], options=options,
-                            form=form, seed=d,
+                            features, np.random.default_rng(d).permutation(len(features))[:num], bank=bank, form=form
                         )
                         for d in range(arguments.draws)
-                    ]  # fmt: skip
+                    ]
                     supported = [a for a in ALPHAS if images_needed(a, guarantee="expected") <= len(draws[0][0])]
                     row = {"set": name, "num_images": num, "form": form, "num_fresh": len(draws[0][1])}
                     row["rates"] = [rates(draws, alpha=alpha) for alpha in supported]

@@ -36,7 +36,7 @@ from anomaly.training.race_images import draw_defects, reduced, split_for_race
 BACKBONES = ("tf_efficientnet_lite0", "mobilenetv2_100")
 MAX_PIXELS = 100_000_000
 SCALES = {
-    f"border {cells}, power {power:g}": {"border_cells": cells, "power": power}
+    f"border {cells}, power {power:g}": (cells, power)
     for cells, power in itertools.product((0, 2, 4, 8), (0.0, 0.25, 0.5, 1.0))
 }
 """Forms of the usual distance; border 0 with power 0 is no scale"""
@@ -81,18 +81,18 @@ def measure(category: Path, *, part_group: str | None, seed: int) -> dict[str, A
     begin = time.perf_counter()
     features = [_features(model, image) for image in train]
     for number in range(len(BACKBONES)):
-        model.fit_bank(
-            number, lambda n=number: zip([str(s.path) for s in parts.train], [f[n] for f in features], strict=True)
-        )
+        named = [(str(s.path), f[number]) for s, f in zip(parts.train, features, strict=True)]
+        model.fit_bank(number, named.copy)
     seconds = time.perf_counter() - begin
     distances = [_distances(model, image) for image in (*good, *drawn.images)]
     masks = [(image != good[base]).any(axis=2) for image, base in zip(drawn.images, drawn.bases, strict=True)]
     inside, labels = torch.ones(model.grid, dtype=torch.bool), [0] * len(good) + [1] * len(masks)
     image_auroc: dict[str, dict[str, float]] = {}
     pixel_auroc: dict[str, float] = {}
-    for name, options in SCALES.items():
-        usual = [usual_distance(maps, inside, **options).usual for maps in model.distance_maps]
-        total = torch.stack([sum(d / u for d, u in zip(each, usual, strict=True)) for each in distances])[:, 0]
+    for name, (cells, power) in SCALES.items():
+        usual = [usual_distance(maps, inside, border_cells=cells, power=power).usual for maps in model.distance_maps]
+        scaled = [torch.stack([d / u for d, u in zip(each, usual, strict=True)]) for each in distances]
+        total = torch.stack([each.sum(dim=0) for each in scaled])[:, 0]
         image_auroc[name] = {}
         for pooling, form in POOLINGS.items():
             model.pooling = form
@@ -114,7 +114,7 @@ def measure(category: Path, *, part_group: str | None, seed: int) -> dict[str, A
 
 def _features(model: MemoryBank, image: NDArray[np.uint8]) -> list[Tensor]:
     x = model.preprocess(torch.from_numpy(image)[None])
-    return [embedding.features(x)[0] for embedding in model.embeddings]  # type: ignore[operator,union-attr]
+    return [embedding.features(x)[0] for embedding in model.embeddings]  # type: ignore[operator]
 
 
 def _distances(model: MemoryBank, image: NDArray[np.uint8]) -> list[Tensor]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -213,7 +214,7 @@ class MemoryBank(Detector):
     def on_fit_end(self) -> None:
         """Fit the projections, choose the rows, and measure the usual distances."""
         for number, (embedding, _) in enumerate(self._pairs()):
-            self.fit_bank(number, lambda embedding=embedding: self._images(embedding))
+            self.fit_bank(number, partial(self._images, embedding))
             self._cache.clear()
         super().on_fit_end()
 
@@ -239,8 +240,8 @@ class MemoryBank(Detector):
             patches = draw_patches(((path, f[inside]) for path, f in images()), num=self.num_candidates, rng=rng)
             position = positions([path for path, _, _ in patches])
             numbers = [position[path] for path, _, _ in patches]
-            each = -(-self.num_projected // len(patches))
-            embedding.fit(torch.cat([f[:each] for _, f, _ in patches])[: self.num_projected])
+            share = -(-self.num_projected // len(patches))
+            embedding.fit(torch.cat([f[:share] for _, f, _ in patches])[: self.num_projected])
             drawn = Patches.join([(f, cell) for _, f, cell in patches], numbers).thinned(self.num_candidates, rng=rng)
         num, points = len(position), embedding.project(drawn.features.to(self.device)).cpu()
         chosen = torch.arange(len(points)) if self.exact else self._core_set(points)
@@ -248,6 +249,8 @@ class MemoryBank(Detector):
         bank.rows = points[chosen].to(self.device)
         bank.image = drawn.image[chosen].int().to(self.device)
         bank.cell = places[drawn.cell[chosen]].int().to(self.device)
+        bank.usual.fill_(1.0)
+        bank.place.fill_(1.0)
         if not self.exact and num >= 2 * NUM_FOLDS:
             fold = torch.from_numpy(rng.permutation(num) % NUM_FOLDS)
             banks = []
