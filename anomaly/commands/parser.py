@@ -103,8 +103,8 @@ def _spelled(signature: Signature, arguments: Sequence[str]) -> list[str]:
     """Spell options as the parser does.
 
     `--max-pixels` becomes `--max_pixels`, a bare `--resume` becomes `--resume=true`, and `--interpolate A B`, an option of
-    two values, becomes `--interpolate=["A", "B"]`. Positional arguments `A B` of a list become `["A", "B"]`. Optional
-    positional arguments are moved to the front.
+    two values, becomes `--interpolate=["A", "B"]`. The value `a,b` of a list becomes `[a,b]`. Positional arguments `A B`
+    of a list become `["A", "B"]`. Optional positional arguments are moved to the front.
     """
     takes_list = any(get_origin(signature.hints.get(name)) is list for name in signature.positionals)
     gathers = takes_list or bool(_optional_positionals(signature))
@@ -129,6 +129,9 @@ def _spelled(signature: Signature, arguments: Sequence[str]) -> list[str]:
                 if len(values) < num or any(value.startswith("--") for value in values):
                     raise UsageError(f"{name} takes {num} values: give {name} A B")
                 argument += "=" + json.dumps(values)
+            elif get_origin(signature.hints.get(key)) is Sequence:
+                listed = value if equals else (rest.pop(0) if rest else "")
+                argument = f"--{key}=" + (listed if listed.startswith("[") else f"[{listed}]")
             elif gathers and not equals and rest:
                 argument += "=" + rest.pop(0)
         spelled.append(argument)

@@ -197,6 +197,15 @@ def test_switch_needs_no_value() -> None:
     assert parse("score", score, ["m.onnx", "--fail-on-defect", "--out", "r.csv", "images"])["images"] == "images"
 
 
+@pytest.mark.parametrize(
+    "listed", [["--model.backbones", "a,b"], ["--model.backbones=a,b"], ["--model.backbones", "[a, b]"]]
+)
+def test_a_list_is_given_with_commas(listed: list[str]) -> None:
+    found = parse("fit", fit, ["parts", "--out", "run", "--detector", "memory_bank", *listed, "--model.layers", "2,3"])
+    assert list(found["model"]["backbones"]) == ["a", "b"]
+    assert list(found["model"]["layers"]) == [2, 3]
+
+
 def test_defaults_are_those_of_the_function() -> None:
     found = parse("calibrate", calibrate, ["m.onnx", "good"])
     assert found == {
