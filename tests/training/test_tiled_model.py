@@ -160,10 +160,14 @@ def test_evaluation_uses_the_stitched_maps(seamless_run: Path, tmp_path: Path) -
     assert figures["pixel"]["auroc"]["value"] > 0.95
 
 
-def test_file_is_recalibrated_through_the_tiles(seamless_run: Path, webs: Path, tmp_path: Path) -> None:
-    file = recalibrate(seamless_run / "model.onnx", good=webs, out=tmp_path / "new.onnx", alpha=0.2).path
+def test_file_is_recalibrated_through_the_tiles(seamless_run: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    good.mkdir()
+    for n in range(NUM):
+        write_png(good / f"{n}.png", draw_web(1000 + n))
+    file = recalibrate(seamless_run / "model.onnx", good=good, out=tmp_path / "new.onnx", alpha=0.2).path
     scorer = OnnxScorer(file, device="cpu", num_threads=1)
-    again = np.sort([float(scorer.score(draw_web(n)[None]).score[0]) for n in range(NUM)])
+    again = np.sort([float(scorer.score(draw_web(1000 + n)[None]).score[0]) for n in range(NUM)])
     assert again == pytest.approx(scorer.calibration.scores, abs=1e-3)
     assert (again > 1).sum() <= 4
 
