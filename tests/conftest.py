@@ -63,6 +63,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fresh_good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of good images that train no model; read only."""
+    folder = tmp_path_factory.mktemp("fresh") / "plates"
+    folder.mkdir()
+    for n in range(12):
+        write_png(folder / f"{n:03d}.png", draw_part(5000 + n))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def fitted_plate(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny autoencoder fitted on `category`, with its exported model.onnx; read only."""
     from anomaly.export.model_file import export_model

@@ -68,14 +68,16 @@ print(json.dumps({"codes": codes, "locks": locks}))
 
 
 @pytest.mark.slow
-def test_serving_runs_without_the_modules_missing_on_windows(model: Path, category: Path, tmp_path: Path) -> None:
+def test_serving_runs_without_the_modules_missing_on_windows(
+    model: Path, category: Path, fresh_good: Path, tmp_path: Path
+) -> None:
     archive, out = tmp_path / "shift.tar", tmp_path / "out"
     with tarfile.open(archive, "w") as written:
         for name in ("000.png", "001.png"):
             written.add(category / "test" / "scratch" / name, arcname=name)
     # a western European console; opening a text file without an encoding is an error
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252:strict", "PYTHONWARNDEFAULTENCODING": "1"}
-    arguments = [str(path) for path in (model, category / "test", archive, category / "train" / "good", out)]
+    arguments = [str(path) for path in (model, category / "test", archive, fresh_good, out)]
     finished = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, check=False, env=environment, cwd=tmp_path
     )

@@ -101,10 +101,10 @@ def test_invalid_tables_are_refused(model: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_product_chooses_the_model_and_an_unknown_product_is_an_error_row(
-    model: Path, category: Path, tmp_path: Path
+    model: Path, category: Path, fresh_good: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.onnx"
-    assert cli(["calibrate", str(model), str(category / "train/good"), "--out", str(other)]) == 0
+    assert cli(["calibrate", str(model), str(fresh_good), "--out", str(other)]) == 0
     (tmp_path / "models.yaml").write_text(json.dumps({"plate": "other.onnx"}))
     image = str(sorted((category / "test/good").iterdir())[0])
     (tmp_path / "images.csv").write_text(f"path,product\n{image},plate\n{image},\n{image},bottle\n")
