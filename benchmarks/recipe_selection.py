@@ -81,7 +81,6 @@ def fit_candidate(data: Path, detector: str, options: dict[str, Any], *, seed: i
     model = build_detector(detector, options)
     loaders = GoodData(
         train=parts.train,
-        calibration_images=parts.calibration_images,
         stopping=parts.stopping,
         batch_size=model.batch_size,
         read=read,

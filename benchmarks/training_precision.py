@@ -42,9 +42,7 @@ def seconds_per_pass(name: str, *, precision: str, passes: int, folder: Path) ->
     for epochs in (1, 1, 1 + passes):  # the first fit warms up the allocator and the choice of kernels
         torch.manual_seed(0)
         detector = build_detector(config["detector"], config.get("model", {}) | {"epochs": epochs})
-        loaders = GoodData(
-            train=samples, calibration_images=(), stopping=(), batch_size=detector.batch_size, read=read, seed=0
-        )
+        loaders = GoodData(train=samples, stopping=(), batch_size=detector.batch_size, read=read, seed=0)
         begin = time.perf_counter()
         train(detector, loaders, out=folder, precision=precision, device="auto", resume=False)  # type: ignore[arg-type]
         seconds.append(time.perf_counter() - begin)

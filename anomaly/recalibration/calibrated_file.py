@@ -13,7 +13,6 @@ import numpy as np
 from anomaly.conformal.calibration import CalibrationScores
 from anomaly.conformal.guarantee import GuaranteeKind, check_guarantee
 from anomaly.conformal.outliers import Outliers, num_outliers
-from anomaly.errors import ParityError
 from anomaly.imaging.image_file import read_image
 from anomaly.imaging.statistics import summarise
 from anomaly.inference.artifact import (
@@ -42,6 +41,7 @@ from anomaly.recalibration.new_scale import (
     file_scales,
     fit_new_scale,
     labelled_record,
+    refuse_difference,
     scale_changes,
     scored_golden,
     set_scales,
@@ -187,12 +187,7 @@ def write_calibrated(
             "date": now(),
             "versions": versions(),
         }
-        worst = max(certificate["score"]["max"], certificate["map_maximum"]["max"])
-        if not worst <= MAX_DIFFERENCE:
-            raise ParityError(
-                f"the calibrated file differs from the expected values by {worst:.2g}, more than {MAX_DIFFERENCE:g}, and is"
-                " not kept: calibrate on another device"
-            )
+        refuse_difference(certificate)
     return certificate
 
 

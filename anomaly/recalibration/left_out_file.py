@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from anomaly.conformal.calibration import CalibrationScores
 from anomaly.conformal.guarantee import GuaranteeKind, check_guarantee
-from anomaly.errors import ParityError
 from anomaly.inference.artifact import CalibrationRecord, LabelledRecord, Metadata, graph_sha256, write_model
 from anomaly.inference.bank import BankFile
 from anomaly.inference.bank_record import BankRecord
@@ -27,6 +26,7 @@ from anomaly.recalibration.new_scale import (
     file_scales,
     fit_new_scale,
     labelled_record,
+    refuse_difference,
     scale_changes,
     scored_golden,
     set_scales,
@@ -172,12 +172,7 @@ def write_left_out(
             "date": now(),
             "versions": versions(),
         }
-        worst = max(certificate["score"]["max"], certificate["map_maximum"]["max"])
-        if not worst <= MAX_DIFFERENCE:
-            raise ParityError(
-                f"the new file differs from the expected values by {worst:.2g}, more than {MAX_DIFFERENCE:g}, and is not"
-                " kept: use another device"
-            )
+        refuse_difference(certificate)
     return certificate
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from anomaly.conformal.guarantee import GuaranteeKind
 from anomaly.conformal.scale import Scale
+from anomaly.errors import ParityError
 from anomaly.inference.artifact import LabelledRecord, Metadata, calibration_tensors, set_calibration_tensors
 from anomaly.inference.difference import relative_difference
 from anomaly.inference.golden import Golden, golden_batch
@@ -105,3 +106,17 @@ def differences(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> d
     """Largest and mean relative difference of a new file from the expected values."""
     difference = relative_difference(expected, actual)
     return {"max": float(difference.max()), "mean": float(difference.mean())}
+
+
+def refuse_difference(certificate: dict[str, Any]) -> None:
+    """Refuse a new file whose scores or map maxima differ from the expected values by more than `MAX_DIFFERENCE`.
+
+    Raises:
+        ParityError: the difference is larger, or not a number.
+    """
+    worst = max(certificate["score"]["max"], certificate["map_maximum"]["max"])
+    if not worst <= MAX_DIFFERENCE:
+        raise ParityError(
+            f"the new file differs from the expected values by {worst:.2g}, more than {MAX_DIFFERENCE:g}, and is not"
+            " kept: use another device"
+        )

@@ -104,24 +104,21 @@ class SeededOrder(Sampler[int]):
 
 
 class GoodData(pl.LightningDataModule):
-    """Data loaders of a split: `train` in random order, `calibration_images` and `stopping` in the given order.
+    """Data loaders of a training: `train` in random order, `stopping` in the given order.
 
     Args:
         train: training samples.
-        calibration_images: calibration samples, disjoint from `train`.
-        stopping: early-stopping validation samples, disjoint from both; may be empty.
+        stopping: early-stopping validation samples, disjoint from `train`; may be empty.
         batch_size: images per batch.
         read: function that builds the dataset of some samples.
         seed: seed of the training order.
         crop: height and width of training crops at the images' own resolution; None trains on whole images.
-            Calibration images are always whole.
     """
 
     def __init__(
         self,
         *,
         train: Sequence[Sample],
-        calibration_images: Sequence[Sample],
         stopping: Sequence[Sample],
         batch_size: int,
         read: Callable[[Sequence[Sample]], GoodImages],
@@ -130,7 +127,6 @@ class GoodData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train = tuple(train)
-        self._calibration_images = read(calibration_images)
         self._batch_size = batch_size
         images = read(train), read(stopping)
         self._train: Dataset[tuple[Tensor, str]] = images[0]
@@ -153,10 +149,6 @@ class GoodData(pl.LightningDataModule):
     def probe_dataloader(self, batch_size: int) -> DataLoader[Any]:
         """Return training batches of another size, for the search of a size that fits into memory."""
         return DataLoader(self._train, batch_size=batch_size, sampler=list(self._order), collate_fn=collate)
-
-    def calibration_dataloader(self) -> DataLoader[Any]:
-        """Return calibration batches in order."""
-        return DataLoader(self._calibration_images, batch_size=self._batch_size, collate_fn=collate)
 
     def stopping_dataloader(self) -> DataLoader[Any]:
         """Return early-stopping validation batches in order."""

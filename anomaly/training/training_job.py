@@ -121,7 +121,6 @@ class TrainingJob:
             return
         loaders = GoodData(
             train=samples,
-            calibration_images=(),
             stopping=stopping,
             batch_size=model.batch_size,
             read=self.images.dataset,
